@@ -1,0 +1,41 @@
+# The commands people run; CI runs the same ones.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+COMPRESS := $(BIN)/compress
+READY := $(VENV)/.ready
+
+.PHONY: demo test test-slow check format bench clean
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@
+
+demo: $(READY)  ## a fresh VGG16, pruned to 7 % of its nodes, proven, exported, reported
+	mkdir -p demo
+	cd demo && ../$(COMPRESS) new vgg16 -o vgg16.pt
+	cd demo && ../$(COMPRESS) snapit vgg16.pt --sparsity 0.93 -o small.onnx --report report.json
+
+test: $(READY)
+	$(BIN)/python -m pytest
+
+test-slow: $(READY)
+	$(BIN)/python -m pytest -m slow
+
+check: $(READY)  ## format, lint, types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: $(READY)
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: $(READY)  ## the numbers of the README, with their environment
+	$(BIN)/python -m benchmarks.main_job
+
+clean:
+	rm -rf $(VENV) demo build *.egg-info

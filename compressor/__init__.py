@@ -1,0 +1,58 @@
+"""Structured pruning: smaller, faster, proven networks.
+
+    from compressor import compress, load, save
+    result = compress(model, "snapit", batches, sparsity=0.93)
+    result.model, result.plan, result.summary
+
+Names are imported when they are first used, so that `compress --help` does not wait for torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from compressor.checkpoint import load, save
+    from compressor.errors import CompressError
+    from compressor.method import Method, option
+    from compressor.pipeline import Result, Summary, apply_plan, compress, score
+    from compressor.structure import structure
+    from compressor.types import Equivalence, Group, Plan, Scores, Structure
+
+_HOMES = {
+    "checkpoint": ("load", "save"),
+    "errors": ("CompressError",),
+    "method": ("Method", "option"),
+    "pipeline": ("Result", "Summary", "apply_plan", "compress", "score"),
+    "structure": ("structure",),
+    "types": ("Equivalence", "Group", "Plan", "Scores", "Structure"),
+}
+_HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
+
+__all__ = [
+    "CompressError",
+    "Equivalence",
+    "Group",
+    "Method",
+    "Plan",
+    "Result",
+    "Scores",
+    "Structure",
+    "Summary",
+    "apply_plan",
+    "compress",
+    "load",
+    "option",
+    "save",
+    "score",
+    "structure",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME_OF:
+        raise AttributeError(f"module 'compressor' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"compressor.{_HOME_OF[name]}"), name)
+    globals()[name] = value
+    return value

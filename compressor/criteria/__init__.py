@@ -1,0 +1,1 @@
+"""Scores as pure functions of (model, structure, objective): one file per family."""

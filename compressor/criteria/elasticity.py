@@ -1,0 +1,137 @@
+"""Node elasticity: how much the loss changes, relatively, when a node's gate closes (SNIP-it, eq. 3-4).
+
+No gate is inserted. For a tensor y gated by c = 1 along its channels, dL/dc_j is the sum over samples and positions of
+y_j dL/dy_j, which a hook on y reads off the ordinary backward pass. The parameters are frozen, so no weight gradient is
+computed, and the backward pass ends at the first gate.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from contextlib import ExitStack
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
+
+from compressor.errors import BadInput, UnsupportedNetwork
+from compressor.objective import Objective, size_of
+from compressor.state import left_as_found
+from compressor.types import Scores, Slice, Structure
+
+GatePlace = Literal["read", "post-norm", "pre-norm"]
+Aggregate = Literal["signed", "batch", "sample"]
+
+
+def node_elasticity(
+    model: nn.Module,
+    structure: Structure,
+    objective: Objective,
+    *,
+    gate: GatePlace = "read",
+    aggregate: Aggregate = "signed",
+) -> Scores:
+    """|dL/dc_j| / |L| for every node j of every prunable group.
+
+    Args:
+        gate: `read` puts the gate on every read of the node by the layers that use it, which is what removing it does;
+            `post-norm` on the layer's output after its batch norm (the paper's formula; equal to `read` for (Leaky)ReLU);
+            `pre-norm` before the batch norm, where the authors' code has it.
+        aggregate: `signed` sums over all samples before the absolute value (the paper), `batch` takes the absolute value of
+            each batch's sum, `sample` of each sample's.
+    Returns:
+        Scores `(width,)` in float64 per group. Reads and parallel branches of a group add up before the absolute value.
+    Raises:
+        BadInput: the loss is not finite, or every score is 0.
+        UnsupportedNetwork: a gated tensor is changed in place between its use and the backward pass.
+    """
+    prunable = {g.name: g for g in structure.prunable}
+    totals = {name: torch.zeros(g.width, dtype=torch.float64) for name, g in prunable.items()}
+    loss_sum, samples = 0.0, 0
+    with left_as_found(model), ExitStack() as hooks:
+        gates = _Gates(per_sample=aggregate == "sample")
+        for name, group in prunable.items():
+            for s in group.slices:
+                gates.place(hooks, model, structure, name, s, gate)
+        for batch in objective.batches():
+            size = size_of(batch)
+            loss = objective.loss_of(model, batch)
+            if not bool(torch.isfinite(loss)):
+                raise BadInput(f"the loss is {loss.item()}: look for NaN or huge values in the weights and the data")
+            if not loss.requires_grad:
+                raise BadInput("the loss does not depend on any prunable node")
+            loss.backward()
+            for name, sums in gates.collect().items():  # (1 or batch, width), gradients of the batch's mean loss
+                scaled = sums.to("cpu", torch.float64) * size
+                totals[name] += scaled.sum(0) if aggregate == "signed" else scaled.abs().sum(0)
+            loss_sum, samples = loss_sum + loss.item() * size, samples + size
+    mean_loss = loss_sum / samples
+    values = {name: total.abs() / samples / max(abs(mean_loss), 1e-30) for name, total in totals.items()}
+    if not any(bool(v.any()) for v in values.values()):
+        raise BadInput("every score is 0: the loss does not depend on the nodes (constant outputs, or a dead network)")
+    return Scores(values, mean_loss, samples)
+
+
+class _Gates:
+    """Hooks that add up y dL/dy per channel for one batch, and hand the sums out per group."""
+
+    def __init__(self, per_sample: bool) -> None:
+        self.per_sample = per_sample
+        self._sums: dict[str, list[tuple[Tensor, Tensor]]] = defaultdict(list)
+
+    def collect(self) -> dict[str, Tensor]:
+        """Sums `(1 or batch, width)` per group since the last call."""
+        found: dict[str, Tensor] = {}
+        for name, parts in self._sums.items():
+            for sums, index in parts:  # sums (1 or batch, channels); index (width, k)
+                part = sums.double()[:, index.to(sums.device)].sum(-1)
+                found[name] = found[name] + part if name in found else part
+        self._sums.clear()
+        return found
+
+    def place(self, hooks: ExitStack, model: nn.Module, structure: Structure, group: str, s: Slice, gate: GatePlace) -> None:
+        """Register the hook of one slice, if the gate belongs there."""
+        module = model.get_submodule(s.layer)
+        if gate == "read" and s.role == "read":
+            index = _input_channels(module, s)
+            handle = module.register_forward_pre_hook(
+                lambda m, args: (self._gated(args[0], group, index, s.layer, m), *args[1:])
+            )
+        elif gate != "read" and s.role == "produce":
+            follower = structure.norms.get(s.layer) if gate == "post-norm" else None
+            place = model.get_submodule(follower) if follower else module
+            handle = place.register_forward_hook(
+                lambda _, args, out: self._gated(out, group, s.index, s.layer, module, output=True)
+            )
+        else:
+            return
+        hooks.callback(handle.remove)
+
+    def _gated(self, x: Tensor, group: str, index: Tensor, layer: str, module: nn.Module, output: bool = False) -> Tensor:
+        y = x.view_as(x) if x.requires_grad else x.detach().requires_grad_()
+        version = y._version
+        dim = y.dim() - 1 if isinstance(module, nn.Linear) else 1
+
+        def add(gradient: Tensor) -> None:
+            if y._version != version:
+                raise UnsupportedNetwork(f"{layer}: its input is changed in place later; use inplace=False there")
+            self._sums[group].append((channel_sums(y.detach(), gradient, dim, self.per_sample), index))
+
+        y.register_hook(add)
+        return y.clone() if output else y  # what follows an output may work in place
+
+
+def channel_sums(y: Tensor, gradient: Tensor, dim: int, per_sample: bool) -> Tensor:
+    """Sum of y * gradient over all dimensions but `dim` (and the samples): `(1 or batch, channels)`."""
+    product = y * gradient
+    others = [d for d in range(y.dim()) if d != dim and not (per_sample and d == 0)]
+    sums = product.sum(others) if others else product
+    return sums if per_sample else sums[None]
+
+
+def _input_channels(module: nn.Module, s: Slice) -> Tensor:
+    """The input channels `(width, k)` that a slice of the module's weight reads; each group of a convolution reads its own."""
+    assert isinstance(module, (nn.Linear, _ConvNd))
+    groups, size = getattr(module, "groups", 1), module.weight.shape[1]
+    return torch.cat([s.index + n * size for n in range(groups)], dim=1)

@@ -1,0 +1,46 @@
+"""The errors a user can meet. Each message is one line that says what is wrong and what to do.
+
+CompressError              exit 1: the command line shows the message, no traceback
++-- BadInput               a file, a value or data that cannot be used
++-- UnreachableSparsity    the floors or frozen layers keep too much
++-- UnsupportedNetwork     the dependency graph cannot handle a layer
++-- NotEquivalent          a proof failed; nothing is written
++-- WrongUsage             exit 2: the question itself makes no sense (sparsity 93)
++-- MissingEnvironment     exit 3: this machine cannot do what was asked (no CUDA provider)
+"""
+
+from __future__ import annotations
+
+
+class CompressError(Exception):
+    """Base of every error that is the input's fault, not the program's."""
+
+    exit_code = 1
+
+
+class BadInput(CompressError):
+    """A file, a value or data that cannot be used."""
+
+
+class UnreachableSparsity(CompressError):
+    """The asked sparsity cannot be reached; the message gives the highest reachable."""
+
+
+class UnsupportedNetwork(CompressError):
+    """A layer or operator stands in the way; the message names it."""
+
+
+class NotEquivalent(CompressError):
+    """Two networks that must compute the same do not."""
+
+
+class WrongUsage(CompressError):
+    """An option's value that can never be right."""
+
+    exit_code = 2
+
+
+class MissingEnvironment(CompressError):
+    """The machine lacks what was asked for."""
+
+    exit_code = 3

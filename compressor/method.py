@@ -1,0 +1,156 @@
+"""What a pruning method is: a score, and how many events lead to the target. One file per method in `methods/`.
+
+The file's name is the command, its fields are the options, the first line of its docstring is the help.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import importlib
+import importlib.metadata
+import importlib.util
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args, get_type_hints
+
+from compressor.errors import WrongUsage
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from compressor.objective import Objective
+    from compressor.types import Scores, Structure
+
+FOLDER_VARIABLE = "COMPRESSOR_METHODS"
+ENTRY_POINTS = "compressor.methods"
+RESERVED = frozenset(["new", "show", "apply", "verify", "bench", "train", "sweep", "report"])
+
+
+def option(default: Any, help: str) -> Any:
+    """A field of a method that is an option on the command line."""
+    return dataclasses.field(default=default, metadata={"help": help})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method(ABC):
+    """Base of every method: it scores; it chooses no threshold, slices no tensor, trains nothing and prints nothing.
+
+    Class attributes:
+        unit: what is scored: nodes.
+        stage: when: before training.
+        uses_data: whether `score` reads the objective's batches.
+    """
+
+    unit: ClassVar[Literal["node"]] = "node"
+    stage: ClassVar[Literal["before"]] = "before"
+    uses_data: ClassVar[bool] = True
+
+    @abstractmethod
+    def score(self, model: nn.Module, structure: Structure, objective: Objective) -> Scores:
+        """One number per prunable node, higher = keep; `model` is left exactly as found."""
+
+    def targets(self, sparsity: float) -> tuple[float, ...]:
+        """The node sparsity after each event; the last is `sparsity`. One event unless a method says otherwise."""
+        return (sparsity,)
+
+
+@dataclass(frozen=True)
+class Option:
+    """One option of a method, as the command line needs it."""
+
+    name: str
+    kind: type
+    choices: tuple[str, ...]
+    default: Any
+    help: str
+
+
+def options_of(method: type[Method]) -> list[Option]:
+    """The options of a method, from its fields."""
+    hints = get_type_hints(method)
+    found = []
+    for f in dataclasses.fields(method):
+        choices = get_args(hints[f.name])
+        kind = type(choices[0]) if choices else hints[f.name]
+        found.append(Option(f.name, kind, choices, f.default, f.metadata["help"]))
+    return found
+
+
+def summaries() -> dict[str, str]:
+    """Method name -> first line of its file's docstring, found without importing the file (or torch)."""
+    found = {}
+    for name, path in _files():
+        doc = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+        found[name] = doc.partition("\n")[0]
+    for point in importlib.metadata.entry_points(group=ENTRY_POINTS):
+        found.setdefault(point.name, f"from {point.value}")
+    return dict(sorted(found.items()))
+
+
+def method_named(name: str) -> type[Method]:
+    """The method class behind a command.
+
+    Raises:
+        WrongUsage: there is none, or its file holds none.
+    """
+    for found, path in _files():
+        if found == name:
+            module = _load(name, path)
+            break
+    else:
+        points = [p for p in importlib.metadata.entry_points(group=ENTRY_POINTS) if p.name == name]
+        if not points:
+            raise WrongUsage(f"no method {name!r}: choose {', '.join(summaries())}")
+        module = importlib.import_module(points[0].module)
+    classes = [
+        c for c in vars(module).values()
+        if isinstance(c, type) and issubclass(c, Method) and c.__module__ == module.__name__
+    ]  # fmt: skip
+    if len(classes) != 1:
+        raise WrongUsage(f"method {name!r}: its file must hold exactly one Method, it holds {len(classes)}")
+    return classes[0]
+
+
+def make(name: str, options: Mapping[str, Any]) -> Method:
+    """A method with its options set.
+
+    Raises:
+        WrongUsage: an unknown method, an unknown option, or a value that is not among the choices.
+    """
+    method = method_named(name)
+    known = {o.name: o for o in options_of(method)}
+    for key, value in options.items():
+        if key not in known:
+            raise WrongUsage(f"{name} has no option {key!r}: it has {', '.join(known) or 'none'}")
+        if known[key].choices and value not in known[key].choices:
+            raise WrongUsage(f"{key}={value!r}: choose {', '.join(known[key].choices)}")
+    return method(**options)
+
+
+def _files() -> Iterator[tuple[str, Path]]:
+    folders = [Path(__file__).parent / "methods"]
+    if own := os.environ.get(FOLDER_VARIABLE):
+        folders.append(Path(own))
+    for folder in folders:
+        for path in sorted(folder.glob("*.py")):
+            name = path.stem.replace("_", "-")
+            if path.stem.startswith("_"):
+                continue
+            if name in RESERVED:
+                raise WrongUsage(f"{path}: {name!r} is a command of compress; rename the method's file")
+            yield name, path
+
+
+def _load(name: str, path: Path) -> Any:
+    if path.parent == Path(__file__).parent / "methods":
+        return importlib.import_module(f"compressor.methods.{path.stem}")
+    spec = importlib.util.spec_from_file_location(f"compressor_methods_{path.stem}", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

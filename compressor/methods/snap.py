@@ -1,0 +1,27 @@
+"""SNAP: node pruning at initialisation in one event (Verdenius et al. 2020)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from compressor.criteria.elasticity import Aggregate, GatePlace, node_elasticity
+from compressor.method import Method, option
+from compressor.objective import Objective
+from compressor.types import Scores, Structure
+
+
+@dataclass(frozen=True, kw_only=True)
+class Snap(Method):
+    """Score a node by its elasticity |dL/dc| / L, once (eq. 4).
+
+    Paper: arXiv 2006.00896. The authors' code gates before the batch norm; so does `gate="pre-norm"`.
+    """
+
+    gate: GatePlace = option("read", "where a node's gate sits")
+    aggregate: Aggregate = option("signed", "what is summed before the absolute value")
+
+    def score(self, model: nn.Module, structure: Structure, objective: Objective) -> Scores:
+        """Node elasticity."""
+        return node_elasticity(model, structure, objective, gate=self.gate, aggregate=self.aggregate)

@@ -1,0 +1,23 @@
+"""SNAP-it: iterative node pruning at initialisation (Verdenius et al. 2020)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from compressor.method import option
+from compressor.methods.snap import Snap
+from compressor.schedule import halving
+
+
+@dataclass(frozen=True, kw_only=True)
+class SnapIt(Snap):
+    """Score a node by its elasticity |dL/dc| / L, on a network that shrinks between events (eq. 4, algorithm 1).
+
+    SNAP's score, asked for afresh before each of `steps + 2` events, because a node's worth changes as others go.
+    """
+
+    steps: int = option(5, "the paper's s: s + 2 pruning events on the way to --sparsity")
+
+    def targets(self, sparsity: float) -> tuple[float, ...]:
+        """Half first, then half of what remains each time."""
+        return halving(sparsity, self.steps)

@@ -1,0 +1,91 @@
+"""The papers' networks, one file each, discovered by name.
+
+A file holds `INPUT` (the default input shape) and `make(in_channels, classes, image_size)`; its name is the network's name.
+"""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from compressor.errors import WrongUsage
+from compressor.networks._initialise import initialise
+from compressor.state import set_origin
+from compressor.types import Origin
+
+
+def names() -> list[str]:
+    """Names of all networks."""
+    return sorted(p.stem for p in Path(__file__).parent.glob("*.py") if not p.stem.startswith("_"))
+
+
+def default_input(name: str) -> tuple[int, int, int]:
+    """The input `(channels, height, width)` a network has in its paper.
+
+    Raises:
+        WrongUsage: no network has that name.
+    """
+    return _module(name).INPUT
+
+
+def build(
+    name: str,
+    *,
+    in_channels: int | None = None,
+    classes: int = 10,
+    image_size: int | None = None,
+    seed: int = 0,
+    data: str | None = None,
+) -> nn.Module:
+    """A fresh network, initialised as in its paper; it remembers its origin as `.origin`.
+
+    Args:
+        in_channels: channels of the input image; the paper's by default.
+        image_size: height and width of the input image; the paper's by default.
+        seed: of the initialisation; the global random state is left alone.
+        data: the data set that the network is meant for.
+    Raises:
+        WrongUsage: no network has that name, or the image is too small for it.
+    """
+    model, origin = skeleton(name, in_channels=in_channels, classes=classes, image_size=image_size)
+    set_origin(model, replace(origin, data=data))
+    model.to_empty(device="cpu")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        initialise(model, **getattr(_module(name), "INITIALISATION", {}))
+    return model
+
+
+def skeleton(
+    name: str, *, in_channels: int | None = None, classes: int = 10, image_size: int | None = None
+) -> tuple[nn.Module, Origin]:
+    """The network on the meta device (shapes without values, for loading weights into), and its origin."""
+    channels, size, _ = default_input(name)
+    arguments = {"in_channels": in_channels or channels, "classes": classes, "image_size": image_size or size}
+    if min(arguments.values()) < 1:
+        raise WrongUsage(f"{name}: channels, classes and image size must be at least 1")
+    shape = (arguments["in_channels"], arguments["image_size"], arguments["image_size"])
+    with torch.device("meta"):
+        model = _module(name).make(**arguments)
+        try:
+            with torch.no_grad():
+                model.eval()(torch.empty(1, *shape))
+        except RuntimeError as error:
+            raise WrongUsage(f"{name}: an image of {size_text(shape)} is too small for it ({error})") from error
+    model.train()
+    return model, Origin(name, arguments, shape)
+
+
+def size_text(shape: tuple[int, ...]) -> str:
+    """`3x32x32`."""
+    return "x".join(map(str, shape))
+
+
+def _module(name: str):  # -> ModuleType
+    if name not in names():
+        raise WrongUsage(f"no network {name!r}: choose {', '.join(names())}")
+    return importlib.import_module(f"compressor.networks.{name}")

@@ -1,0 +1,323 @@
+"""The Python API: a model, a method, data and a sparsity give a smaller, proven model."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Iterable, Iterator, Sized
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from compressor.calibrate import calibrated, is_fresh
+from compressor.cost import Cost, cost
+from compressor.errors import BadInput, CompressError, NotEquivalent, UnsupportedNetwork
+from compressor.method import Method, make
+from compressor.objective import Batch, Loss, Objective, call, inputs_of, loss_named, to_device
+from compressor.proof import prove, prove_else_freeze, prove_randomised
+from compressor.select import check_reachable, check_sparsity, select
+from compressor.state import origin_of, set_origin
+from compressor.structure import structure as find_structure
+from compressor.surgery import shrink
+from compressor.types import OUTPUT, Equivalence, Plan, Scores, Structure, fingerprint, total_by_layer
+
+Progress = Callable[[str, int, int], None]
+"""(what is being done, steps done, steps in all); 0 in all where that is unknown."""
+
+NEAR_COLLAPSE = 4
+"""A group with fewer nodes than this is reported by name."""
+
+PROOF_SAMPLES = 16
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What happened, in numbers.
+
+    Attributes:
+        method: its name, and `options` its options.
+        asked: node sparsity asked for; `reached` what came out.
+        before: cost of the dense network; `after` of the small one.
+        widths: layer -> (nodes before, nodes after).
+        proofs: the equivalence of dense and small network, on real and on randomised weights.
+        near_collapse: group -> nodes left, where that is fewer than 4.
+        frozen: group that stayed whole -> why.
+        events: number of pruning events that removed something.
+        samples: samples seen by each event's scores.
+        seconds: what the parts took.
+        notes: sentences for the reader.
+    """
+
+    method: str
+    options: dict[str, Any]
+    asked: float
+    reached: float
+    total_nodes: int
+    before: Cost
+    after: Cost
+    widths: dict[str, tuple[int, int]]
+    proofs: tuple[Equivalence, ...]
+    near_collapse: dict[str, int]
+    frozen: dict[str, str]
+    events: int
+    samples: int
+    seconds: dict[str, float]
+    notes: tuple[str, ...]
+
+    @property
+    def weight_sparsity(self) -> float:
+        """1 - non-zero weights left / dense weights, over convolutions and linear layers."""
+        return 1 - self.after.weights / self.before.weights if self.before.weights else 0.0
+
+
+@dataclass(frozen=True)
+class Result:
+    """What `compress` returns: the smaller network, the plan that made it, and the numbers."""
+
+    model: nn.Module
+    plan: Plan
+    summary: Summary
+
+
+def compress(
+    model: nn.Module,
+    method: str | Method = "snapit",
+    data: Iterable[Batch] | None = None,
+    sparsity: float = 0.5,
+    *,
+    loss: str | Loss = "cross-entropy",
+    forward: Callable[[nn.Module, Batch], Any] = call,
+    example_inputs: tuple[Tensor, ...] | None = None,
+    floor: int = 1,
+    seed: int = 0,
+    calibrate_bn: bool = False,
+    inplace: bool = False,
+    progress: Progress = lambda *_: None,
+    **options: Any,
+) -> Result:
+    """Remove nodes physically until `sparsity` is reached, and prove that only they are gone.
+
+    Args:
+        model: any network that `torch.export` can trace. It stays intact unless `inplace`.
+        method: a name (`snapit`, `snap`, `random`) or a `Method`.
+        data: batches `(inputs, target)`; a re-iterable is read afresh at each event, an iterator is cached.
+        sparsity: fraction of the nodes removed, in [0, 1).
+        loss: a name, or a callable of (outputs, batch).
+        forward: how a batch goes through the network.
+        example_inputs: positional inputs with a batch dimension; the first batch's by default.
+        floor: nodes that every group keeps.
+        seed: for a method's own random draws.
+        calibrate_bn: first give batch norms the statistics of one pass over the data.
+        inplace: make `model` itself the smaller network.
+        progress: called as the work goes on.
+        options: the method's options, such as `steps=5`.
+    Raises:
+        CompressError: one of its kinds; the message is one line with what to do.
+    """
+    check_sparsity(sparsity)
+    check_weights(model)
+    chosen = _chosen(method, options)
+    device = str(next((p.device for p in model.parameters()), "cpu"))
+    objective = Objective(data if data is not None else (), loss_named(loss), forward, device, seed)
+    if data is None and (chosen.uses_data or calibrate_bn or example_inputs is None):
+        raise BadInput("no data: give batches of (inputs, target)")
+    notes = []
+    if chosen.uses_data and is_fresh(model) and not calibrate_bn:
+        notes.append("The batch norms never saw data and do not normalise yet; --calibrate-bn gives them statistics first.")
+    dense = calibrated(model, objective) if calibrate_bn else model
+    inputs = _example(objective, example_inputs)
+
+    clock = _Clock()
+    progress("finding the groups", 0, 0)
+    found = _runnable_structure(dense, inputs)
+    check_reachable(found, sparsity, floor)
+    clock.lap("structure")
+
+    small, left = dense, found
+    plan = Plan({g.name: g.width for g in found.prunable}, architecture_of(model), (), _reasons(found))
+    targets, samples = chosen.targets(sparsity), 0
+    for number, target in enumerate(targets, 1):
+        if round(target * left.total_nodes) <= left.total_nodes - left.nodes:
+            continue  # an event that removes nothing is skipped
+        what = f"event {number} of {len(targets)}, sparsity {target:.3f}"
+        counted = dataclasses.replace(objective, data=_Counted(objective, progress, what))
+        scores = chosen.score(small, left, counted)
+        selection = select(scores, left, target, floor=floor)
+        if selection.tie:
+            notes.append(f"Event {number} cut through nodes of equal score; position decided.")
+        plan = plan.event(selection.kept, target, tie=selection.tie, loss=scores.loss)
+        small, left = shrink(small, left, selection.kept), left.shrink(selection.kept)
+        samples = scores.samples
+    if sparsity > 0 and not plan.events:
+        raise BadInput(f"sparsity {sparsity:g} of {found.total_nodes} nodes is less than one node; ask for more")
+    clock.lap("scoring and removing")
+
+    progress("proving the small network", 0, 0)
+    proofs = _proofs(dense, small, found, plan, inputs)
+    clock.lap("proof")
+    before, after = cost(dense, inputs), cost(small, inputs)
+    if after.macs > before.macs:
+        raise NotEquivalent("the small network needs more multiply-adds than the dense one; this is a bug, please report it")
+    widths_before, widths_after = total_by_layer(found), total_by_layer(left)
+    summary = Summary(
+        method=method if isinstance(method, str) else type(chosen).__name__,
+        options=dataclasses.asdict(chosen),
+        asked=sparsity,
+        reached=1 - left.nodes / left.total_nodes,
+        total_nodes=found.total_nodes,
+        before=before,
+        after=after,
+        widths={layer: (width, widths_after.get(layer, 0)) for layer, width in widths_before.items()},
+        proofs=proofs,
+        near_collapse={
+            g.name: g.width
+            for g, was in zip(left.groups, found.groups, strict=True)
+            if g.frozen is None and g.width < NEAR_COLLAPSE and g.width < was.width
+        },
+        frozen=_reasons(found),
+        events=len(plan.events),
+        samples=samples,
+        seconds=clock.laps,
+        notes=tuple(notes),
+    )
+    _remember(small, model, plan)
+    if inplace:
+        model.__dict__.update(small.__dict__)
+        small = model
+    return Result(small, plan, summary)
+
+
+def score(
+    model: nn.Module,
+    data: Iterable[Batch] | None = None,
+    method: str | Method = "snapit",
+    *,
+    loss: str | Loss = "cross-entropy",
+    forward: Callable[[nn.Module, Batch], Any] = call,
+    example_inputs: tuple[Tensor, ...] | None = None,
+    seed: int = 0,
+    **options: Any,
+) -> Scores:
+    """The scores of the dense network, `(width,)` per prunable group, without pruning. Arguments as in `compress`."""
+    check_weights(model)
+    device = str(next((p.device for p in model.parameters()), "cpu"))
+    objective = Objective(data if data is not None else (), loss_named(loss), forward, device, seed)
+    found = find_structure(model, _example(objective, example_inputs))
+    return _chosen(method, options).score(model, found, objective)
+
+
+def apply_plan(plan: Plan, model: nn.Module, example_inputs: tuple[Tensor, ...]) -> nn.Module:
+    """Replay a plan on any weights of its architecture; the result is proven, `model` stays intact.
+
+    Raises:
+        BadInput: `model` is of another architecture, or the plan is damaged.
+    """
+    if architecture_of(model) != plan.architecture:
+        raise BadInput("the plan belongs to another architecture: the names or shapes of the tensors differ")
+    found = find_structure(model, example_inputs).freeze(plan.frozen)
+    small = shrink(model, found, plan.kept)
+    _proofs(model, small, found, plan, example_inputs)
+    _remember(small, model, plan)
+    return small
+
+
+def architecture_of(model: nn.Module) -> str:
+    """A fingerprint of the names and shapes of a network's tensors."""
+    return fingerprint((name, tuple(tensor.shape)) for name, tensor in model.state_dict().items())
+
+
+def check_weights(model: nn.Module) -> None:
+    """Refuse weights that are not finite.
+
+    Raises:
+        BadInput: naming the first such tensor.
+    """
+    for name, tensor in model.state_dict().items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise BadInput(f"{name} has NaN or infinite values; repair or retrain the network first")
+
+
+def _chosen(method: str | Method, options: dict[str, Any]) -> Method:
+    if isinstance(method, str):
+        return make(method, options)
+    return dataclasses.replace(method, **options) if options else method
+
+
+def _example(objective: Objective, given: tuple[Tensor, ...] | None) -> tuple[Tensor, ...]:
+    """Inputs for tracing and proofs: more than one sample, so that a proof can see the output vary."""
+    if given is not None:
+        return to_device(given, objective.device)
+    inputs = inputs_of(next(objective.batches()))
+    return tuple(x[:PROOF_SAMPLES] for x in inputs)
+
+
+def _runnable_structure(model: nn.Module, inputs: tuple[Tensor, ...]) -> Structure:
+    found = prove_else_freeze(model, find_structure(model, inputs), inputs)
+    if not found.prunable:
+        raise UnsupportedNetwork(f"nothing can be pruned: {'; '.join(sorted(set(_reasons(found).values())))}")
+    return found
+
+
+def _proofs(
+    dense: nn.Module, small: nn.Module, found: Structure, plan: Plan, inputs: tuple[Tensor, ...]
+) -> tuple[Equivalence, ...]:
+    real = prove(dense, small, found, plan.kept, inputs)
+    for seed in range(3):
+        random = prove_randomised(dense, found, plan.kept, inputs, seed)
+        if random.conclusive:
+            break
+    else:
+        raise NotEquivalent("the proof says nothing: with random weights the output hardly depends on the input")
+    for proof in (real, random):
+        if not proof:
+            raise NotEquivalent(
+                f"{proof.what}: they differ by {proof.needed_tolerance:.1e} of the output's range, "
+                f"{proof.tolerance:.0e} is allowed"
+            )
+    return real, dataclasses.replace(random, what=f"{random.what}, randomised weights")
+
+
+def _remember(small: nn.Module, model: nn.Module, plan: Plan) -> None:
+    """The small network's origin carries everything that was removed since it was built."""
+    origin = origin_of(model)
+    if origin is not None:
+        set_origin(small, dataclasses.replace(origin, plan=plan if origin.plan is None else _joined(origin.plan, plan)))
+
+
+def _joined(earlier: Plan, later: Plan) -> Plan:
+    try:
+        return earlier.then(later)
+    except CompressError:
+        return later  # groups split or froze in between; the later plan alone is of the network that was given
+
+
+def _reasons(structure: Structure) -> dict[str, str]:
+    return {g.name: g.frozen for g in structure.frozen if g.frozen is not None and g.frozen != OUTPUT}
+
+
+class _Counted:
+    """Batches that report how far they are."""
+
+    def __init__(self, objective: Objective, progress: Progress, what: str) -> None:
+        self.objective, self.progress, self.what = objective, progress, what
+
+    def __iter__(self) -> Iterator[Batch]:
+        data = self.objective.data
+        total = len(data) if isinstance(data, Sized) else 0
+        for done, batch in enumerate(self.objective.batches()):
+            self.progress(self.what, done, total)
+            yield batch
+
+
+class _Clock:
+    """Seconds of each part."""
+
+    def __init__(self) -> None:
+        self.laps: dict[str, float] = {}
+        self._since = time.perf_counter()
+
+    def lap(self, name: str) -> None:
+        now = time.perf_counter()
+        self.laps[name], self._since = now - self._since, now

@@ -1,0 +1,101 @@
+"""Proof of a surgery: the smaller network equals the dense one with the removed nodes' readers zeroed.
+
+A fresh network hides mistakes (its batch norms are the identity, some heads are zero), so every surgery is proven twice: on the
+weights as they are, and on a copy with randomised weights and norms, whose output must depend on the input.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+
+from compressor.state import outputs_of
+from compressor.surgery import shrink, zeroed_reads
+from compressor.types import TORCH_TOLERANCE, Equivalence, Group, Kept, Structure
+
+
+def prove(model: nn.Module, small: nn.Module, structure: Structure, kept: Kept, inputs: tuple[Tensor, ...]) -> Equivalence:
+    """Compare `small` with `model`, whose reads of removed nodes are zeroed, on real weights.
+
+    Args:
+        inputs: positional inputs `(batch, ...)`; more than one sample.
+    """
+    reference = outputs_of(model, inputs, zeroed_reads(model, structure, kept))
+    return Equivalence.of("dense with zeroed reads = small", reference, outputs_of(small, inputs), TORCH_TOLERANCE)
+
+
+def prove_randomised(
+    model: nn.Module, structure: Structure, kept: Kept, inputs: tuple[Tensor, ...], seed: int = 0
+) -> Equivalence:
+    """The same proof on a copy of `model` with randomised weights and norms. Inconclusive where the output hardly varies."""
+    random = randomised(model, seed)
+    return prove(random, shrink(random, structure, kept), structure, kept, inputs)
+
+
+def randomised(model: nn.Module, seed: int = 0) -> nn.Module:
+    """A copy with random weights that keep signals at a healthy scale, and batch norms that are not the identity."""
+    generator = torch.Generator().manual_seed(seed)
+    memo: dict[int, Tensor] = {}
+    for module in model.modules():
+        for name, tensor in [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]:
+            if tensor.is_floating_point() and id(tensor) not in memo:
+                value = _random_like(module, name, tensor, generator).to(tensor)
+                is_parameter = isinstance(tensor, nn.Parameter)
+                memo[id(tensor)] = nn.Parameter(value, tensor.requires_grad) if is_parameter else value
+    return copy.deepcopy(model, memo)
+
+
+def _random_like(module: nn.Module, name: str, tensor: Tensor, generator: torch.Generator) -> Tensor:
+    noise = torch.randn(tensor.shape, generator=generator)
+    if tensor.dim() > 1:
+        return noise * math.sqrt(2 / max(1, tensor[0].numel()))
+    if name == "running_var" or (isinstance(module, _NormBase) and name == "weight"):
+        return 0.5 + noise.abs()
+    return 0.1 * noise
+
+
+def prove_else_freeze(
+    model: nn.Module, structure: Structure, inputs: tuple[Tensor, ...], progress: Callable[[str], None] = lambda _: None
+) -> Structure:
+    """The structure with every group frozen whose removal does not give the same network.
+
+    Half of every group is removed at random on a randomised copy. If that fails, the groups are halved until those at fault are
+    found, each with what went wrong.
+    """
+    random = randomised(model)
+    generator = torch.Generator().manual_seed(0)
+    halves = {g.name: _random_half(g, generator) for g in structure.prunable}
+
+    def failure(groups: tuple[Group, ...]) -> str | None:
+        kept = structure.keep_all() | {g.name: halves[g.name] for g in groups}
+        try:
+            proof = prove(random, shrink(random, structure, kept), structure, kept, inputs)
+        except (RuntimeError, ValueError, IndexError, TypeError, AttributeError) as error:  # the network's own code
+            return f"the smaller network does not run: {str(error).strip().splitlines()[0][:120]}"
+        return None if proof else f"removal changes the result (by {proof.needed_tolerance:.1e} of its range)"
+
+    def at_fault(groups: tuple[Group, ...]) -> dict[str, str]:
+        reason = failure(groups)
+        if reason is None:
+            return {}
+        if len(groups) == 1:
+            return {groups[0].name: reason}
+        middle = len(groups) // 2
+        found = at_fault(groups[:middle]) | at_fault(groups[middle:])
+        return found or {g.name: f"only together with others: {reason}" for g in groups}
+
+    frozen: dict[str, str] = {}
+    while bad := at_fault(tuple(g for g in structure.prunable if g.name not in frozen)):
+        for name, reason in bad.items():
+            progress(f"{name} stays whole: {reason}")
+        frozen |= bad
+    return structure.freeze(frozen)
+
+
+def _random_half(group: Group, generator: torch.Generator) -> Tensor:
+    return torch.randperm(group.width, generator=generator)[: max(1, group.width // 2)].sort().values

@@ -1,0 +1,36 @@
+"""A network's groups of coupled nodes: what must be removed together so that every shape still fits."""
+
+from __future__ import annotations
+
+import warnings
+
+from torch import Tensor, nn
+
+from compressor.errors import UnsupportedNetwork
+from compressor.structure.label_flow import Untraceable, by_label_flow
+from compressor.types import Structure
+
+__all__ = ["structure"]
+
+
+def structure(model: nn.Module, example_inputs: tuple[Tensor, ...]) -> Structure:
+    """Find the groups of `model` by label flow, or by torch-pruning's graph where `torch.export` cannot trace it.
+
+    Args:
+        model: any network; it is not changed.
+        example_inputs: positional inputs with a batch dimension; one sample is enough.
+    Raises:
+        UnsupportedNetwork: neither graph can be made, or nothing can be pruned; the message says why.
+    """
+    one = tuple(x[:1] for x in example_inputs)
+    try:
+        found = by_label_flow(model, one)
+    except Untraceable as reason:
+        from compressor.structure.torch_pruning_graph import by_torch_pruning
+
+        warnings.warn(f"torch.export cannot trace this network ({reason}); using torch-pruning's graph", stacklevel=2)
+        found = by_torch_pruning(model, one)
+    if not found.prunable:
+        reasons = sorted({g.frozen for g in found.frozen if g.frozen}) or ["it has no layer with nodes"]
+        raise UnsupportedNetwork(f"nothing can be pruned: {'; '.join(reasons)}")
+    return found

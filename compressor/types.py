@@ -1,0 +1,439 @@
+"""The nouns of the project: pure data, no I/O.
+
+Read in this order: `Slice` and `Group` (which entries of which tensors live or die together), `Structure` (all groups of a
+network), `Scores` (one number per node), `Plan` (what is kept), `Equivalence` (a proof's outcome).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from compressor.errors import BadInput
+
+Kept = Mapping[str, Tensor]
+"""Group name -> sorted indices `(kept,)` of the nodes that stay."""
+
+Role = Literal["produce", "pass", "carry", "read"]
+
+
+@dataclass(frozen=True)
+class Slice:
+    """Where the nodes of a group live along one dimension of one tensor.
+
+    Attributes:
+        tensor: name in the state dict, `features.0.weight`.
+        dim: dimension that shrinks.
+        index: `(width, k)` int64; row n lists the k places of node n (k > 1 where a linear layer reads a flattened map).
+        role: `produce` (the outputs of a dense layer), `pass` (a depthwise convolution), `carry` (bias, norm, scale)
+            or `read` (the inputs of the layers that use the node).
+    """
+
+    tensor: str
+    dim: int
+    index: Tensor
+    role: Role
+
+    @property
+    def layer(self) -> str:
+        """Name of the module that owns the tensor."""
+        return self.tensor.rpartition(".")[0]
+
+
+@dataclass(frozen=True)
+class Group:
+    """Nodes that play the same part in the same layers; node n is row n of every slice.
+
+    Attributes:
+        name: the first layer that produces it.
+        slices: everything that lives or dies with a node.
+        frozen: why the group must stay whole; None when it can be pruned.
+    """
+
+    name: str
+    slices: tuple[Slice, ...]
+    frozen: str | None = None
+
+    def __post_init__(self) -> None:
+        if not self.slices or self.width == 0:
+            raise ValueError(f"group {self.name}: no nodes")
+
+    @property
+    def width(self) -> int:
+        """Number of nodes."""
+        return self.slices[0].index.shape[0]
+
+    @property
+    def multiplicity(self) -> int:
+        """Layer outputs that go with one node: 1, or more for residual sums and depthwise convolutions."""
+        return sum(s.index.shape[1] for s in self.slices if s.role in ("produce", "pass"))
+
+    def layers(self, *roles: Role) -> tuple[str, ...]:
+        """Names of the layers that hold a slice in one of the roles."""
+        return tuple(dict.fromkeys(s.layer for s in self.slices if s.role in roles))
+
+
+@dataclass(frozen=True)
+class Structure:
+    """All groups of a network, and what else scoring and surgery need to know of it.
+
+    Attributes:
+        groups: prunable and frozen groups, in the order of the layers.
+        shapes: shape of every tensor that a group touches.
+        norms: producing layer -> the batch norm that directly follows it.
+        total_nodes: outputs of all layers but the output layer, in the network as it was first given.
+        found_by: `label-flow` or `torch-pruning`.
+    """
+
+    groups: tuple[Group, ...]
+    shapes: Mapping[str, tuple[int, ...]]
+    norms: Mapping[str, str]
+    total_nodes: int
+    found_by: str = "label-flow"
+
+    @property
+    def prunable(self) -> tuple[Group, ...]:
+        """The groups that may lose nodes."""
+        return tuple(g for g in self.groups if g.frozen is None)
+
+    @property
+    def frozen(self) -> tuple[Group, ...]:
+        """The groups that stay whole; each names its reason."""
+        return tuple(g for g in self.groups if g.frozen is not None)
+
+    @property
+    def nodes(self) -> int:
+        """Nodes now, counted like `total_nodes`; node sparsity is `1 - nodes / total_nodes`."""
+        return sum(g.width * g.multiplicity for g in self.groups if g.frozen != OUTPUT)
+
+    def keep_all(self) -> dict[str, Tensor]:
+        """The selection that removes nothing."""
+        return {g.name: torch.arange(g.width) for g in self.prunable}
+
+    def freeze(self, reasons: Mapping[str, str]) -> Structure:
+        """The same structure with the named groups frozen, each for its reason."""
+        return replace(self, groups=tuple(replace(g, frozen=reasons.get(g.name, g.frozen)) for g in self.groups))
+
+    def kept_entries(self, kept: Kept) -> dict[tuple[str, int], Tensor]:
+        """For every (tensor, dimension) that shrinks, the sorted indices that stay.
+
+        Raises:
+            BadInput: an unknown group, an index out of range, doubled or unsorted, or a group left empty.
+        """
+        self._check(kept)
+        gone: dict[tuple[str, int], Tensor] = {}
+        for group in self.prunable:
+            removed = torch.ones(group.width, dtype=torch.bool)
+            removed[kept[group.name]] = False
+            if not removed.any():
+                continue
+            for s in group.slices:
+                mask = gone.setdefault((s.tensor, s.dim), torch.zeros(self.shapes[s.tensor][s.dim], dtype=torch.bool))
+                mask[s.index[removed].flatten()] = True
+        return {place: (~mask).nonzero().flatten() for place, mask in gone.items()}
+
+    def shrink(self, kept: Kept) -> Structure:
+        """The structure of the network that is left when only `kept` stays, indices renumbered."""
+        entries = self.kept_entries(kept)
+        renumber = {}
+        for (tensor, dim), stay in entries.items():
+            places = torch.full((self.shapes[tensor][dim],), -1)
+            places[stay] = torch.arange(len(stay))
+            renumber[tensor, dim] = places
+        shapes = {name: list(shape) for name, shape in self.shapes.items()}
+        for (tensor, dim), stay in entries.items():
+            shapes[tensor][dim] = len(stay)
+
+        def moved(group: Group, s: Slice) -> Slice:
+            rows = s.index if group.frozen is not None else s.index[kept[group.name]]
+            places = renumber.get((s.tensor, s.dim))
+            return replace(s, index=rows if places is None else places[rows])
+
+        groups = tuple(replace(g, slices=tuple(moved(g, s) for s in g.slices)) for g in self.groups)
+        return replace(self, groups=groups, shapes={name: tuple(shape) for name, shape in shapes.items()})
+
+    def _check(self, kept: Kept) -> None:
+        widths = {g.name: g.width for g in self.prunable}
+        for name in kept.keys() ^ widths.keys():
+            where = "which this network does not have" if name in kept else "about which the plan says nothing"
+            raise BadInput(f"group {name}, {where}: the plan belongs to another architecture")
+        for name, indices in kept.items():
+            if len(indices) == 0:
+                raise BadInput(f"group {name}: no node would be left; keep at least one")
+            if int(indices.min()) < 0 or int(indices.max()) >= widths[name]:
+                raise BadInput(f"group {name}: index out of range for its {widths[name]} nodes")
+            if len(indices) > 1 and not bool((indices[1:] > indices[:-1]).all()):
+                raise BadInput(f"group {name}: indices must rise, each once")
+
+
+OUTPUT = "it is the network's output"
+"""Why the groups of an output layer are frozen; such layers are not counted as nodes."""
+
+
+@dataclass(frozen=True)
+class Scores:
+    """One number per node, higher = keep.
+
+    Attributes:
+        values: group name -> `(width,)` float64, finite.
+        loss: the loss that the scores are the elasticity of, where the method has one.
+        samples: number of samples that were seen.
+    """
+
+    values: Mapping[str, Tensor]
+    loss: float | None = None
+    samples: int = 0
+    unit: Literal["node"] = "node"
+
+    def __post_init__(self) -> None:
+        for name, value in self.values.items():
+            if not bool(torch.isfinite(value).all()):
+                raise BadInput(f"{name}: a score is not finite; look for NaN or huge values in the weights and the data")
+
+    def covers(self, structure: Structure) -> None:
+        """Check that there is one score for every prunable node and none for anything else.
+
+        Raises:
+            ValueError: a group is missing, unknown, or of another width.
+        """
+        widths = {g.name: g.width for g in structure.prunable}
+        found = {name: len(value) for name, value in self.values.items()}
+        if widths != found:
+            wrong = sorted(name for name in widths.keys() | found.keys() if widths.get(name) != found.get(name))
+            raise ValueError(f"scores do not fit the groups: {', '.join(wrong)}")
+
+
+@dataclass(frozen=True)
+class Event:
+    """One pruning step.
+
+    Attributes:
+        sparsity: node sparsity that the event aimed at.
+        kept: group name -> kept nodes, as indices into the original network.
+        tie: the cut went through nodes of equal score.
+        loss: the loss when the event was scored.
+    """
+
+    sparsity: float
+    kept: Mapping[str, tuple[int, ...]]
+    tie: bool = False
+    loss: float | None = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is kept of a network, event by event. Pure data: it can be saved, read, compared and replayed.
+
+    Attributes:
+        widths: prunable group -> its number of nodes in the original network.
+        events: in the order they happened; the last one is the outcome.
+        architecture: fingerprint of the original network's tensor names and shapes.
+        frozen: group that stayed whole -> the reason.
+    """
+
+    widths: Mapping[str, int]
+    architecture: str
+    events: tuple[Event, ...] = ()
+    frozen: Mapping[str, str] = field(default_factory=dict)
+
+    SCHEMA = 1
+
+    @property
+    def kept(self) -> dict[str, Tensor]:
+        """Group name -> kept indices `(kept,)` into the original network, after the last event."""
+        if not self.events:
+            return {name: torch.arange(width) for name, width in self.widths.items()}
+        return {name: torch.tensor(indices) for name, indices in self.events[-1].kept.items()}
+
+    def event(self, kept: Kept, sparsity: float, *, tie: bool = False, loss: float | None = None) -> Plan:
+        """This plan and one more event; `kept` indexes the network as this plan leaves it."""
+        before = self.kept
+        original = {name: tuple(before[name][indices].tolist()) for name, indices in kept.items()}
+        return replace(self, events=(*self.events, Event(sparsity, original, tie, loss)))
+
+    def then(self, later: Plan) -> Plan:
+        """This plan followed by `later`, a plan of the network that this one leaves, as one plan of the original.
+
+        Raises:
+            BadInput: `later` speaks of other groups or widths.
+        """
+        left = {name: len(indices) for name, indices in self.kept.items()}
+        if dict(later.widths) != left:
+            raise BadInput("the later plan does not start from the network that the earlier one leaves")
+        plan, before = self, self.kept
+        for event in later.events:
+            kept = {name: tuple(before[name][list(indices)].tolist()) for name, indices in event.kept.items()}
+            plan = replace(plan, events=(*plan.events, replace(event, kept=kept)))
+        return plan
+
+    def to_json(self) -> str:
+        """The plan as a JSON text; `from_json` reads it back."""
+        events = [
+            {"sparsity": e.sparsity, "tie": e.tie, "loss": e.loss, "kept": {n: list(i) for n, i in e.kept.items()}}
+            for e in self.events
+        ]
+        return json.dumps(
+            {
+                "schema": self.SCHEMA,
+                "architecture": self.architecture,
+                "widths": dict(self.widths),
+                "frozen": dict(self.frozen),
+                "events": events,
+            }
+        )
+
+    @classmethod
+    def from_json(cls, text: str) -> Plan:
+        """Read a plan.
+
+        Raises:
+            BadInput: not a plan, or one of a newer schema.
+        """
+        try:
+            raw = json.loads(text)
+            if raw["schema"] != cls.SCHEMA:
+                raise BadInput(f"plan schema {raw['schema']}, this version reads {cls.SCHEMA}: update compressor")
+            events = tuple(
+                Event(e["sparsity"], {n: tuple(i) for n, i in e["kept"].items()}, e["tie"], e["loss"]) for e in raw["events"]
+            )
+            return cls(raw["widths"], raw["architecture"], events, raw["frozen"])
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise BadInput(f"not a plan: {error}") from error
+
+
+def fingerprint(shapes: Iterable[tuple[str, tuple[int, ...]]]) -> str:
+    """A short name for an architecture: a hash of its tensors' names and shapes."""
+    text = json.dumps(sorted((name, list(shape)) for name, shape in shapes))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a network comes from; travels with it as `model.origin` and in our checkpoints.
+
+    Attributes:
+        network: name of the builder in `compressor.networks`.
+        arguments: what the builder was called with.
+        input_shape: shape of one sample, without the batch.
+        data: name or path of the data set it belongs to; None for none.
+        plan: what was removed since it was built.
+    """
+
+    network: str
+    arguments: Mapping[str, Any]
+    input_shape: tuple[int, ...]
+    data: str | None = None
+    plan: Plan | None = None
+
+
+TORCH_TOLERANCE = 1e-5
+"""Difference allowed between two torch networks, as a fraction of the output's range."""
+
+
+@dataclass(frozen=True)
+class Equivalence:
+    """Whether two networks computed the same; true or false like a boolean.
+
+    Attributes:
+        what: which pair was compared.
+        max_difference: largest absolute difference of two outputs.
+        output_range: largest minus smallest reference output (its magnitude where that is 0).
+        tolerance: difference allowed, as a fraction of `output_range`.
+        samples: number of samples compared.
+        agreement: share of samples with the same arg-max, among those whose margin is above the tolerance; None when
+            no sample has such a margin.
+        clear_samples: how many samples have such a margin.
+        variation: how much the reference output moves between samples, as a fraction of `output_range`.
+    """
+
+    what: str
+    max_difference: float
+    output_range: float
+    tolerance: float
+    samples: int
+    agreement: float | None
+    clear_samples: int
+    variation: float
+
+    LEAST_VARIATION = 1e-3
+
+    @property
+    def needed_tolerance(self) -> float:
+        """The tolerance that would have been needed."""
+        return self.max_difference / self.output_range if self.output_range > 0 else float(self.max_difference > 0)
+
+    @property
+    def conclusive(self) -> bool:
+        """The outputs depend on the inputs, so that agreement means something."""
+        return self.variation >= self.LEAST_VARIATION
+
+    def __bool__(self) -> bool:
+        return self.needed_tolerance <= self.tolerance and self.agreement in (None, 1.0)
+
+    def as_dict(self) -> dict[str, Any]:
+        """For reports."""
+        return {
+            "what": self.what,
+            "equivalent": bool(self),
+            "max_difference": self.max_difference,
+            "output_range": self.output_range,
+            "tolerance": self.tolerance,
+            "needed_tolerance": self.needed_tolerance,
+            "samples": self.samples,
+            "argmax_agreement": self.agreement,
+            "samples_with_clear_margin": self.clear_samples,
+        }
+
+    @classmethod
+    def of(cls, what: str, reference: list[Tensor], candidate: list[Tensor], tolerance: float) -> Equivalence:
+        """Compare the outputs of two networks on the same inputs.
+
+        Args:
+            what: which pair this is, for the report.
+            reference: one tensor `(batch, ...)` per output of the network.
+            candidate: the same outputs of the other network.
+            tolerance: difference allowed, as a fraction of the reference's range.
+        """
+        differs = cls(what, float("inf"), 1.0, tolerance, len(reference[0]), None, 0, 0.0)
+        if len(reference) != len(candidate):
+            return differs
+        outcomes = []
+        for one, other in zip(reference, candidate, strict=True):
+            if one.shape != other.shape or not bool(torch.isfinite(other).all() & torch.isfinite(one).all()):
+                return differs
+            outcomes.append(cls._of_one(what, one.double().cpu(), other.double().cpu(), tolerance))
+        worst = min(outcomes, key=lambda o: (bool(o), -o.needed_tolerance))
+        return replace(worst, variation=max(o.variation for o in outcomes))
+
+    @classmethod
+    def _of_one(cls, what: str, one: Tensor, other: Tensor, tolerance: float) -> Equivalence:
+        rows = one.flatten(1) if one.dim() > 1 else one[:, None]
+        others = other.reshape(rows.shape)
+        spread = float(rows.max() - rows.min()) or float(rows.abs().max())
+        variation = float((rows.max(0).values - rows.min(0).values).max()) / spread if spread else 0.0
+        agreement, clear = None, 0
+        if one.dim() == 2 and one.shape[1] > 1:
+            first, second = rows.topk(2).values.unbind(1)
+            has_margin = first - second > 2 * tolerance * spread
+            clear = int(has_margin.sum())
+            if clear:
+                agreement = float((rows.argmax(1) == others.argmax(1))[has_margin].double().mean())
+        difference = float((rows - others).abs().max())
+        return cls(what, difference, spread, tolerance, len(rows), agreement, clear, variation)
+
+
+def total_by_layer(structure: Structure) -> dict[str, int]:
+    """Layer name -> number of its outputs, for every layer whose outputs are counted as nodes."""
+    widths: dict[str, int] = defaultdict(int)
+    for group in structure.groups:
+        for s in group.slices:
+            if s.role in ("produce", "pass") and group.frozen != OUTPUT:
+                widths[s.layer] += s.index.numel()
+    return dict(widths)
