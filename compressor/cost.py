@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 import math
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from compressor.state import left_as_found
+from compressor.state import observed
 
 LAYERS = (nn.modules.conv._ConvNd, nn.Linear)
 INDEX_BITS = (2, 4, 8)
@@ -37,7 +36,7 @@ class Cost:
 
 
 def cost(model: nn.Module, inputs: tuple[Tensor, ...]) -> Cost:
-    """Count a network on one sample; it is left as found."""
+    """Count a network on one sample."""
     weights = [m.weight.detach() for m in model.modules() if isinstance(m, LAYERS)]
     tensors = [*model.parameters(), *model.buffers()]
     return Cost(
@@ -52,28 +51,29 @@ def cost(model: nn.Module, inputs: tuple[Tensor, ...]) -> Cost:
 def macs(model: nn.Module, inputs: tuple[Tensor, ...]) -> int:
     """Multiply-adds of one sample of `inputs`, by torch's own counter (convolutions and matrix products)."""
     counter = FlopCounterMode(display=False)
-    with left_as_found(model), torch.no_grad(), counter:
-        model(*(x[:1] for x in inputs))
+    with observed(model) as twin, torch.no_grad(), counter:
+        twin(*(x[:1] for x in inputs))
     return counter.get_total_flops() // 2
 
 
 def macs_by_fvcore(model: nn.Module, inputs: tuple[Tensor, ...]) -> int:
-    """The same count by fvcore, as a cross-check: its convolutions and linear layers only, on a copy."""
+    """The same count by fvcore, as a cross-check: its convolutions and linear layers only."""
     from fvcore.nn import FlopCountAnalysis
 
     logging.getLogger("fvcore.nn.jit_analysis").setLevel(logging.ERROR)
-    analysis = FlopCountAnalysis(copy.deepcopy(model).eval(), tuple(x[:1] for x in inputs))
-    counts = analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False).by_operator()
+    with observed(model) as twin:
+        analysis = FlopCountAnalysis(twin, tuple(x[:1] for x in inputs))
+        counts = analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False).by_operator()
     return int(sum(counts[name] for name in ("conv", "linear", "addmm", "matmul")))
 
 
 def macs_by_thop(model: nn.Module, inputs: tuple[Tensor, ...]) -> int:
-    """The same count by thop, as a cross-check: convolutions and linear layers only, on a copy, for it adds buffers."""
+    """The same count by thop, as a cross-check: convolutions and linear layers only."""
     import thop
 
-    copied = copy.deepcopy(model).eval()
-    _, _, layers = thop.profile(copied, tuple(x[:1] for x in inputs), verbose=False, ret_layer_info=True)
-    return int(_of_layers(copied, layers))
+    with observed(model) as twin:
+        _, _, layers = thop.profile(twin, tuple(x[:1] for x in inputs), verbose=False, ret_layer_info=True)
+        return int(_of_layers(twin, layers))
 
 
 def csr_bits(weight: Tensor, index_bits: int) -> int:

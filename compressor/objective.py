@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from compressor.errors import BadInput, WrongUsage
-from compressor.state import left_as_found, tensors_in
+from compressor.state import observed, tensors_in
 
 Batch = Any
 """What the data yields: `(inputs, target)`, where `inputs` is a tensor `(batch, ...)` or a tuple of them."""
@@ -123,11 +123,11 @@ def to_device(batch: Batch, device: str) -> Batch:
 
 
 def accuracy(model: nn.Module, batches: Iterable[Batch], device: str = "cpu") -> tuple[float, int]:
-    """Share of samples whose arg-max is the target, and the number of samples. Eval mode; the network is left as found."""
+    """Share of samples whose arg-max is the target, and the number of samples. In eval mode."""
     right = total = 0
-    with left_as_found(model), torch.inference_mode():
+    with observed(model) as twin, torch.no_grad():
         for batch in batches:
             x, y = to_device(batch, device)
-            right += int((model(x).argmax(1) == y).sum())
+            right += int((twin(x).argmax(1) == y).sum())
             total += len(y)
     return right / total, total

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -14,29 +15,15 @@ from compressor.types import Origin
 
 
 @contextmanager
-def left_as_found(model: nn.Module) -> Iterator[None]:
-    """Run the body in eval mode with frozen parameters; afterwards the network is exactly as it was.
+def observed(model: nn.Module) -> Iterator[nn.Module]:
+    """A twin of `model` in eval mode: it shares the parameters' memory, frozen, and has buffers and flags of its own.
 
-    Restored: train/eval flags, `requires_grad`, buffers (some networks write to them even in eval mode) and the CPU's random
-    state. Gradients and parameters are not touched by the body, because nothing requires a gradient.
+    Whatever is done to the twin (hooks, buffers that a network writes to in eval mode, another device), the network itself
+    never notices. The CPU's random state is put back afterwards.
     """
-    flags = {module: module.training for module in model.modules()}
-    trained = {parameter: parameter.requires_grad for parameter in model.parameters()}
-    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    memo: dict[int, Any] = {id(p): nn.Parameter(p.detach(), requires_grad=False) for p in model.parameters()}
     with torch.random.fork_rng(devices=[]):
-        try:
-            model.eval()
-            for parameter in trained:
-                parameter.requires_grad_(False)
-            yield
-        finally:
-            for module, training in flags.items():
-                module.training = training
-            for parameter, requires_grad in trained.items():
-                parameter.requires_grad_(requires_grad)
-            with torch.no_grad():
-                for buffer, before in buffers:
-                    buffer.copy_(before)
+        yield copy.deepcopy(model, memo).eval()
 
 
 def origin_of(model: nn.Module) -> Origin | None:
@@ -52,8 +39,8 @@ def set_origin(model: nn.Module, origin: Origin) -> None:
 
 def outputs_of(model: nn.Module, inputs: tuple[Tensor, ...], parameters: dict[str, Tensor] | None = None) -> list[Tensor]:
     """All output tensors of one forward pass in eval mode; `parameters` replace the network's own where given."""
-    with left_as_found(model), torch.no_grad():
-        outputs = functional_call(model, parameters, inputs) if parameters else model(*inputs)
+    with observed(model) as twin, torch.no_grad():
+        outputs = functional_call(twin, parameters, inputs) if parameters else twin(*inputs)
     return list(tensors_in(outputs))
 
 

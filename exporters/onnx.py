@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from compressor.errors import BadInput, MissingEnvironment
-from compressor.state import left_as_found
+from compressor.state import observed
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
@@ -29,20 +29,16 @@ def write(model: nn.Module, path: Path, example_inputs: tuple[Tensor, ...]) -> i
     two = tuple(torch.cat([x, x])[:2].cpu() for x in example_inputs)
     names = [f"input{n}" if n else "input" for n in range(len(two))]
     batch = torch.export.Dim("batch")
-    moved = next(model.parameters()).device
-    with left_as_found(model), _quiet():
-        try:
-            program = torch.onnx.export(
-                model.cpu(),
-                two,
-                dynamo=True,
-                external_data=False,
-                input_names=names,
-                dynamic_shapes=tuple({0: batch} for _ in two),
-                verbose=False,
-            )
-        finally:
-            model.to(moved)
+    with observed(model) as twin, _quiet():
+        program = torch.onnx.export(
+            twin.cpu(),
+            two,
+            dynamo=True,
+            external_data=False,
+            input_names=names,
+            dynamic_shapes=tuple({0: batch} for _ in two),
+            verbose=False,
+        )
         assert program is not None
         written = program.model_proto
     for part in (written.graph, *written.graph.node, *written.graph.input, *written.graph.output, *written.graph.value_info):

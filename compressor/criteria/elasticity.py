@@ -8,7 +8,7 @@ computed, and the backward pass ends at the first gate.
 from __future__ import annotations
 
 from collections import defaultdict
-from contextlib import ExitStack
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from compressor.errors import BadInput, UnsupportedNetwork
+from compressor.fast import best_layouts, fold_norms
 from compressor.objective import Objective, size_of
-from compressor.state import left_as_found
+from compressor.state import observed
 from compressor.types import Scores, Slice, Structure
 
 GatePlace = Literal["read", "post-norm", "pre-norm"]
@@ -49,22 +50,24 @@ def node_elasticity(
     prunable = {g.name: g for g in structure.prunable}
     totals = {name: torch.zeros(g.width, dtype=torch.float64) for name, g in prunable.items()}
     loss_sum, samples = 0.0, 0
-    with left_as_found(model), ExitStack() as hooks:
-        gates = _Gates(per_sample=aggregate == "sample")
+    with observed(model) as twin:
+        if gate == "read":  # the other gates sit where a folded norm no longer is
+            fold_norms(twin, structure.norms)
+        best_layouts(twin)
+        gates = _Gates()
         for name, group in prunable.items():
             for s in group.slices:
-                gates.place(hooks, model, structure, name, s, gate)
+                gates.place(twin, structure, name, s, gate)
         for batch in objective.batches():
             size = size_of(batch)
-            loss = objective.loss_of(model, batch)
+            loss = objective.loss_of(twin, batch)
             if not bool(torch.isfinite(loss)):
                 raise BadInput(f"the loss is {loss.item()}: look for NaN or huge values in the weights and the data")
             if not loss.requires_grad:
                 raise BadInput("the loss does not depend on any prunable node")
             loss.backward()
-            for name, sums in gates.collect().items():  # (1 or batch, width), gradients of the batch's mean loss
-                scaled = sums.to("cpu", torch.float64) * size
-                totals[name] += scaled.sum(0) if aggregate == "signed" else scaled.abs().sum(0)
+            for name, sums in gates.collect().items():  # (batch, width), of the batch's mean loss
+                totals[name] += size * _AGGREGATES[aggregate](sums.to("cpu", torch.float64))
             loss_sum, samples = loss_sum + loss.item() * size, samples + size
     mean_loss = loss_sum / samples
     values = {name: total.abs() / samples / max(abs(mean_loss), 1e-30) for name, total in totals.items()}
@@ -73,61 +76,59 @@ def node_elasticity(
     return Scores(values, mean_loss, samples)
 
 
+_AGGREGATES: dict[Aggregate, Callable[[Tensor], Tensor]] = {
+    "signed": lambda sums: sums.sum(0),
+    "batch": lambda sums: sums.sum(0).abs(),
+    "sample": lambda sums: sums.abs().sum(0),
+}
+
+
 class _Gates:
     """Hooks that add up y dL/dy per channel for one batch, and hand the sums out per group."""
 
-    def __init__(self, per_sample: bool) -> None:
-        self.per_sample = per_sample
+    def __init__(self) -> None:
         self._sums: dict[str, list[tuple[Tensor, Tensor]]] = defaultdict(list)
 
     def collect(self) -> dict[str, Tensor]:
-        """Sums `(1 or batch, width)` per group since the last call."""
+        """Sums `(batch, width)` per group since the last call."""
         found: dict[str, Tensor] = {}
         for name, parts in self._sums.items():
-            for sums, index in parts:  # sums (1 or batch, channels); index (width, k)
+            for sums, index in parts:  # sums (batch, channels); index (width, k)
                 part = sums.double()[:, index.to(sums.device)].sum(-1)
                 found[name] = found[name] + part if name in found else part
         self._sums.clear()
         return found
 
-    def place(self, hooks: ExitStack, model: nn.Module, structure: Structure, group: str, s: Slice, gate: GatePlace) -> None:
+    def place(self, model: nn.Module, structure: Structure, group: str, s: Slice, gate: GatePlace) -> None:
         """Register the hook of one slice, if the gate belongs there."""
         module = model.get_submodule(s.layer)
         if gate == "read" and s.role == "read":
             index = _input_channels(module, s)
-            handle = module.register_forward_pre_hook(
-                lambda m, args: (self._gated(args[0], group, index, s.layer, m), *args[1:])
-            )
+            module.register_forward_pre_hook(lambda m, args: (self._gated(args[0], group, index, s.layer, m), *args[1:]))
         elif gate != "read" and s.role == "produce":
             follower = structure.norms.get(s.layer) if gate == "post-norm" else None
             place = model.get_submodule(follower) if follower else module
-            handle = place.register_forward_hook(
-                lambda _, args, out: self._gated(out, group, s.index, s.layer, module, output=True)
-            )
-        else:
-            return
-        hooks.callback(handle.remove)
+            place.register_forward_hook(lambda _, args, out: self._gated(out, group, s.index, s.layer, module, output=True))
 
     def _gated(self, x: Tensor, group: str, index: Tensor, layer: str, module: nn.Module, output: bool = False) -> Tensor:
         y = x.view_as(x) if x.requires_grad else x.detach().requires_grad_()
-        version = y._version
+        held = y.detach()  # the hook must not hold y itself: that cycle would keep every activation alive
+        version = held._version
         dim = y.dim() - 1 if isinstance(module, nn.Linear) else 1
 
         def add(gradient: Tensor) -> None:
-            if y._version != version:
+            if held._version != version:
                 raise UnsupportedNetwork(f"{layer}: its input is changed in place later; use inplace=False there")
-            self._sums[group].append((channel_sums(y.detach(), gradient, dim, self.per_sample), index))
+            self._sums[group].append((channel_sums(held, gradient, dim), index))
 
         y.register_hook(add)
         return y.clone() if output else y  # what follows an output may work in place
 
 
-def channel_sums(y: Tensor, gradient: Tensor, dim: int, per_sample: bool) -> Tensor:
-    """Sum of y * gradient over all dimensions but `dim` (and the samples): `(1 or batch, channels)`."""
-    product = y * gradient
-    others = [d for d in range(y.dim()) if d != dim and not (per_sample and d == 0)]
-    sums = product.sum(others) if others else product
-    return sums if per_sample else sums[None]
+def channel_sums(y: Tensor, gradient: Tensor, dim: int) -> Tensor:
+    """Sum of y * gradient over all dimensions but the samples and `dim`: `(batch, channels)`."""
+    product = (y * gradient).movedim(dim, 1)
+    return product.flatten(2).sum(2) if product.dim() > 2 else product
 
 
 def _input_channels(module: nn.Module, s: Slice) -> Tensor:

@@ -17,7 +17,7 @@ from torch import Tensor, fx, nn
 from torch.export.graph_signature import InputKind
 
 from compressor.errors import CompressError
-from compressor.state import left_as_found
+from compressor.state import observed
 from compressor.structure.grouping import Axis, groups_of
 from compressor.structure.labels import FILLER, Labels, compact
 from compressor.types import OUTPUT, Role, Structure, total_by_layer
@@ -129,9 +129,9 @@ def by_label_flow(model: nn.Module, example_inputs: tuple[Tensor, ...]) -> Struc
     Raises:
         Untraceable: `torch.export` fails; the message is its first line.
     """
-    with left_as_found(model):
+    with observed(model) as twin:
         try:
-            program = torch.export.export(model, example_inputs)
+            program = torch.export.export(twin, example_inputs)
         except Exception as error:  # torch.export raises whatever the network's code provokes
             raise Untraceable(f"{type(error).__name__}: {str(error).strip().splitlines()[0][:120]}") from error
     flow = Flow()

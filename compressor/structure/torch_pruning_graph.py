@@ -1,0 +1,91 @@
+"""torch-pruning's dependency graph as a `Structure`: the second opinion, and the way in where `torch.export` cannot trace.
+
+Only its graph is used; selection, rounding and surgery are ours. The only importer of torch_pruning.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.conv import _ConvNd
+
+from compressor.errors import UnsupportedNetwork
+from compressor.state import observed
+from compressor.structure.grouping import groups_of
+from compressor.structure.label_flow import Flow, Parameter
+from compressor.types import OUTPUT, Role, Structure, total_by_layer
+
+
+def by_torch_pruning(model: nn.Module, example_inputs: tuple[Tensor, ...]) -> Structure:
+    """The groups of `model` as torch-pruning couples them.
+
+    Raises:
+        UnsupportedNetwork: torch-pruning cannot make its graph; the message is its own first line.
+    """
+    import torch_pruning
+
+    flow = Flow()
+    with observed(model) as twin, warnings.catch_warnings(), torch.enable_grad():
+        warnings.simplefilter("ignore")
+        names = {module: name for name, module in twin.named_modules()}
+        try:
+            for parameter in twin.parameters():
+                parameter.requires_grad_(True)  # it follows grad_fn
+            graph = torch_pruning.DependencyGraph().build_dependency(twin, example_inputs)
+            found = list(graph.get_all_groups())
+        except Exception as error:  # torch-pruning raises whatever its tracing provokes
+            first = (str(error).strip().splitlines() or ["no message"])[0][:120]
+            raise UnsupportedNetwork(
+                f"neither torch.export nor torch-pruning can trace it ({type(error).__name__}: {first})"
+            ) from error
+        for module, node in graph.module2node.items():
+            after = [output.module for output in node.outputs]
+            if isinstance(module, (_ConvNd, nn.Linear)) and len(after) == 1 and isinstance(after[0], _NormBase):
+                flow.norms[names[module]] = names[after[0]]
+        for group in found:
+            _tie(flow, graph, group, names)
+    component, reasons = flow.labels.solve()
+    groups = groups_of(flow.axes.values(), {}, component, reasons)
+    structure = Structure(groups, flow.shapes, flow.norms, 0, "torch-pruning")
+    return Structure(groups, flow.shapes, flow.norms, sum(total_by_layer(structure).values()), "torch-pruning")
+
+
+def _tie(flow: Flow, graph, group, names: dict[nn.Module, str]) -> None:
+    """Translate one of torch-pruning's groups: its items' indices are tied to those of its root layer."""
+    root_module = group[0].dep.target.module
+    root = flow.axis(Parameter(f"{names[root_module]}.weight", tuple(root_module.weight.shape)), 0, _out_role(root_module))
+    has_reader = False
+    for item in group.items:
+        module, outputs = item.dep.target.module, graph.is_out_channel_pruning_fn(item.dep.handler)
+        if module not in names:
+            if isinstance(module, nn.Parameter):
+                flow.labels.freeze(root, f"{names[root_module]}: coupled with a parameter outside of a layer")
+            continue
+        has_reader |= not outputs
+        for parameter, dim, role in _places(names[module], module, outputs):
+            labels = flow.axis(parameter, dim, role)
+            flow.labels.tie(labels[list(item.idxs)], root[list(item.root_idxs)])
+        if isinstance(module, _ConvNd) and 1 < module.groups < module.in_channels:
+            flow.labels.freeze(root, f"{names[module]}: a grouped convolution in torch-pruning's graph")
+    if not has_reader:
+        flow.labels.freeze(root, OUTPUT)
+
+
+def _out_role(module: nn.Module) -> Role:
+    return "pass" if isinstance(module, _ConvNd) and 1 < module.groups == module.in_channels else "produce"
+
+
+def _places(name: str, module: nn.Module, outputs: bool) -> Iterator[tuple[Parameter, int, Role]]:
+    """The dimensions of a module's tensors that lose an entry with one of its outputs (or inputs)."""
+    if isinstance(module, (_ConvNd, nn.Linear)) and not outputs:
+        if _out_role(module) == "produce":
+            yield Parameter(f"{name}.weight", tuple(module.weight.shape)), 1, "read"
+        return
+    for attribute, tensor in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)):
+        if tensor.dim():
+            is_weight = tensor.dim() > 1
+            yield Parameter(f"{name}.{attribute}", tuple(tensor.shape)), 0, _out_role(module) if is_weight else "carry"
