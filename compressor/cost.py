@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 from dataclasses import dataclass
 
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from compressor.quiet import quiet
 from compressor.state import observed
 
 LAYERS = (nn.modules.conv._ConvNd, nn.Linear)
@@ -58,10 +58,9 @@ def macs(model: nn.Module, inputs: tuple[Tensor, ...]) -> int:
 
 def macs_by_fvcore(model: nn.Module, inputs: tuple[Tensor, ...]) -> int:
     """The same count by fvcore, as a cross-check: its convolutions and linear layers only."""
-    from fvcore.nn import FlopCountAnalysis
+    with observed(model) as twin, quiet():
+        from fvcore.nn import FlopCountAnalysis
 
-    logging.getLogger("fvcore.nn.jit_analysis").setLevel(logging.ERROR)
-    with observed(model) as twin:
         analysis = FlopCountAnalysis(twin, tuple(x[:1] for x in inputs))
         counts = analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False).by_operator()
     return int(sum(counts[name] for name in ("conv", "linear", "addmm", "matmul")))
@@ -69,9 +68,9 @@ def macs_by_fvcore(model: nn.Module, inputs: tuple[Tensor, ...]) -> int:
 
 def macs_by_thop(model: nn.Module, inputs: tuple[Tensor, ...]) -> int:
     """The same count by thop, as a cross-check: convolutions and linear layers only."""
-    import thop
+    with observed(model) as twin, quiet():
+        import thop
 
-    with observed(model) as twin:
         _, _, layers = thop.profile(twin, tuple(x[:1] for x in inputs), verbose=False, ret_layer_info=True)
         return int(_of_layers(twin, layers))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -28,10 +29,9 @@ def fold_norms(model: nn.Module, norms: Mapping[str, str]) -> None:
         if not isinstance(norm, _NormBase) or norm.running_mean is None:
             continue
         assert isinstance(layer, (nn.Linear, _ConvNd))
-        fuse = fuse_linear_bn_weights if isinstance(layer, nn.Linear) else fuse_conv_bn_weights
-        layer.weight, layer.bias = fuse(  # type: ignore[assignment]
-            layer.weight, layer.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
-        )
+        fuse: Any = fuse_linear_bn_weights if isinstance(layer, nn.Linear) else fuse_conv_bn_weights
+        statistics = (norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias)
+        layer.weight, layer.bias = fuse(layer.weight, layer.bias, *statistics)
         layer.requires_grad_(False)
         parent, _, name = norm_name.rpartition(".")
         setattr(model.get_submodule(parent), name, nn.Identity())

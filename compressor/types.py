@@ -179,18 +179,19 @@ OUTPUT = "it is the network's output"
 
 @dataclass(frozen=True)
 class Scores:
-    """One number per node, higher = keep.
+    """One number per node or weight, higher = keep.
 
     Attributes:
-        values: group name -> `(width,)` float64, finite.
+        values: group name -> `(width,)`, or weight tensor's name -> its shape; float64, finite.
         loss: the loss that the scores are the elasticity of, where the method has one.
         samples: number of samples that were seen.
+        unit: what is scored.
     """
 
     values: Mapping[str, Tensor]
     loss: float | None = None
     samples: int = 0
-    unit: Literal["node"] = "node"
+    unit: Literal["node", "weight"] = "node"
 
     def __post_init__(self) -> None:
         for name, value in self.values.items():

@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import logging
-import os
-import sys
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import onnx
@@ -15,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from compressor.errors import BadInput, MissingEnvironment
+from compressor.quiet import quiet
 from compressor.state import observed
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
@@ -29,7 +25,7 @@ def write(model: nn.Module, path: Path, example_inputs: tuple[Tensor, ...]) -> i
     two = tuple(torch.cat([x, x])[:2].cpu() for x in example_inputs)
     names = [f"input{n}" if n else "input" for n in range(len(two))]
     batch = torch.export.Dim("batch")
-    with observed(model) as twin, _quiet():
+    with observed(model) as twin, quiet():
         program = torch.onnx.export(
             twin.cpu(),
             two,
@@ -77,7 +73,7 @@ def session_runner(path: Path, provider: str = "cpu") -> Callable[[tuple[Tensor,
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
     settings = {"use_tf32": 0} if provider == "cuda" else {}
-    with _quiet():
+    with quiet():
         try:
             session = onnxruntime.InferenceSession(str(path), options, providers=[(PROVIDERS[provider], settings)])
         except Exception as error:  # onnxruntime raises a class of its own for each failure
@@ -101,22 +97,3 @@ def _load(path: Path) -> onnx.ModelProto:
     if not model.graph.input:
         raise BadInput(f"{path}: not an ONNX file (it has no inputs)")
     return model
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep the exporter's and the runtime's start-up noise, native too, away from the user's screen."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    sys.stderr.flush()
-    saved = os.dup(2)
-    try:
-        with open(os.devnull, "w") as nowhere, warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            logger.setLevel(logging.ERROR)
-            os.dup2(nowhere.fileno(), 2)
-            yield
-    finally:
-        os.dup2(saved, 2)
-        os.close(saved)
-        logger.setLevel(level)

@@ -8,7 +8,7 @@ computed, and the backward pass ends at the first gate.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Literal
 
 import torch
@@ -23,6 +23,9 @@ from compressor.types import Scores, Slice, Structure
 
 GatePlace = Literal["read", "post-norm", "pre-norm"]
 Aggregate = Literal["signed", "batch", "sample"]
+
+LEAST_LOSS = 1e-30
+"""A loss of exactly 0 would make every elasticity infinite; the ranking does not depend on it."""
 
 
 def node_elasticity(
@@ -60,20 +63,51 @@ def node_elasticity(
                 gates.place(twin, structure, name, s, gate)
         for batch in objective.batches():
             size = size_of(batch)
-            loss = objective.loss_of(twin, batch)
-            if not bool(torch.isfinite(loss)):
-                raise BadInput(f"the loss is {loss.item()}: look for NaN or huge values in the weights and the data")
+            loss = _finite(objective.loss_of(twin, batch))
             if not loss.requires_grad:
                 raise BadInput("the loss does not depend on any prunable node")
             loss.backward()
             for name, sums in gates.collect().items():  # (batch, width), of the batch's mean loss
                 totals[name] += size * _AGGREGATES[aggregate](sums.to("cpu", torch.float64))
             loss_sum, samples = loss_sum + loss.item() * size, samples + size
-    mean_loss = loss_sum / samples
-    values = {name: total.abs() / samples / max(abs(mean_loss), 1e-30) for name, total in totals.items()}
-    if not any(bool(v.any()) for v in values.values()):
-        raise BadInput("every score is 0: the loss does not depend on the nodes (constant outputs, or a dead network)")
-    return Scores(values, mean_loss, samples)
+    return _elastic(totals, loss_sum, samples, "node")
+
+
+def weight_elasticity(model: nn.Module, objective: Objective) -> Scores:
+    """|w dL/dw| / |L| for every entry of every convolution's and linear layer's weight (SNIP, eq. 3 of SNIP-it).
+
+    Returns:
+        Scores of unit `weight`, shaped like the tensors, in float64, by state-dict name; a masked weight (0) scores 0.
+    Raises:
+        BadInput: the loss is not finite, or every score is 0.
+    """
+    with observed(model) as twin:
+        weights = {f"{n}.weight": m.weight for n, m in twin.named_modules() if isinstance(m, (nn.Linear, _ConvNd))}
+        totals = {name: torch.zeros(weight.shape, dtype=torch.float64) for name, weight in weights.items()}
+        for weight in weights.values():
+            weight.requires_grad_(True)
+        loss_sum, samples = 0.0, 0
+        for batch in objective.batches():
+            size, loss = size_of(batch), _finite(objective.loss_of(twin, batch))
+            for name, gradient in zip(weights, torch.autograd.grad(loss, list(weights.values())), strict=True):
+                totals[name] += size * gradient.to("cpu", torch.float64)
+            loss_sum, samples = loss_sum + loss.item() * size, samples + size
+        signed = {name: total * weights[name].detach().to("cpu", torch.float64) for name, total in totals.items()}
+    return _elastic(signed, loss_sum, samples, "weight")
+
+
+def _finite(loss: Tensor) -> Tensor:
+    if not bool(torch.isfinite(loss)):
+        raise BadInput(f"the loss is {loss.item()}: look for NaN or huge values in the weights and the data")
+    return loss
+
+
+def _elastic(sums: Mapping[str, Tensor], loss_sum: float, samples: int, unit: Literal["node", "weight"]) -> Scores:
+    """Sums over samples of dL/dc as elasticities |dL/dc| / |L|."""
+    if not any(bool(total.any()) for total in sums.values()):
+        raise BadInput("every score is 0: the loss does not depend on the network (constant outputs, or dead nodes)")
+    loss = loss_sum / samples
+    return Scores({name: s.abs() / samples / max(abs(loss), LEAST_LOSS) for name, s in sums.items()}, loss, samples, unit)
 
 
 _AGGREGATES: dict[Aggregate, Callable[[Tensor], Tensor]] = {

@@ -13,7 +13,8 @@ def initialise(model: nn.Module, weights: Literal["orthogonal", "glorot"] = "ort
 
     Args:
         weights: `orthogonal` is SNIP-it's: orthogonal with the gain of LeakyReLU(0.05), gain 1 in the last layer, biases
-            uniform in +-1/sqrt(fan_in). `glorot` is SNIP's variance scaling: normal with variance 2 / (fan_in + fan_out), biases 0.
+            uniform in +-1/sqrt(fan_in). `glorot` is SNIP's variance scaling: normal with variance
+            2 / (fan_in + fan_out), biases 0.
     """
     layers = [m for m in model.modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
     for module in model.modules():

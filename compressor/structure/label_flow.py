@@ -17,6 +17,7 @@ from torch import Tensor, fx, nn
 from torch.export.graph_signature import InputKind
 
 from compressor.errors import CompressError
+from compressor.quiet import quiet
 from compressor.state import observed
 from compressor.structure.grouping import Axis, groups_of
 from compressor.structure.labels import FILLER, Labels, compact
@@ -129,7 +130,7 @@ def by_label_flow(model: nn.Module, example_inputs: tuple[Tensor, ...]) -> Struc
     Raises:
         Untraceable: `torch.export` fails; the message is its first line.
     """
-    with observed(model) as twin:
+    with observed(model) as twin, quiet():
         try:
             program = torch.export.export(twin, example_inputs)
         except Exception as error:  # torch.export raises whatever the network's code provokes

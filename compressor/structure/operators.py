@@ -24,9 +24,11 @@ def _names(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
+RESHAPES = _names("view reshape _unsafe_view view_as unflatten")
+PARTS = _names("split split_with_sizes tensor_split chunk")
 MOVES = _names(
-    """view reshape _unsafe_view view_as flatten unflatten permute transpose t numpy_T mT swapaxes swapdims movedim moveaxis
-    cat concat concatenate stack hstack vstack split split_with_sizes tensor_split chunk unbind select slice narrow
+    """flatten permute transpose t numpy_T mT swapaxes swapdims movedim moveaxis
+    cat concat concatenate stack hstack vstack unbind select slice narrow
     roll flip rot90 unsqueeze squeeze expand expand_as repeat tile repeat_interleave pixel_shuffle pixel_unshuffle
     channel_shuffle native_channel_shuffle broadcast_to unfold diagonal"""
 )
@@ -98,6 +100,54 @@ def _move(flow: Flow, node: fx.Node, arguments: list[Any], options: dict[str, An
     target: Any = node.target
     outcome = target(*(_entries(flow, a) for a in arguments), **options)
     return list(outcome) if isinstance(outcome, tuple) else outcome
+
+
+def _reshape(flow: Flow, node: fx.Node, arguments: list[Any], options: dict[str, Any]) -> Any:
+    """Where channels are split over two dimensions, as in a shuffle, those along the smaller one go together.
+
+    The network's code divides by that factor (`view(n, 2, c // 2, h, w)`), so each of its parts must keep as many.
+    """
+    x = _entries(flow, arguments[0])
+    outcome = _move(flow, node, [x, *arguments[1:]], options)
+    for first, last in _split_dimensions(tuple(x.shape), tuple(outcome.shape)):
+        inside = [d for d in range(first, last) if not constant_along(outcome, d)]
+        for dim in sorted(inside, key=lambda d: outcome.shape[d])[: len(inside) - 1]:
+            flow.labels.tie(outcome.narrow(dim, 0, 1).expand_as(outcome), outcome)
+    return outcome
+
+
+def _split_dimensions(before: tuple[int, ...], after: tuple[int, ...]) -> list[tuple[int, int]]:
+    """The ranges of dimensions in `after` that were one dimension in `before`."""
+    found: list[tuple[int, int]] = []
+    start = 0
+    for size in before:
+        stop, product = start, 1
+        while stop < len(after) and product < size and size % (product * after[stop]) == 0:
+            product *= after[stop]
+            stop += 1
+        if product != size:
+            return found  # dimensions were merged: from here on nothing is split
+        if stop - start > 1:
+            found.append((start, stop))
+        start = max(stop, start + (size == 1 and start < len(after) and after[start] == 1))
+    return found
+
+
+def _part(flow: Flow, node: fx.Node, arguments: list[Any], options: dict[str, Any]) -> Any:
+    """Equal parts stay equal: nodes in the same place of each go together."""
+    parts = _move(flow, node, arguments, options)
+    dim = options.get("dim", arguments[2] if len(arguments) > 2 else 0)
+    if len({part.shape[dim] for part in parts}) == 1 and not constant_along(_entries(flow, arguments[0]), dim):
+        for part in parts[1:]:
+            flow.labels.tie(parts[0], part)
+    return parts
+
+
+def _prelu(flow: Flow, node: fx.Node, arguments: list[Any], options: dict[str, Any]) -> Any:
+    x, slope = arguments
+    if isinstance(slope, Parameter) and slope.shape[0] > 1:
+        flow.carry(slope, flow.channels(x, 1, NOT_A_CHANNEL))
+    return x
 
 
 def _index(flow: Flow, node: fx.Node, arguments: list[Any], options: dict[str, Any]) -> Any:
@@ -261,13 +311,22 @@ def _frozen_layer(flow: Flow, node: fx.Node, arguments: list[Any]) -> Any:
 
 RULES: dict[str, Rule] = (
     dict.fromkeys(MOVES, _move)
+    | dict.fromkeys(RESHAPES, _reshape)
+    | dict.fromkeys(PARTS, _part)
     | dict.fromkeys(INDEXED, _index)
     | dict.fromkeys(SAME, _same)
     | dict.fromkeys(POOLS, _pool)
     | dict.fromkeys(REDUCTIONS, _reduce)
     | dict.fromkeys(SOFTMAXES, _softmax)
+    | dict.fromkeys(("prelu", "_prelu_kernel"), _prelu)
     | dict.fromkeys(CONVOLUTIONS, _convolution)
     | dict.fromkeys(("constant_pad_nd", "pad"), _pad)
     | dict.fromkeys(NORMS_OVER_CHANNELS, _over_channels)
-    | {"batch_norm": _batch_norm, "_native_batch_norm_legit_no_training": _batch_norm, "linear": _linear}
+    | {
+        "batch_norm": _batch_norm,
+        "_native_batch_norm_legit_no_training": _batch_norm,
+        "linear": _linear,
+        "prelu": _prelu,
+        "_prelu_kernel": _prelu,
+    }
 )

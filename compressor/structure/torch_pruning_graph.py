@@ -5,7 +5,6 @@ Only its graph is used; selection, rounding and surgery are ours. The only impor
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator
 
 import torch
@@ -14,6 +13,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
 from compressor.errors import UnsupportedNetwork
+from compressor.quiet import quiet
 from compressor.state import observed
 from compressor.structure.grouping import groups_of
 from compressor.structure.label_flow import Flow, Parameter
@@ -29,14 +29,14 @@ def by_torch_pruning(model: nn.Module, example_inputs: tuple[Tensor, ...]) -> St
     import torch_pruning
 
     flow = Flow()
-    with observed(model) as twin, warnings.catch_warnings(), torch.enable_grad():
-        warnings.simplefilter("ignore")
+    with observed(model) as twin, quiet(), torch.enable_grad():
         names = {module: name for name, module in twin.named_modules()}
         try:
             for parameter in twin.parameters():
                 parameter.requires_grad_(True)  # it follows grad_fn
             graph = torch_pruning.DependencyGraph().build_dependency(twin, example_inputs)
-            found = list(graph.get_all_groups())
+            order = list(names)
+            found = sorted(graph.get_all_groups(), key=lambda group: order.index(group[0].dep.target.module))
         except Exception as error:  # torch-pruning raises whatever its tracing provokes
             first = (str(error).strip().splitlines() or ["no message"])[0][:120]
             raise UnsupportedNetwork(

@@ -1,0 +1,162 @@
+"""The groups that label flow finds: by hand, against torch-pruning, and where a network stands in the way."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from conftest import BLOCKS
+from torch import nn
+
+from compressor import networks
+from compressor.errors import UnsupportedNetwork
+from compressor.networks._initialise import initialise
+from compressor.structure import structure
+from compressor.structure.label_flow import by_label_flow
+from compressor.structure.torch_pruning_graph import by_torch_pruning
+from compressor.types import OUTPUT, Structure
+
+X = (torch.randn(1, 3, 8, 8),)
+
+
+def places(found: Structure) -> set:
+    """Every node as the set of its places, and whether it may go."""
+    return {
+        (frozenset((s.tensor, s.dim, int(i)) for s in g.slices for i in s.index[n]), g.frozen is None)
+        for g in found.groups
+        for n in range(g.width)
+    }
+
+
+@pytest.mark.parametrize("name", networks.names())
+def test_both_graphs_agree_on_the_papers_networks(name: str) -> None:
+    with torch.random.fork_rng():
+        model, origin = networks.skeleton(name)
+        model = model.to_empty(device="cpu")
+        initialise(model, "glorot")
+    x = (torch.randn(1, *origin.input_shape),)
+    ours, theirs = by_label_flow(model, x), by_torch_pruning(model, x)
+    assert places(ours) == places(theirs)
+    assert ours.norms == theirs.norms
+    assert ours.total_nodes == theirs.total_nodes
+
+
+@pytest.mark.parametrize("name", ["Plain", "Swish", "Residual", "SharedInput", "Dense"])
+def test_both_graphs_agree_on_blocks(name: str) -> None:
+    model = BLOCKS[name]()
+    assert places(by_label_flow(model, X)) == places(by_torch_pruning(model, X))
+
+
+def test_residual_sums_tie_their_layers() -> None:
+    found = structure(BLOCKS["Residual"](), X)
+    stream = found.groups[0]
+    assert (stream.name, stream.width, stream.multiplicity) == ("stem.0", 6, 3)
+    assert stream.layers("produce") == ("stem.0", "branches.0.1.0", "branches.1.1.0")
+    assert stream.layers("read") == ("branches.0.0.0", "branches.1.0.0", "head.fc")
+    assert found.total_nodes == 3 * 6 + 2 * 4
+
+
+def test_a_flattened_map_repeats_each_channel() -> None:
+    found = structure(BLOCKS["Plain"](), X)
+    read = next(s for s in found.groups[1].slices if s.tensor.endswith("fc.weight"))
+    assert read.index.shape == (8, 4)
+    assert read.index[2].tolist() == [8, 9, 10, 11]
+
+
+def test_depthwise_passes_on_and_the_gate_is_tied() -> None:
+    found = structure(BLOCKS["Depthwise"](), X)
+    group = next(g for g in found.prunable if g.name == "expand.0")
+    assert group.width == 6
+    assert group.multiplicity == 1 + 2 + 2  # expand, two depthwise outputs, and the two excitations tied to them
+    assert group.layers("pass") == ("depth.0",)
+    assert "excite" in group.layers("produce")
+
+
+def test_grouped_convolutions_tie_equal_positions() -> None:
+    found = structure(BLOCKS["Grouped"](), X)
+    into, out = found.groups[0], found.groups[1]
+    assert (into.width, into.multiplicity) == (2, 4)
+    assert (out.width, out.multiplicity) == (3, 4)
+
+
+def test_channel_shuffle_and_flip_are_followed() -> None:
+    shuffled = structure(BLOCKS["Shuffle"](), X)
+    read = next(s for s in shuffled.prunable[0].slices if s.tensor == "head.fc.weight").index
+    assert {g.frozen for g in shuffled.frozen} == {OUTPUT}
+    assert shuffled.prunable[0].width == 4  # the halves' equal places go together, or the code's view would mix them
+    assert read[1].tolist() == [8, 9, 10, 11, 12, 13, 14, 15]  # interleaved: left channel 1, then right channel 1
+    split = structure(BLOCKS["Split"](), X)
+    last = next(g for g in split.groups if g.name == "left.0")
+    columns = next(s for s in last.slices if s.tensor == "head.fc.weight").index[:, 0]
+    assert columns.tolist() == [12, 8, 4, 0]  # flipped to the front, in reverse
+
+
+def test_the_output_layer_is_frozen_and_not_counted() -> None:
+    found = structure(BLOCKS["Plain"](), X)
+    assert found.groups[-1].frozen == OUTPUT
+    assert found.total_nodes == 6 + 8
+
+
+class Normalised(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.norm, self.second = nn.Conv2d(3, 4, 3), nn.GroupNorm(2, 4), nn.Conv2d(4, 6, 3)
+        self.fc = nn.Linear(6, 5)
+
+    def forward(self, x):
+        return self.fc(torch.relu(self.second(self.norm(self.first(x)))).mean((2, 3)))
+
+
+def test_an_operator_in_the_way_freezes_what_it_touches_and_is_named() -> None:
+    found = structure(Normalised(), X)
+    assert [g.name for g in found.prunable] == ["second"]
+    frozen = next(g for g in found.frozen if g.name == "first")
+    assert frozen.frozen == "norm (group_norm): it normalises over channels"
+
+
+class Unknown(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+
+    def forward(self, x):
+        return torch.fft.fft(self.conv(x)).abs().mean((1, 2, 3))
+
+
+def test_nothing_prunable_is_refused_with_layer_and_operator() -> None:
+    with pytest.raises(UnsupportedNetwork, match=r"nothing can be pruned: .*fft"):
+        structure(Unknown(), X)
+
+
+class Branching(nn.Module):
+    """Control flow that depends on the data: torch.export gives up."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.fc = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 6, 3), nn.Linear(6, 5)
+
+    def forward(self, x):
+        x = torch.relu(self.first(x))
+        if x.sum() > 1e9:
+            x = x * 2
+        return self.fc(torch.relu(self.second(x)).mean((2, 3)))
+
+
+def test_torch_pruning_is_the_way_in_where_export_cannot_trace() -> None:
+    with pytest.warns(UserWarning, match="using torch-pruning's graph"):
+        found = structure(Branching(), X)
+    assert found.found_by == "torch-pruning"
+    assert [g.name for g in found.prunable] == ["first", "second"]
+
+
+def test_integer_indices_are_followed_by_value() -> None:
+    class Indexed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.fc = nn.Conv2d(3, 4, 3), nn.Linear(4, 5)
+            self.register_buffer("order", torch.tensor([2, 0, 3, 1]))
+
+        def forward(self, x):
+            return self.fc(self.first(x).mean((2, 3))[:, self.order])
+
+    read = next(s for s in structure(Indexed(), X).groups[0].slices if s.role == "read")
+    assert read.index[:, 0].tolist() == [1, 3, 0, 2]
