@@ -4,6 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 COMPRESS := $(BIN)/compress
 READY := $(VENV)/.ready
+DATA ?= $(firstword $(wildcard ../shared/data/cifar10) digits)
 
 .PHONY: demo test test-slow check format bench clean
 
@@ -35,7 +36,7 @@ format: $(READY)
 	$(BIN)/ruff check --fix .
 
 bench: $(READY)  ## the numbers of the README, with their environment
-	$(BIN)/python -m benchmarks.main_job
+	$(BIN)/python -m benchmarks.main_job --data $(DATA)
 
 clean:
 	rm -rf $(VENV) demo build *.egg-info

@@ -37,7 +37,7 @@ HOMES = {
     "click": {"cli.py"},
     "rich": {"cli.py"},
     "onnx": {"exporters/onnx.py"},
-    "onnxruntime": {"exporters/onnx.py", "benchmarks/main_job.py"},
+    "onnxruntime": {"exporters/onnx.py"},
     "datasets": {"compressor/data/_folder.py"},
     "sklearn": {"compressor/data/_digits.py"},
     "safetensors": {"compressor/checkpoint.py"},

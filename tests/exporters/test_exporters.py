@@ -1,0 +1,130 @@
+"""Written files are proven in a real ONNX Runtime session; a wrong one never appears."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import onnx
+import pytest
+import torch
+from conftest import BLOCKS
+from torch import nn
+
+import exporters
+from compressor.errors import BadInput, MissingEnvironment, NotEquivalent, WrongUsage
+from compressor.proof import randomised
+from exporters import check_equivalence, export
+from exporters.onnx import input_shape, opset, session_runner
+
+X = (torch.randn(12, 3, 8, 8),)
+
+
+def test_every_small_network_survives_the_export(block_network: nn.Module, tmp_path: Path) -> None:
+    [proof] = export(block_network, tmp_path / "net.onnx", example_inputs=X)
+    assert proof
+    assert proof.conclusive
+    assert proof.needed_tolerance < 1e-5
+    assert [p.name for p in tmp_path.iterdir()] == ["net.onnx"]
+
+
+def test_bias_free_layers_that_share_an_input_survive(tmp_path: Path) -> None:
+    """A ResNet's conv1 and downsample: an exporter once fused their norms into one another, and accuracy fell to 0."""
+    model = randomised(BLOCKS["SharedInput"](), seed=7).eval()
+    assert model.conv1[0].bias is None
+    assert model.downsample[0].bias is None
+    [proof] = export(model, tmp_path / "net.onnx", example_inputs=X)
+    assert proof
+    assert proof.variation > 0.1
+
+
+def test_one_file_dynamic_batch_no_traces_of_the_exporter(tmp_path: Path) -> None:
+    model = randomised(BLOCKS["Residual"]()).eval()
+    path = tmp_path / "net.onnx"
+    export(model, path, example_inputs=X)
+    written = onnx.load(path, load_external_data=False)
+    assert not any(t.data_location == onnx.TensorProto.EXTERNAL for t in written.graph.initializer)
+    assert written.graph.input[0].type.tensor_type.shape.dim[0].dim_param
+    assert opset(written) >= 17
+    assert input_shape(path) == (3, 8, 8)
+    assert str(Path(__file__).parent).encode() not in path.read_bytes()
+    run = session_runner(path)
+    for size in (1, 2, 7, 33):
+        x = torch.randn(size, 3, 8, 8)
+        torch.testing.assert_close(run((x,))[0], model(x).detach(), rtol=1e-4, atol=1e-5)
+
+
+def test_the_network_is_left_as_found(tmp_path: Path) -> None:
+    model = BLOCKS["Residual"]().train()
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    export(model, tmp_path / "net.onnx", example_inputs=X)
+    assert model.training
+    assert all(p.requires_grad for p in model.parameters())
+    assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
+
+
+def test_a_wrong_file_never_appears(tmp_path: Path, monkeypatch) -> None:
+    """The writer is made to write another network; the old file stays."""
+    import exporters.onnx as writer
+
+    model, other = randomised(BLOCKS["Plain"]()).eval(), randomised(BLOCKS["Plain"](), seed=1).eval()
+    target = tmp_path / "net.onnx"
+    target.write_bytes(b"old")
+    right = writer.write
+    monkeypatch.setattr(writer, "write", lambda _, path, inputs: right(other, path, inputs))
+    with pytest.raises(NotEquivalent, match="nothing was written"):
+        export(model, target, example_inputs=X)
+    assert [(p.name, p.read_bytes()) for p in tmp_path.iterdir()] == [("net.onnx", b"old")]
+
+
+def test_all_are_proven_before_any_appears(lenet5, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(exporters, "write_checkpoint", lambda model, path: path.write_bytes(b"broken"))
+    with pytest.raises(BadInput):
+        export(lenet5, tmp_path / "a.onnx", tmp_path / "b.safetensors", example_inputs=(torch.randn(4, 1, 28, 28),))
+    assert not list(tmp_path.iterdir())
+
+
+def test_equivalence_between_any_two_formats(lenet5, tmp_path: Path) -> None:
+    x = (torch.randn(9, 1, 28, 28),)
+    paths = [tmp_path / f"net{suffix}" for suffix in (".onnx", ".safetensors", ".pt")]
+    export(lenet5, *paths, example_inputs=x)
+    for a in (lenet5, *paths):
+        for b in (lenet5, *paths):
+            assert check_equivalence(a, b, x), (a, b)
+    with torch.no_grad():
+        lenet5.classifier[0].weight[0] += 0.05
+    proof = check_equivalence(lenet5, paths[0], x)
+    assert not proof
+    assert check_equivalence(lenet5, paths[0], x, tolerance=proof.needed_tolerance * 1.01)
+
+
+def test_what_cannot_be_run_is_refused(tmp_path: Path, lenet5) -> None:
+    x = (torch.randn(2, 1, 28, 28),)
+    (tmp_path / "text.onnx").write_text("hello")
+    (tmp_path / "empty.onnx").write_bytes(b"")
+    for name, message in (
+        ("text.onnx", "not an ONNX file"),
+        ("empty.onnx", "not an ONNX file"),
+        ("no.onnx", "not an ONNX file"),
+    ):
+        with pytest.raises(BadInput, match=message):
+            check_equivalence(lenet5, tmp_path / name, x)
+    with pytest.raises(BadInput, match="unknown suffix"):
+        check_equivalence(lenet5, tmp_path / "x.bin", x)
+    with pytest.raises(WrongUsage, match="unknown suffix"):
+        export(lenet5, tmp_path / "x.bin", example_inputs=x)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_a_provider_that_is_not_there_is_an_error_not_a_fallback(lenet5, tmp_path: Path) -> None:
+    x = (torch.randn(2, 1, 28, 28),)
+    export(lenet5, tmp_path / "net.onnx", example_inputs=x)
+    with pytest.raises(MissingEnvironment, match="CUDAExecutionProvider"):
+        session_runner(tmp_path / "net.onnx", "cuda")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_cuda_computes_the_same(lenet5, tmp_path: Path) -> None:
+    x = (torch.randn(16, 1, 28, 28),)
+    proofs = export(lenet5, tmp_path / "net.onnx", example_inputs=x, providers=("cpu", "cuda"))
+    assert all(proofs)
