@@ -1,8 +1,8 @@
 """The numbers of the main job: `python -m benchmarks.main_job --data CIFAR10`, as `make bench` runs it.
 
-Scoring and removing of VGG16 at 0.93 against its bound, the bare passes: forward, and backward to the activations, on each event's
-network, parameters frozen, default memory layout. Both on the same samples, one thread, in pairs. Then the command as a
-whole: wall-clock seconds, peak resident memory, sizes; and the start-up of `compress --help`. Raw values go to a JSON file.
+Scoring and removing of VGG16 at 0.93 against its bound, the bare passes: forward, and backward to the activations, on each
+event's network, parameters frozen, default memory layout. Both on the same samples, one thread, in pairs. Then the command
+as a whole: wall-clock seconds, peak resident memory, sizes; and the start-up of `compress --help`. Raw values go to a file.
 """
 
 from __future__ import annotations

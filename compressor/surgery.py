@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -45,14 +45,26 @@ def zeroed_reads(model: nn.Module, structure: Structure, kept: Kept) -> dict[str
     """
     tensors = _tensors(model)
     zeroed: dict[str, Tensor] = {}
+    for name, dim, columns in _removed_reads(structure, kept):
+        weight = zeroed.setdefault(name, tensors[name].detach().clone())
+        weight.index_fill_(dim, columns.to(weight.device), 0.0)
+    return zeroed
+
+
+def zero_reads(model: nn.Module, structure: Structure, kept: Kept) -> None:
+    """Set, in place, the columns of removed nodes to 0 in their consumers' weights."""
+    tensors = _tensors(model)
+    for name, dim, columns in _removed_reads(structure, kept):
+        tensors[name].data.index_fill_(dim, columns.to(tensors[name].device), 0.0)
+
+
+def _removed_reads(structure: Structure, kept: Kept) -> Iterator[tuple[str, int, Tensor]]:
     for group in structure.prunable:
         removed = torch.ones(group.width, dtype=torch.bool)
         removed[kept[group.name]] = False
         for s in group.slices:
             if s.role == "read" and bool(removed.any()):
-                weight = zeroed.setdefault(s.tensor, tensors[s.tensor].detach().clone())
-                weight.index_fill_(s.dim, s.index[removed].flatten().to(weight.device), 0.0)
-    return zeroed
+                yield s.tensor, s.dim, s.index[removed].flatten()
 
 
 def refit(module: nn.Module) -> None:
