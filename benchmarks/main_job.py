@@ -49,7 +49,7 @@ def scoring(data: str, samples: int, batch_size: int, rounds: int) -> dict[str, 
     model, method = networks.build("vgg16"), make("snapit", {})
     batches = list(Samples(open_data(data).train, (3, 32, 32), samples, batch_size))
     objective = Objective(batches)
-    found = structure(model, batches[0])
+    found = structure(model, batches[0][:1])
     graph_seconds = seconds(lambda: structure(model, batches[0][:1]))
     small, left, events = model, found, []
     for target in method.targets(SPARSITY):

@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from compressor import networks
-from compressor.errors import BadInput, CompressError
+from compressor.errors import BadInput, CompressError, first_line
 from compressor.files import check_target, staged
 from compressor.state import origin_of, set_origin
 from compressor.surgery import refit
@@ -124,7 +124,7 @@ def _read_torch(path: Path) -> tuple[str, dict[str, Tensor]]:
     except pickle.UnpicklingError as error:
         raise BadInput(f"{path}: {_refusal(path)}") from error
     except (RuntimeError, OSError, EOFError, KeyError, ValueError, AttributeError, AssertionError) as error:
-        raise BadInput(f"{path}: damaged checkpoint ({str(error).splitlines()[0][:100]})") from error
+        raise BadInput(f"{path}: damaged checkpoint ({first_line(error)})") from error
     if not isinstance(content, dict) or not isinstance(content.get(KEY), str):
         raise BadInput(f"{path}: does not say of which network it is; make it with `compress new` or `save`")
     state = content.get("state_dict")

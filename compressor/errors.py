@@ -12,6 +12,12 @@ CompressError              exit 1: the command line shows the message, no traceb
 from __future__ import annotations
 
 
+def first_line(error: BaseException, length: int = 120) -> str:
+    """What a foreign exception says, short enough for a message of our own."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0][:length]
+
+
 class CompressError(Exception):
     """Base of every error that is the input's fault, not the program's."""
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
+from compressor.errors import first_line
 from compressor.state import outputs_of
 from compressor.surgery import shrink, zero_reads, zeroed_reads
 from compressor.types import TORCH_TOLERANCE, Equivalence, Group, Kept, Structure
@@ -84,7 +85,7 @@ def prove_else_freeze(model: nn.Module, structure: Structure, inputs: tuple[Tens
         try:
             proof = prove_randomised(model, structure, kept, inputs)
         except (RuntimeError, ValueError, IndexError, TypeError, AttributeError) as error:  # the network's own code
-            return f"the smaller network does not run: {str(error).strip().splitlines()[0][:120]}"
+            return f"the smaller network does not run: {first_line(error)}"
         return None if proof else f"removal changes the result (by {proof.needed_tolerance:.1e} of its range)"
 
     def at_fault(groups: tuple[Group, ...]) -> dict[str, str]:

@@ -9,7 +9,7 @@ import onnx
 import torch
 from torch import Tensor, nn
 
-from compressor.errors import BadInput, MissingEnvironment
+from compressor.errors import BadInput, MissingEnvironment, first_line
 from compressor.quiet import quiet
 from compressor.state import observed
 
@@ -77,7 +77,7 @@ def session_runner(path: Path, provider: str = "cpu") -> Callable[[tuple[Tensor,
         try:
             session = onnxruntime.InferenceSession(str(path), options, providers=[(PROVIDERS[provider], settings)])
         except Exception as error:  # onnxruntime raises a class of its own for each failure
-            raise BadInput(f"{path}: ONNX Runtime cannot run it ({str(error).splitlines()[0][:120]})") from error
+            raise BadInput(f"{path}: ONNX Runtime cannot run it ({first_line(error)})") from error
     if session.get_providers()[0] != PROVIDERS[provider]:
         raise MissingEnvironment(f"ONNX Runtime has no working {PROVIDERS[provider]} here; use --device cpu")
     names = [i.name for i in session.get_inputs()]

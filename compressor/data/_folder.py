@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from compressor.data._images import Images, Split, held_out
-from compressor.errors import BadInput
+from compressor.errors import BadInput, first_line
 
 TEST_SPLITS = ("test", "validation", "val")
 
@@ -30,7 +30,7 @@ def folder(path: Path) -> Images:
     try:
         loaded = datasets.load_dataset(str(path)) if is_parquet else datasets.load_dataset("imagefolder", data_dir=str(path))
     except (ValueError, OSError, datasets.exceptions.DatasetsError) as error:
-        raise BadInput(f"data {path}: cannot be read ({str(error).splitlines()[0][:150]})") from error
+        raise BadInput(f"data {path}: cannot be read ({first_line(error)})") from error
     first = loaded[next(iter(loaded))]
     image = next((n for n, f in first.features.items() if isinstance(f, datasets.Image)), None)
     label = next((n for n, f in first.features.items() if isinstance(f, datasets.ClassLabel)), None)

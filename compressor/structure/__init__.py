@@ -6,7 +6,8 @@ import warnings
 
 from torch import Tensor, nn
 
-from compressor.errors import UnsupportedNetwork
+from compressor.errors import BadInput, UnsupportedNetwork, first_line
+from compressor.state import outputs_of
 from compressor.structure.label_flow import Untraceable, by_label_flow
 from compressor.types import Structure
 
@@ -20,9 +21,14 @@ def structure(model: nn.Module, example_inputs: tuple[Tensor, ...]) -> Structure
         model: any network; it is not changed.
         example_inputs: positional inputs with a batch dimension; one sample is enough.
     Raises:
+        BadInput: the network does not run on the inputs.
         UnsupportedNetwork: neither graph can be made, or nothing can be pruned; the message says why.
     """
     one = tuple(x[:1] for x in example_inputs)
+    try:
+        outputs_of(model, one)
+    except Exception as error:  # whatever the network's own code raises
+        raise BadInput(f"the network does not run on the example inputs: {first_line(error)}") from error
     try:
         found = by_label_flow(model, one)
     except Untraceable as reason:

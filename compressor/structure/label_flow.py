@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.export.graph_signature import InputKind
 
-from compressor.errors import CompressError
+from compressor.errors import CompressError, first_line
 from compressor.quiet import quiet
 from compressor.state import observed
 from compressor.structure.grouping import Axis, groups_of
@@ -134,7 +134,7 @@ def by_label_flow(model: nn.Module, example_inputs: tuple[Tensor, ...]) -> Struc
         try:
             program = torch.export.export(twin, example_inputs)
         except Exception as error:  # torch.export raises whatever the network's code provokes
-            raise Untraceable(f"{type(error).__name__}: {str(error).strip().splitlines()[0][:120]}") from error
+            raise Untraceable(f"{type(error).__name__}: {first_line(error)}") from error
     flow = Flow()
     _run(flow, program)
     component, reasons = flow.labels.solve()

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
-from compressor.errors import UnsupportedNetwork
+from compressor.errors import UnsupportedNetwork, first_line
 from compressor.quiet import quiet
 from compressor.state import observed
 from compressor.structure.grouping import groups_of
@@ -38,9 +38,8 @@ def by_torch_pruning(model: nn.Module, example_inputs: tuple[Tensor, ...]) -> St
             order = list(names)
             found = sorted(graph.get_all_groups(), key=lambda group: order.index(group[0].dep.target.module))
         except Exception as error:  # torch-pruning raises whatever its tracing provokes
-            first = (str(error).strip().splitlines() or ["no message"])[0][:120]
             raise UnsupportedNetwork(
-                f"neither torch.export nor torch-pruning can trace it ({type(error).__name__}: {first})"
+                f"neither torch.export nor torch-pruning can trace it ({type(error).__name__}: {first_line(error)})"
             ) from error
         for module, node in graph.module2node.items():
             after = [output.module for output in node.outputs]
