@@ -17,6 +17,7 @@ from compressor.errors import BadInput, CompressError, MissingEnvironment, Wrong
 from compressor.method import make, method_named, options_of, summaries
 
 if TYPE_CHECKING:
+    from rich.table import Table
     from torch import Tensor
 
     from compressor.data import Images
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 SCHEMA = 1
 ACCURACY_SAMPLES = 1000
 PROOF_SAMPLES = 64
+BAR = 40
 UNTRAINED = "A pruned network that was not trained afterwards is expected to be poor: train it before judging its accuracy."
 SYNTHETIC = "Scored on synthetic noise, for no data was given: name real data with --data."
 
@@ -376,8 +378,7 @@ def _show_report(d: dict[str, Any]) -> None:
         f"\nnode sparsity {sparsity['reached']:.5f} reached, {sparsity['asked']:g} asked; "
         f"weight sparsity {d['weight_sparsity']:.5f}; {d['method']}, {len(d['events'])} events, data {d['data']}"
     )
-    widths = "  ".join(f"{layer} {w['dense']}>{w['small']}" for layer, w in d["widths"].items())
-    console.print(f"widths  {widths}", soft_wrap=sys.stdout.isatty())
+    console.print(_widths_table(d["widths"]))
     for layer, reason in d["frozen"].items():
         console.print(f"stays whole  {layer}: {reason}", soft_wrap=True)
     for proof in d["equivalence"]:
@@ -387,6 +388,19 @@ def _show_report(d: dict[str, Any]) -> None:
         console.print(f"near collapse, fewer than 4 nodes left: {named}; --floor N keeps more", soft_wrap=True)
     for note in d["notes"]:
         console.print(note, soft_wrap=True)
+
+
+def _widths_table(widths: dict[str, dict[str, int]]) -> Table:
+    """Every layer's nodes before and after, with a bar for the share that is left."""
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    for column in ("layer", "nodes", "left", ""):
+        table.add_column(column, justify="left" if column in ("layer", "") else "right")
+    for layer, w in widths.items():
+        bar = "#" * max(1, round(BAR * w["small"] / w["dense"]))
+        table.add_row(layer, f"{w['dense']:,}", f"{w['small']:,}", bar.ljust(BAR, "."))
+    return table
 
 
 def _show_proof(proof: Any) -> None:

@@ -128,3 +128,26 @@ def test_cuda_computes_the_same(lenet5, tmp_path: Path) -> None:
     x = (torch.randn(16, 1, 28, 28),)
     proofs = export(lenet5, tmp_path / "net.onnx", example_inputs=x, providers=("cpu", "cuda"))
     assert all(proofs)
+
+
+class Faint(nn.Module):
+    """Its output varies by a millionth of its range, as a badly collapsed network's does."""
+
+    def __init__(self, weight: float) -> None:
+        super().__init__()
+        self.fc = nn.Linear(4, 3)
+        with torch.no_grad():
+            self.fc.weight *= weight
+
+    def forward(self, x):
+        return self.fc(x)
+
+
+def test_a_proof_is_made_where_the_output_depends_on_the_input(tmp_path: Path) -> None:
+    x = (torch.randn(4, 4),)
+    [proof] = export(Faint(1e-5), tmp_path / "faint.onnx", example_inputs=x)
+    assert proof.conclusive
+    assert not check_equivalence(Faint(1e-5), tmp_path / "faint.onnx", x).conclusive
+    with pytest.raises(NotEquivalent, match="hardly depends on its input"):
+        export(Faint(0), tmp_path / "dead.onnx", example_inputs=x)
+    assert [p.name for p in tmp_path.iterdir()] == ["faint.onnx"]

@@ -1,0 +1,51 @@
+"""What the README says is run: its commands, its Python, and the names it promises."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from compressor import networks
+from compressor.method import summaries
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.S)
+
+
+def test_the_commands_run(tmp_path: Path) -> None:
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    [commands] = blocks("sh")
+    assert commands.count("compress ") == 3
+    done = subprocess.run(
+        ["bash", "-euc", commands], cwd=tmp_path, capture_output=True, text=True, env={**os.environ, "PATH": path}
+    )
+    assert done.returncode == 0, done.stderr
+    assert "node sparsity 0.93000 reached" in done.stdout
+    assert {p.name for p in tmp_path.iterdir()} == {"vgg16.pt", "small.onnx", "small.safetensors", "report.json"}
+    assert (tmp_path / "small.onnx").stat().st_size < 2_000_000 < 200_000_000 < (tmp_path / "vgg16.pt").stat().st_size
+
+
+def test_the_python_runs(tmp_path: Path) -> None:
+    [code] = blocks("python")
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_every_method_and_network_is_named() -> None:
+    for name in [*(f"compress {method}" for method in summaries()), *networks.names()]:
+        assert f"`{name}" in README, name
+
+
+@pytest.mark.parametrize("target", ["demo", "test", "bench", "check", "test-slow"])
+def test_the_targets_exist(target: str) -> None:
+    done = subprocess.run(["make", "--dry-run", target], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
