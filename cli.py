@@ -17,17 +17,13 @@ from compressor.errors import BadInput, CompressError, MissingEnvironment, Wrong
 from compressor.method import make, method_named, options_of, summaries
 
 if TYPE_CHECKING:
-    from rich.table import Table
     from torch import Tensor
 
     from compressor.data import Images
-    from compressor.pipeline import Progress, Result
+    from compressor.pipeline import Progress
 
-SCHEMA = 1
 ACCURACY_SAMPLES = 1000
 PROOF_SAMPLES = 64
-BAR = 40
-UNTRAINED = "A pruned network that was not trained afterwards is expected to be poor: train it before judging its accuracy."
 SYNTHETIC = "Scored on synthetic noise, for no data was given: name real data with --data."
 
 
@@ -119,6 +115,7 @@ def verify(
     as_json: bool, quiet: bool,
 ) -> None:  # fmt: skip
     """Check that two networks compute the same: exit 0 if so, 1 if not."""
+    from benchmarks.report import SCHEMA, proof_line
     from compressor.environment import environment
     from exporters.equivalence import check_equivalence
 
@@ -128,7 +125,7 @@ def verify(
     if as_json:
         _print_json({"schema": SCHEMA, **proof.as_dict(), "notes": remarks, "environment": environment(device), "seed": seed})
     elif not quiet:
-        _show_proof(proof)
+        click.echo(proof_line(proof.as_dict()))
         for remark in remarks:
             click.echo(remark)
     if not proof:
@@ -183,6 +180,7 @@ def _prune(
     _prepare(device, threads)
 
     import exporters
+    from benchmarks.report import make_document, show
     from compressor.checkpoint import load
     from compressor.data import Samples
     from compressor.objective import accuracy, loss_named
@@ -210,13 +208,13 @@ def _prune(
             test = Samples(images.test, origin.input_shape, ACCURACY_SAMPLES, batch_size, seed)
             accuracies = [accuracy(m, Samples(test.split, test.input_shape, test.count, batch_size, seed), device)
                           for m in (dense, result.model)]  # fmt: skip
-    document = _document(result, proofs, accuracies, (model, *outputs), data_name, remarks, device, seed)
+    document = make_document(result, proofs, accuracies, (model, *outputs), data_name, remarks, device, seed)
     if report is not None:
         _write_text(report, json.dumps(document, indent=1))
     if as_json:
         _print_json(document)
     elif not quiet:
-        _show_report(document)
+        show(document)
 
 
 def _check_targets(model: Path, outputs: tuple[Path, ...], report: Path | None) -> None:
@@ -307,114 +305,6 @@ def _inputs_for(a: Path, b: Path, data: str | None, samples: int, seed: int) -> 
     images, name = _images(data, remembered)
     remarks = [f"Compared on {samples} samples of {name}."] if images else [f"Compared on {samples} samples of noise."]
     return _proof_inputs(images, shape, samples, seed), remarks
-
-
-def _document(
-    result: Result, proofs: list[Any], accuracies: list[tuple[float, int]] | None, files: tuple[Path, ...], data: str,
-    remarks: list[str], device: str, seed: int,
-) -> dict[str, Any]:  # fmt: skip
-    """The report as data: raw values, no ratios (readers compute those)."""
-    from compressor.environment import environment
-
-    s = result.summary
-    before, after = s.before, s.after
-
-    def both(name: str) -> dict[str, Any]:
-        return {"dense": getattr(before, name), "small": getattr(after, name)}
-
-    document = {
-        "schema": SCHEMA,
-        "method": s.method,
-        "options": s.options,
-        "data": data,
-        "samples_per_event": s.samples,
-        "events": [{"sparsity": e.sparsity, "loss": e.loss, "tie": e.tie} for e in result.plan.events],
-        "node_sparsity": {"asked": s.asked, "reached": s.reached},
-        "weight_sparsity": s.weight_sparsity,
-        "nodes": {"dense": s.total_nodes, "small": round((1 - s.reached) * s.total_nodes)},
-        "macs": both("macs"),
-        "parameters": both("parameters"),
-        "weights": both("weights"),
-        "tensor_bytes": both("tensor_bytes"),
-        "csr_bytes": both("csr_bytes"),
-        "files": [{"path": str(path), "bytes": path.stat().st_size} for path in files],
-        "accuracy": accuracies and {"dense": accuracies[0][0], "small": accuracies[1][0], "samples": accuracies[0][1]},
-        "widths": {layer: {"dense": w[0], "small": w[1]} for layer, w in s.widths.items()},
-        "near_collapse": s.near_collapse,
-        "frozen": s.frozen,
-        "equivalence": [proof.as_dict() for proof in (*s.proofs, *proofs)],
-        "seconds": s.seconds,
-        "seed": seed,
-        "environment": environment(device),
-        "notes": [*remarks, *s.notes, UNTRAINED],
-    }
-    return json.loads(json.dumps(document))
-
-
-def _show_report(d: dict[str, Any]) -> None:
-    """The report for people."""
-    from rich.console import Console
-    from rich.table import Table
-
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else 100)
-    paths = [f["path"] for f in d["files"]]
-    sparsity = d["node_sparsity"]
-    table = Table(title=f"{paths[0]} -> {', '.join(paths[1:])}", title_justify="left", box=None, pad_edge=False)
-    for column in ("", "dense", "small", "dense / small"):
-        table.add_column(column, justify="left" if not column else "right")
-    for label, key in (("nodes", "nodes"), ("MACs per sample", "macs"), ("parameters", "parameters"),
-                       ("conv and linear weights", "weights")):  # fmt: skip
-        big, small = d[key]["dense"], d[key]["small"]
-        table.add_row(label, f"{big:,}", f"{small:,}", f"{big / small:,.1f}x" if small else "-")
-    dense_bytes = d["files"][0]["bytes"]
-    for file in d["files"][1:]:
-        label = f"bytes of {Path(file['path']).name}"
-        table.add_row(label, f"{dense_bytes:,}", f"{file['bytes']:,}", f"{dense_bytes / file['bytes']:,.1f}x")
-    if d["accuracy"]:
-        a = d["accuracy"]
-        table.add_row(f"accuracy on {a['samples']:,} samples", f"{a['dense']:.1%}", f"{a['small']:.1%}", "")
-    console.print(table)
-    console.print(
-        f"\nnode sparsity {sparsity['reached']:.5f} reached, {sparsity['asked']:g} asked; "
-        f"weight sparsity {d['weight_sparsity']:.5f}; {d['method']}, {len(d['events'])} events, data {d['data']}"
-    )
-    console.print(_widths_table(d["widths"]))
-    for layer, reason in d["frozen"].items():
-        console.print(f"stays whole  {layer}: {reason}", soft_wrap=True)
-    for proof in d["equivalence"]:
-        console.print(_proof_line(proof), soft_wrap=True)
-    if d["near_collapse"]:
-        named = ", ".join(f"{layer} ({left})" for layer, left in d["near_collapse"].items())
-        console.print(f"near collapse, fewer than 4 nodes left: {named}; --floor N keeps more", soft_wrap=True)
-    for note in d["notes"]:
-        console.print(note, soft_wrap=True)
-
-
-def _widths_table(widths: dict[str, dict[str, int]]) -> Table:
-    """Every layer's nodes before and after, with a bar for the share that is left."""
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False)
-    for column in ("layer", "nodes", "left", ""):
-        table.add_column(column, justify="left" if column in ("layer", "") else "right")
-    for layer, w in widths.items():
-        bar = "#" * max(1, round(BAR * w["small"] / w["dense"]))
-        table.add_row(layer, f"{w['dense']:,}", f"{w['small']:,}", bar.ljust(BAR, "."))
-    return table
-
-
-def _show_proof(proof: Any) -> None:
-    click.echo(_proof_line(proof.as_dict()))
-
-
-def _proof_line(proof: dict[str, Any]) -> str:
-    verdict = "equivalent" if proof["equivalent"] else "NOT EQUIVALENT"
-    agreement = proof["argmax_agreement"]
-    same = "" if agreement is None else f", arg-max {agreement:.0%} of {proof['samples_with_clear_margin']} clear samples"
-    return (
-        f"{verdict}  {proof['what']}: difference {proof['max_difference']:.1e}, "
-        f"{proof['needed_tolerance']:.1e} of the range ({proof['tolerance']:.0e} allowed){same}"
-    )
 
 
 def _print_json(document: dict[str, Any]) -> None:

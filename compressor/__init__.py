@@ -14,19 +14,21 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from compressor.checkpoint import load, save
+    from compressor.equivalence import Equivalence
     from compressor.errors import CompressError
     from compressor.method import Method, option
     from compressor.pipeline import Result, Summary, apply_plan, compress, score
     from compressor.structure import structure
-    from compressor.types import Equivalence, Group, Plan, Scores, Structure
+    from compressor.types import Group, Plan, Scores, Structure
 
 _HOMES = {
     "checkpoint": ("load", "save"),
+    "equivalence": ("Equivalence",),
     "errors": ("CompressError",),
     "method": ("Method", "option"),
     "pipeline": ("Result", "Summary", "apply_plan", "compress", "score"),
     "structure": ("structure",),
-    "types": ("Equivalence", "Group", "Plan", "Scores", "Structure"),
+    "types": ("Group", "Plan", "Scores", "Structure"),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 

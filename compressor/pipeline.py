@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from compressor.calibrate import calibrated, is_fresh
 from compressor.cost import Cost, cost
+from compressor.equivalence import Equivalence
 from compressor.errors import BadInput, CompressError, NotEquivalent, UnsupportedNetwork
 from compressor.method import Method, make
 from compressor.objective import Batch, Loss, Objective, call, inputs_of, loss_named, to_device
@@ -21,7 +22,7 @@ from compressor.select import check_reachable, check_sparsity, select
 from compressor.state import origin_of, set_origin
 from compressor.structure import structure as find_structure
 from compressor.surgery import shrink
-from compressor.types import OUTPUT, Equivalence, Plan, Scores, Structure, fingerprint, total_by_layer
+from compressor.types import OUTPUT, Plan, Scores, Structure, fingerprint, total_by_layer
 
 Progress = Callable[[str, int, int], None]
 """(what is being done, steps done, steps in all); 0 in all where that is unknown."""

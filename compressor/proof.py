@@ -13,10 +13,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
+from compressor.equivalence import TORCH_TOLERANCE, Equivalence
 from compressor.errors import first_line
 from compressor.state import outputs_of
 from compressor.surgery import shrink, zero_reads, zeroed_reads
-from compressor.types import TORCH_TOLERANCE, Equivalence, Group, Kept, Structure
+from compressor.types import Group, Kept, Structure
 
 
 def prove(model: nn.Module, small: nn.Module, structure: Structure, kept: Kept, inputs: tuple[Tensor, ...]) -> Equivalence:

@@ -8,9 +8,9 @@ from torch import Tensor, nn
 
 from compressor.checkpoint import SUFFIXES as CHECKPOINTS
 from compressor.checkpoint import write as write_checkpoint
+from compressor.equivalence import Equivalence
 from compressor.errors import NotEquivalent
 from compressor.files import check_target, staged
-from compressor.types import Equivalence
 from exporters.equivalence import check_equivalence
 
 __all__ = ["SUFFIXES", "check_equivalence", "export"]

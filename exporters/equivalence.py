@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from compressor.checkpoint import load
+from compressor.equivalence import TORCH_TOLERANCE, Equivalence
 from compressor.errors import BadInput
 from compressor.state import outputs_of
-from compressor.types import TORCH_TOLERANCE, Equivalence
 
 BATCHES = (1, 2, 7)
 """Batch sizes of a proof, after which the rest of the samples follows in batches of the last size."""

@@ -15,7 +15,7 @@ SOURCES = [*sorted(p for folder in FOLDERS for p in (ROOT / folder).rglob("*.py"
 
 LEVELS = (
     {"compressor.errors", "compressor.quiet"},
-    {"compressor.types", "compressor.files", "compressor.environment"},
+    {"compressor.types", "compressor.equivalence", "compressor.files", "compressor.environment"},
     {"compressor.state"},
     {"compressor.objective", "compressor.schedule", "compressor.fast", "compressor.surgery", "compressor.networks",
      "compressor.data"},
@@ -35,7 +35,7 @@ HOMES = {
     "fvcore": {"compressor/cost.py"},
     "thop": {"compressor/cost.py"},
     "click": {"cli.py"},
-    "rich": {"cli.py"},
+    "rich": {"cli.py", "benchmarks/report/terminal.py"},
     "onnx": {"exporters/onnx.py"},
     "onnxruntime": {"exporters/onnx.py"},
     "datasets": {"compressor/data/_folder.py"},
@@ -43,8 +43,9 @@ HOMES = {
     "safetensors": {"compressor/checkpoint.py"},
     "scipy": {"compressor/structure/labels.py"},
 }
-EXPORTERS_MAY_USE = {"compressor.types", "compressor.errors", "compressor.files", "compressor.checkpoint", "compressor.state",
-                     "compressor.quiet"}  # fmt: skip
+EXPORTERS_MAY_USE = {
+    f"compressor.{name}" for name in ("equivalence", "types", "errors", "files", "checkpoint", "state", "quiet")
+}
 
 
 def imported(path: Path) -> set[str]:

@@ -10,12 +10,13 @@ from torch.func import functional_call
 
 from compressor import networks
 from compressor.cost import macs
+from compressor.equivalence import Equivalence
 from compressor.proof import prove, prove_else_freeze, prove_randomised, randomised
 from compressor.select import highest_reachable, select
 from compressor.state import outputs_of
 from compressor.structure import structure as traced
 from compressor.surgery import shrink, zeroed_reads
-from compressor.types import Equivalence, Scores, Structure
+from compressor.types import Scores, Structure
 
 INPUT = (3, 8, 8)
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, fx
 from torch.nn import functional as F
 
-from compressor.structure.label_flow import Constant, Flow, Parameter, flat
+from compressor.structure.flow import Constant, Flow, Parameter, flat
 from compressor.structure.labels import FILLER, compact, constant_along
 
 Rule = Callable[[Flow, fx.Node, list[Any], dict[str, Any]], Any]

@@ -15,8 +15,8 @@ from torch.nn.modules.conv import _ConvNd
 from compressor.errors import UnsupportedNetwork, first_line
 from compressor.quiet import quiet
 from compressor.state import observed
+from compressor.structure.flow import Flow, Parameter
 from compressor.structure.grouping import groups_of
-from compressor.structure.label_flow import Flow, Parameter
 from compressor.types import OUTPUT, Role, Structure, total_by_layer
 
 

@@ -1,0 +1,62 @@
+"""The report as data: what `--report` and `--json` write, and what every rendering is made from."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from compressor.environment import environment
+from compressor.equivalence import Equivalence
+from compressor.pipeline import Result
+
+SCHEMA = 1
+UNTRAINED = "A pruned network that was not trained afterwards is expected to be poor: train it before judging its accuracy."
+
+
+def make_document(
+    result: Result, proofs: list[Equivalence], accuracies: list[tuple[float, int]] | None, files: tuple[Path, ...], data: str,
+    remarks: list[str], device: str, seed: int,
+) -> dict[str, Any]:  # fmt: skip
+    """The report as data, ready for JSON: raw values, no ratios (readers compute those).
+
+    Args:
+        proofs: of the written files; the proofs of the surgery are in the result.
+        accuracies: (accuracy, samples) of the dense and of the small network, where the data has labels.
+        files: the dense network's file, then those that were written.
+        data: name of the data that was scored on.
+        remarks: sentences that come before the result's own notes.
+    """
+    s = result.summary
+    before, after = s.before, s.after
+
+    def both(name: str) -> dict[str, Any]:
+        return {"dense": getattr(before, name), "small": getattr(after, name)}
+
+    document = {
+        "schema": SCHEMA,
+        "method": s.method,
+        "options": s.options,
+        "data": data,
+        "samples_per_event": s.samples,
+        "events": [{"sparsity": e.sparsity, "loss": e.loss, "tie": e.tie} for e in result.plan.events],
+        "node_sparsity": {"asked": s.asked, "reached": s.reached},
+        "weight_sparsity": s.weight_sparsity,
+        "nodes": {"dense": s.total_nodes, "small": round((1 - s.reached) * s.total_nodes)},
+        "macs": both("macs"),
+        "parameters": both("parameters"),
+        "weights": both("weights"),
+        "tensor_bytes": both("tensor_bytes"),
+        "csr_bytes": both("csr_bytes"),
+        "files": [{"path": str(path), "bytes": path.stat().st_size} for path in files],
+        "accuracy": accuracies and {"dense": accuracies[0][0], "small": accuracies[1][0], "samples": accuracies[0][1]},
+        "widths": {layer: {"dense": w[0], "small": w[1]} for layer, w in s.widths.items()},
+        "near_collapse": s.near_collapse,
+        "frozen": s.frozen,
+        "equivalence": [proof.as_dict() for proof in (*s.proofs, *proofs)],
+        "seconds": s.seconds,
+        "seed": seed,
+        "environment": environment(device),
+        "notes": [*remarks, *s.notes, UNTRAINED],
+    }
+    return json.loads(json.dumps(document))

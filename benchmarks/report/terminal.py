@@ -1,0 +1,71 @@
+"""A report for people, on a terminal."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+BAR = 40
+"""Characters of a full bar."""
+
+
+def show(d: dict[str, Any]) -> None:
+    """Write a report to stdout: costs, widths, proofs, and what the reader should know."""
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 100)
+    paths = [f["path"] for f in d["files"]]
+    sparsity = d["node_sparsity"]
+    table = Table(title=f"{paths[0]} -> {', '.join(paths[1:])}", title_justify="left", box=None, pad_edge=False)
+    for column in ("", "dense", "small", "dense / small"):
+        table.add_column(column, justify="left" if not column else "right")
+    for label, key in (("nodes", "nodes"), ("MACs per sample", "macs"), ("parameters", "parameters"),
+                       ("conv and linear weights", "weights")):  # fmt: skip
+        big, small = d[key]["dense"], d[key]["small"]
+        table.add_row(label, f"{big:,}", f"{small:,}", f"{big / small:,.1f}x" if small else "-")
+    dense_bytes = d["files"][0]["bytes"]
+    for file in d["files"][1:]:
+        label = f"bytes of {Path(file['path']).name}"
+        table.add_row(label, f"{dense_bytes:,}", f"{file['bytes']:,}", f"{dense_bytes / file['bytes']:,.1f}x")
+    if d["accuracy"]:
+        a = d["accuracy"]
+        table.add_row(f"accuracy on {a['samples']:,} samples", f"{a['dense']:.1%}", f"{a['small']:.1%}", "")
+    console.print(table)
+    console.print(
+        f"\nnode sparsity {sparsity['reached']:.5f} reached, {sparsity['asked']:g} asked; "
+        f"weight sparsity {d['weight_sparsity']:.5f}; {d['method']}, {len(d['events'])} events, data {d['data']}"
+    )
+    console.print(_widths_table(d["widths"]))
+    for layer, reason in d["frozen"].items():
+        console.print(f"stays whole  {layer}: {reason}", soft_wrap=True)
+    for proof in d["equivalence"]:
+        console.print(proof_line(proof), soft_wrap=True)
+    if d["near_collapse"]:
+        named = ", ".join(f"{layer} ({left})" for layer, left in d["near_collapse"].items())
+        console.print(f"near collapse, fewer than 4 nodes left: {named}; --floor N keeps more", soft_wrap=True)
+    for note in d["notes"]:
+        console.print(note, soft_wrap=True)
+
+
+def _widths_table(widths: dict[str, dict[str, int]]) -> Table:
+    """Every layer's nodes before and after, with a bar for the share that is left."""
+    table = Table(box=None, pad_edge=False)
+    for column in ("layer", "nodes", "left", ""):
+        table.add_column(column, justify="left" if column in ("layer", "") else "right")
+    for layer, w in widths.items():
+        bar = "#" * max(1, round(BAR * w["small"] / w["dense"]))
+        table.add_row(layer, f"{w['dense']:,}", f"{w['small']:,}", bar.ljust(BAR, "."))
+    return table
+
+
+def proof_line(proof: dict[str, Any]) -> str:
+    """One proof in one line: verdict, difference, the tolerance that would have been needed."""
+    verdict = "equivalent" if proof["equivalent"] else "NOT EQUIVALENT"
+    agreement = proof["argmax_agreement"]
+    same = "" if agreement is None else f", arg-max {agreement:.0%} of {proof['samples_with_clear_margin']} clear samples"
+    return (
+        f"{verdict}  {proof['what']}: difference {proof['max_difference']:.1e}, "
+        f"{proof['needed_tolerance']:.1e} of the range ({proof['tolerance']:.0e} allowed){same}"
+    )

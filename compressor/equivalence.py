@@ -1,0 +1,104 @@
+"""The outcome of comparing two networks: true or false, with the tolerance that would have been needed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+TORCH_TOLERANCE = 1e-5
+"""Difference allowed between two torch networks, as a fraction of the output's range."""
+
+
+@dataclass(frozen=True)
+class Equivalence:
+    """Whether two networks computed the same; true or false like a boolean.
+
+    Attributes:
+        what: which pair was compared.
+        max_difference: largest absolute difference of two outputs.
+        output_range: largest minus smallest reference output (its magnitude where that is 0).
+        tolerance: difference allowed, as a fraction of `output_range`.
+        samples: number of samples compared.
+        agreement: share of samples with the same arg-max, among those whose margin is above the tolerance; None when
+            no sample has such a margin.
+        clear_samples: how many samples have such a margin.
+        variation: how much the reference output moves between samples, as a fraction of `output_range`.
+    """
+
+    what: str
+    max_difference: float
+    output_range: float
+    tolerance: float
+    samples: int
+    agreement: float | None
+    clear_samples: int
+    variation: float
+
+    LEAST_VARIATION = 1e-3
+
+    @property
+    def needed_tolerance(self) -> float:
+        """The tolerance that would have been needed."""
+        return self.max_difference / self.output_range if self.output_range > 0 else float(self.max_difference > 0)
+
+    @property
+    def conclusive(self) -> bool:
+        """The outputs depend on the inputs, so that agreement means something."""
+        return self.variation >= self.LEAST_VARIATION
+
+    def __bool__(self) -> bool:
+        return self.needed_tolerance <= self.tolerance and self.agreement in (None, 1.0)
+
+    def as_dict(self) -> dict[str, Any]:
+        """For reports."""
+        return {
+            "what": self.what,
+            "equivalent": bool(self),
+            "max_difference": self.max_difference,
+            "output_range": self.output_range,
+            "tolerance": self.tolerance,
+            "needed_tolerance": self.needed_tolerance,
+            "samples": self.samples,
+            "argmax_agreement": self.agreement,
+            "samples_with_clear_margin": self.clear_samples,
+        }
+
+    @classmethod
+    def of(cls, what: str, reference: list[Tensor], candidate: list[Tensor], tolerance: float) -> Equivalence:
+        """Compare the outputs of two networks on the same inputs.
+
+        Args:
+            what: which pair this is, for the report.
+            reference: one tensor `(batch, ...)` per output of the network.
+            candidate: the same outputs of the other network.
+            tolerance: difference allowed, as a fraction of the reference's range.
+        """
+        differs = cls(what, float("inf"), 1.0, tolerance, len(reference[0]), None, 0, 0.0)
+        if len(reference) != len(candidate):
+            return differs
+        outcomes = []
+        for one, other in zip(reference, candidate, strict=True):
+            if one.shape != other.shape or not bool(torch.isfinite(other).all() & torch.isfinite(one).all()):
+                return differs
+            outcomes.append(cls._of_one(what, one.double().cpu(), other.double().cpu(), tolerance))
+        worst = min(outcomes, key=lambda o: (bool(o), -o.needed_tolerance))
+        return replace(worst, variation=max(o.variation for o in outcomes))
+
+    @classmethod
+    def _of_one(cls, what: str, one: Tensor, other: Tensor, tolerance: float) -> Equivalence:
+        rows = one.flatten(1) if one.dim() > 1 else one[:, None]
+        others = other.reshape(rows.shape)
+        spread = float(rows.max() - rows.min()) or float(rows.abs().max())
+        variation = float((rows.max(0).values - rows.min(0).values).max()) / spread if spread else 0.0
+        agreement, clear = None, 0
+        if one.dim() == 2 and one.shape[1] > 1:
+            first, second = rows.topk(2).values.unbind(1)
+            has_margin = first - second > 2 * tolerance * spread
+            clear = int(has_margin.sum())
+            if clear:
+                agreement = float((rows.argmax(1) == others.argmax(1))[has_margin].double().mean())
+        difference = float((rows - others).abs().max())
+        return cls(what, difference, spread, tolerance, len(rows), agreement, clear, variation)
