@@ -22,7 +22,7 @@ from compressor.select import check_reachable, check_sparsity, select
 from compressor.state import origin_of, set_origin
 from compressor.structure import structure as find_structure
 from compressor.surgery import shrink
-from compressor.types import OUTPUT, Plan, Scores, Structure, fingerprint, total_by_layer
+from compressor.types import LABEL_FLOW, OUTPUT, Plan, Scores, Structure, fingerprint, total_by_layer
 
 Progress = Callable[[str, int, int], None]
 """(what is being done, steps done, steps in all); 0 in all where that is unknown."""
@@ -134,6 +134,8 @@ def compress(
     progress("finding the groups", 0, 0)
     found = _runnable_structure(dense, inputs)
     check_reachable(found, sparsity, floor)
+    if found.found_by != LABEL_FLOW:
+        notes.append(f"The groups come from {found.found_by}.")
     clock.lap("structure")
 
     small, left = dense, found

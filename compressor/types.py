@@ -80,6 +80,9 @@ class Group:
         return tuple(dict.fromkeys(s.layer for s in self.slices if s.role in roles))
 
 
+LABEL_FLOW = "label flow"
+
+
 @dataclass(frozen=True)
 class Structure:
     """All groups of a network, and what else scoring and surgery need to know of it.
@@ -89,14 +92,14 @@ class Structure:
         shapes: shape of every tensor that a group touches.
         norms: producing layer -> the batch norm that directly follows it.
         total_nodes: outputs of all layers but the output layer, in the network as it was first given.
-        found_by: `label-flow` or `torch-pruning`.
+        found_by: which graph found the groups, and why if it was not the first choice.
     """
 
     groups: tuple[Group, ...]
     shapes: Mapping[str, tuple[int, ...]]
     norms: Mapping[str, str]
     total_nodes: int
-    found_by: str = "label-flow"
+    found_by: str = LABEL_FLOW
 
     @property
     def prunable(self) -> tuple[Group, ...]:

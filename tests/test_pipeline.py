@@ -91,6 +91,28 @@ def test_what_cannot_be_removed_is_frozen_and_listed(image_batches) -> None:
         compress(Stubborn(), "snap", image_batches, 0.9)
 
 
+class Branching(nn.Module):
+    """Control flow that depends on the data."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.norm, self.second = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Conv2d(8, 6, 3)
+        self.fc = nn.Linear(6, 5)
+
+    def forward(self, x):
+        x = torch.relu(self.norm(self.first(x)))
+        if x.sum() > 1e9:
+            x = x * 2
+        return self.fc(torch.relu(self.second(x)).mean((2, 3)))
+
+
+def test_a_network_that_export_cannot_trace_is_pruned_all_the_same(image_batches) -> None:
+    summary = compress(Branching(), "snapit", image_batches, 0.5).summary
+    assert summary.reached == 0.5
+    assert all(summary.proofs)
+    assert any("torch-pruning's graph" in note for note in summary.notes)
+
+
 def test_calibration_gives_statistics_without_touching_the_network(lenet5, digits) -> None:
     result = compress(lenet5, "snap", digits, 0.5, calibrate_bn=True)
     assert is_fresh(lenet5)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import warnings
+from dataclasses import replace
 
 from torch import Tensor, nn
 
@@ -34,8 +34,8 @@ def structure(model: nn.Module, example_inputs: tuple[Tensor, ...]) -> Structure
     except Untraceable as reason:
         from compressor.structure.torch_pruning_graph import by_torch_pruning
 
-        warnings.warn(f"torch.export cannot trace this network ({reason}); using torch-pruning's graph", stacklevel=2)
         found = by_torch_pruning(model, one)
+        found = replace(found, found_by=f"torch-pruning's graph, for torch.export cannot trace the network ({reason})")
     if not found.prunable:
         reasons = sorted({g.frozen for g in found.frozen if g.frozen}) or ["it has no layer with nodes"]
         raise UnsupportedNetwork(f"nothing can be pruned: {'; '.join(reasons)}")

@@ -8,6 +8,7 @@ labels that meet, layers consume labels and produce fresh ones. Connected compon
 from __future__ import annotations
 
 import operator
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -43,7 +44,7 @@ def by_label_flow(model: nn.Module, example_inputs: tuple[Tensor, ...]) -> Struc
     component, reasons = flow.labels.solve()
     groups = groups_of(flow.axes.values(), flow.entries, component, reasons)
     found = Structure(groups, flow.shapes, flow.norms, 0)
-    return Structure(groups, flow.shapes, flow.norms, sum(total_by_layer(found).values()))
+    return replace(found, total_nodes=sum(total_by_layer(found).values()))
 
 
 def _run(flow: Flow, program: torch.export.ExportedProgram) -> None:

@@ -6,6 +6,7 @@ Only its graph is used; selection, rounding and surgery are ours. The only impor
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -49,8 +50,8 @@ def by_torch_pruning(model: nn.Module, example_inputs: tuple[Tensor, ...]) -> St
             _tie(flow, graph, group, names)
     component, reasons = flow.labels.solve()
     groups = groups_of(flow.axes.values(), {}, component, reasons)
-    structure = Structure(groups, flow.shapes, flow.norms, 0, "torch-pruning")
-    return Structure(groups, flow.shapes, flow.norms, sum(total_by_layer(structure).values()), "torch-pruning")
+    structure = Structure(groups, flow.shapes, flow.norms, 0)
+    return replace(structure, total_nodes=sum(total_by_layer(structure).values()), found_by="torch-pruning's graph")
 
 
 def _tie(flow: Flow, graph, group, names: dict[nn.Module, str]) -> None:
