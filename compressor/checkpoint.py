@@ -23,7 +23,7 @@ from compressor import networks
 from compressor.errors import BadInput, CompressError, first_line
 from compressor.files import check_target, staged
 from compressor.state import origin_of, set_origin
-from compressor.surgery import refit
+from compressor.surgery import is_depthwise, refit
 from compressor.types import Origin, Plan
 
 SUFFIXES = (".pt", ".safetensors")
@@ -96,12 +96,14 @@ def _fill(model: nn.Module, state: dict[str, Tensor], path: Path) -> None:
         module, old = model.get_submodule(owner), expected[name]
         if tensor.dim() != old.dim() or any(new > size for new, size in zip(tensor.shape, old.shape, strict=True)):
             raise BadInput(f"{path}: {name} has shape {tuple(tensor.shape)}, the network at most {tuple(old.shape)}")
+        if tensor.is_floating_point() != old.is_floating_point() or tensor.layout != torch.strided or 0 in tensor.shape:
+            raise BadInput(f"{path}: {name} is not a dense tensor of the kind that the network has")
         if attribute in module._parameters:
             module._parameters[attribute] = nn.Parameter(tensor)
         else:
             module._buffers[attribute] = tensor
     for module in model.modules():
-        refit(module)
+        refit(module, is_depthwise(module))
 
 
 def _read_safetensors(path: Path) -> tuple[str, dict[str, Tensor]]:

@@ -76,7 +76,7 @@ class Equivalence:
             candidate: the same outputs of the other network.
             tolerance: difference allowed, as a fraction of the reference's range.
         """
-        differs = cls(what, float("inf"), 1.0, tolerance, len(reference[0]), None, 0, 0.0)
+        differs = cls(what, float("inf"), 1.0, tolerance, 0, None, 0, 0.0)
         if len(reference) != len(candidate):
             return differs
         outcomes = []
@@ -89,7 +89,7 @@ class Equivalence:
 
     @classmethod
     def _of_one(cls, what: str, one: Tensor, other: Tensor, tolerance: float) -> Equivalence:
-        rows = one.flatten(1) if one.dim() > 1 else one[:, None]
+        rows = one.flatten(1) if one.dim() > 1 else one.reshape(-1, 1)
         others = other.reshape(rows.shape)
         spread = float(rows.max() - rows.min()) or float(rows.abs().max())
         variation = float((rows.max(0).values - rows.min(0).values).max()) / spread if spread else 0.0

@@ -7,9 +7,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _NormBase
-from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils.fusion import fuse_conv_bn_weights, fuse_linear_bn_weights
+
+NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+PLAIN = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+"""Only these very classes are folded."""
 
 LARGE_MAP = 64
 """Positions of a feature map from which channels_last is the faster layout of a convolution on a CPU.
@@ -25,10 +27,10 @@ def fold_norms(model: nn.Module, norms: Mapping[str, str]) -> None:
     What the readers see stays the same, and a tenth of a convolutional network's forward and backward time goes.
     """
     for layer_name, norm_name in norms.items():
-        layer, norm = model.get_submodule(layer_name), model.get_submodule(norm_name)
-        if not isinstance(norm, _NormBase) or norm.running_mean is None:
-            continue
-        assert isinstance(layer, (nn.Linear, _ConvNd))
+        layer: Any = model.get_submodule(layer_name)
+        norm: Any = model.get_submodule(norm_name)
+        if type(norm) not in NORMS or norm.running_mean is None or type(layer) not in PLAIN:
+            continue  # a subclass may do more than its base
         fuse: Any = fuse_linear_bn_weights if isinstance(layer, nn.Linear) else fuse_conv_bn_weights
         statistics = (norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias)
         layer.weight, layer.bias = fuse(layer.weight, layer.bias, *statistics)
@@ -40,12 +42,14 @@ def fold_norms(model: nn.Module, norms: Mapping[str, str]) -> None:
 def best_layouts(model: nn.Module) -> None:
     """Let every dense 2-d convolution on a CPU convert its input and weight, in place, to the layout that suits its map."""
     for module in model.modules():
-        if isinstance(module, nn.Conv2d) and module.groups == 1 and module.weight.device.type == "cpu":
+        if type(module) is nn.Conv2d and module.groups == 1 and module.weight.device.type == "cpu":
             module.register_forward_pre_hook(_suit_layout)
 
 
 def _suit_layout(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     assert isinstance(module, nn.Conv2d)
+    if not inputs:  # called by keyword
+        return inputs
     x = inputs[0]
     large = x.dim() == 4 and x.shape[2] * x.shape[3] >= LARGE_MAP
     layout = torch.channels_last if large else torch.contiguous_format

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -59,7 +59,7 @@ def call(model: nn.Module, batch: Batch) -> Any:
 
 def size_of(batch: Batch) -> int:
     """Number of samples in a batch."""
-    return len(inputs_of(batch)[0])
+    return len(next(tensors_in(batch)))
 
 
 @dataclass
@@ -117,6 +117,8 @@ def to_device(batch: Batch, device: str) -> Batch:
     """The same batch with its tensors on `device`."""
     if isinstance(batch, Tensor):
         return batch.to(device)
+    if isinstance(batch, Mapping):
+        return {name: to_device(part, device) for name, part in batch.items()}
     if isinstance(batch, (tuple, list)):
         return tuple(to_device(part, device) for part in batch)
     return batch

@@ -10,11 +10,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from compressor.calibrate import calibrated, is_fresh
 from compressor.cost import Cost, cost
 from compressor.equivalence import Equivalence
-from compressor.errors import BadInput, CompressError, NotEquivalent, UnsupportedNetwork
+from compressor.errors import BadInput, CompressError, NotEquivalent, UnsupportedNetwork, first_line
 from compressor.method import Method, make
 from compressor.objective import Batch, Loss, Objective, call, inputs_of, loss_named, to_device
 from compressor.proof import prove, prove_else_freeze, prove_randomised
@@ -22,7 +23,7 @@ from compressor.select import check_reachable, check_sparsity, select
 from compressor.state import origin_of, set_origin
 from compressor.structure import structure as find_structure
 from compressor.surgery import shrink
-from compressor.types import LABEL_FLOW, OUTPUT, Plan, Scores, Structure, fingerprint, total_by_layer
+from compressor.types import LABEL_FLOW, Plan, Scores, Structure, fingerprint, total_by_layer
 
 Progress = Callable[[str, int, int], None]
 """(what is being done, steps done, steps in all); 0 in all where that is unknown."""
@@ -146,7 +147,10 @@ def compress(
             continue  # an event that removes nothing is skipped
         what = f"event {number} of {len(targets)}, sparsity {target:.3f}"
         counted = dataclasses.replace(objective, data=_Counted(objective, progress, what))
-        scores = chosen.score(small, left, counted)
+        try:
+            scores = chosen.score(small, left, counted)
+        except RuntimeError as error:
+            raise UnsupportedNetwork(f"event {number}: the network does not run: {first_line(error)}") from error
         selection = select(scores, left, target, floor=floor)
         if selection.tie:
             notes.append(f"Event {number} cut through nodes of equal score; position decided.")
@@ -219,6 +223,7 @@ def apply_plan(plan: Plan, model: nn.Module, example_inputs: tuple[Tensor, ...])
     """
     if architecture_of(model) != plan.architecture:
         raise BadInput("the plan belongs to another architecture: the names or shapes of the tensors differ")
+    example_inputs = several(example_inputs)
     found = find_structure(model, example_inputs).freeze(plan.frozen)
     small = shrink(model, found, plan.kept)
     _proofs(model, small, found, plan, example_inputs)
@@ -238,6 +243,8 @@ def check_weights(model: nn.Module) -> None:
         BadInput: naming the first such tensor.
     """
     for name, tensor in model.state_dict().items():
+        if is_lazy(tensor):
+            raise BadInput(f"{name} has no values yet; run the network once on data")
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise BadInput(f"{name} has NaN or infinite values; repair or retrain the network first")
 
@@ -250,10 +257,26 @@ def _chosen(method: str | Method, options: dict[str, Any]) -> Method:
 
 def _example(objective: Objective, given: tuple[Tensor, ...] | None) -> tuple[Tensor, ...]:
     """Inputs for tracing and proofs: more than one sample, so that a proof can see the output vary."""
-    if given is not None:
-        return to_device(given, objective.device)
-    inputs = inputs_of(next(objective.batches()))
-    return tuple(x[:PROOF_SAMPLES] for x in inputs)
+    inputs = to_device(given, objective.device) if given is not None else inputs_of(next(objective.batches()))
+    if not all(isinstance(x, Tensor) for x in inputs):
+        raise BadInput("batches are (inputs, target), inputs a tensor or several; for others give example_inputs= and forward=")
+    return tuple(x[:PROOF_SAMPLES] for x in several(inputs))
+
+
+def several(inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """At least two samples: of a single one, noisy copies beside it."""
+    if len(inputs[0]) > 1:
+        return inputs
+    generator = torch.Generator().manual_seed(0)
+
+    def copies(x: Tensor) -> Tensor:
+        repeated = x.repeat(PROOF_SAMPLES, *(1 for _ in x.shape[1:]))
+        if x.is_floating_point():
+            noise = torch.randn(repeated.shape, generator=generator).to(repeated)
+            repeated[1:] += (noise * (x.std() if x.numel() > 1 else 1))[1:]
+        return repeated
+
+    return tuple(copies(x) for x in inputs)
 
 
 def _runnable_structure(model: nn.Module, inputs: tuple[Tensor, ...]) -> Structure:
@@ -297,7 +320,9 @@ def _joined(earlier: Plan, later: Plan) -> Plan:
 
 
 def _reasons(structure: Structure) -> dict[str, str]:
-    return {g.name: g.frozen for g in structure.frozen if g.frozen is not None and g.frozen != OUTPUT}
+    """Group -> why it stays whole, for all that are counted as nodes."""
+    counted = total_by_layer(structure)
+    return {g.name: g.frozen for g in structure.frozen if g.frozen and counted.keys() & set(g.layers("produce", "pass"))}
 
 
 class _Counted:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from compressor.errors import UnreachableSparsity, WrongUsage
-from compressor.types import OUTPUT, Group, Scores, Structure
+from compressor.types import Group, Scores, Structure
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ def check_reachable(structure: Structure, sparsity: float, floor: int = 1) -> No
     """
     best = highest_reachable(structure, floor)
     if round(sparsity * structure.total_nodes) > round(best * structure.total_nodes):
-        frozen = sum(g.width * g.multiplicity for g in structure.frozen if g.frozen != OUTPUT)
+        frozen = structure.nodes - sum(g.width * g.multiplicity for g in structure.prunable)
         because = f"each of {len(structure.prunable)} groups keeps {floor} of its nodes"
         because += f" and {frozen} nodes are frozen" if frozen else ""
         raise UnreachableSparsity(

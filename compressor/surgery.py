@@ -33,8 +33,9 @@ def shrink(model: nn.Module, structure: Structure, kept: Kept) -> nn.Module:
         if name in stay:
             smaller[id(tensor)] = _sliced(tensor, stay[name])
     small = copy.deepcopy(model, smaller)  # the memo: deepcopy takes these instead of copying the originals
+    depthwise = {s.layer for group in structure.groups for s in group.slices if s.role == "pass"}
     for name in {name.rpartition(".")[0] for name in stay}:
-        refit(small.get_submodule(name))
+        refit(small.get_submodule(name), name in depthwise)
     return small
 
 
@@ -67,11 +68,25 @@ def _removed_reads(structure: Structure, kept: Kept) -> Iterator[tuple[str, int,
                 yield s.tensor, s.dim, s.index[removed].flatten()
 
 
-def refit(module: nn.Module) -> None:
-    """Set, in place, the sizes that a module remembers to those of its tensors."""
+def refit(module: nn.Module, depthwise: bool) -> None:
+    """Set, in place, the sizes that a module remembers to those of its tensors.
+
+    Args:
+        depthwise: whether a convolution's channels are its groups, so that there are fewer groups now.
+    """
+    if isinstance(module, _ConvNd):
+        outputs, inputs = module.weight.shape[:2]
+        if depthwise:
+            module.groups = outputs // (module.out_channels // module.in_channels)
+        module.out_channels, module.in_channels = outputs, inputs * module.groups
     for kind, fit in _FITS.items():
         if isinstance(module, kind):
             fit(module)
+
+
+def is_depthwise(module: nn.Module) -> bool:
+    """Whether each channel of a convolution, as its network builds it, is a group of its own."""
+    return isinstance(module, _ConvNd) and 1 < module.groups == module.in_channels
 
 
 def _tensors(model: nn.Module) -> Mapping[str, Tensor]:
@@ -85,14 +100,6 @@ def _sliced(tensor: Tensor, stay: Mapping[int, Tensor]) -> Tensor:
             part = part.index_select(dim, indices.to(tensor.device))
         part = part.contiguous()
     return nn.Parameter(part, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else part
-
-
-def _fit_convolution(module: nn.Module) -> None:
-    assert isinstance(module, _ConvNd)
-    outputs, inputs = module.weight.shape[:2]
-    if module.groups > 1 and module.groups == module.in_channels:  # depthwise: a channel is a group
-        module.groups = outputs // (module.out_channels // module.in_channels)
-    module.out_channels, module.in_channels = outputs, inputs * module.groups
 
 
 def _fit_linear(module: nn.Module) -> None:
@@ -113,7 +120,6 @@ def _fit_prelu(module: nn.Module) -> None:
 
 
 _FITS: dict[type[nn.Module], Callable[[nn.Module], None]] = {
-    _ConvNd: _fit_convolution,
     nn.Linear: _fit_linear,
     _NormBase: _fit_batch_norm,
     nn.PReLU: _fit_prelu,

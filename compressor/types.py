@@ -91,13 +91,15 @@ class Structure:
         groups: prunable and frozen groups, in the order of the layers.
         shapes: shape of every tensor that a group touches.
         norms: producing layer -> the batch norm that directly follows it.
-        total_nodes: outputs of all layers but the output layer, in the network as it was first given.
+        outputs: names of the output layers, behind which no other layer comes; they are not counted as nodes.
+        total_nodes: outputs of all layers but the output layers, in the network as it was first given.
         found_by: which graph found the groups, and why if it was not the first choice.
     """
 
     groups: tuple[Group, ...]
     shapes: Mapping[str, tuple[int, ...]]
     norms: Mapping[str, str]
+    outputs: frozenset[str]
     total_nodes: int
     found_by: str = LABEL_FLOW
 
@@ -114,7 +116,7 @@ class Structure:
     @property
     def nodes(self) -> int:
         """Nodes now, counted like `total_nodes`; node sparsity is `1 - nodes / total_nodes`."""
-        return sum(g.width * g.multiplicity for g in self.groups if g.frozen != OUTPUT)
+        return sum(total_by_layer(self).values())
 
     def keep_all(self) -> dict[str, Tensor]:
         """The selection that removes nothing."""
@@ -177,7 +179,7 @@ class Structure:
 
 
 OUTPUT = "it is the network's output"
-"""Why the groups of an output layer are frozen; such layers are not counted as nodes."""
+"""Why a group that the network returns is frozen."""
 
 
 @dataclass(frozen=True)
@@ -342,6 +344,6 @@ def total_by_layer(structure: Structure) -> dict[str, int]:
     widths: dict[str, int] = defaultdict(int)
     for group in structure.groups:
         for s in group.slices:
-            if s.role in ("produce", "pass") and group.frozen != OUTPUT:
+            if s.role in ("produce", "pass") and s.layer not in structure.outputs:
                 widths[s.layer] += s.index.numel()
     return dict(widths)

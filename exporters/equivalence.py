@@ -79,7 +79,7 @@ def _in_batches(run: Runner, inputs: tuple[Tensor, ...]) -> list[Tensor]:
     while (left := len(inputs[0]) - sum(sizes)) > 0:
         sizes.append(min(BATCHES[-1], left))
     parts = [run(batch) for batch in zip(*(x.split(sizes) for x in inputs), strict=True)]
-    return [torch.cat([part[n].cpu() for part in parts]) for n in range(len(parts[0]))]
+    return [torch.cat([torch.atleast_1d(part[n].cpu()) for part in parts]) for n in range(len(parts[0]))]
 
 
 def _name(network: Network) -> str:

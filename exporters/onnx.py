@@ -9,7 +9,7 @@ import onnx
 import torch
 from torch import Tensor, nn
 
-from compressor.errors import BadInput, MissingEnvironment, first_line
+from compressor.errors import BadInput, MissingEnvironment, UnsupportedNetwork, first_line
 from compressor.quiet import quiet
 from compressor.state import observed
 
@@ -26,15 +26,19 @@ def write(model: nn.Module, path: Path, example_inputs: tuple[Tensor, ...]) -> i
     names = [f"input{n}" if n else "input" for n in range(len(two))]
     batch = torch.export.Dim("batch")
     with observed(model) as twin, quiet():
-        program = torch.onnx.export(
-            twin.cpu(),
-            two,
-            dynamo=True,
-            external_data=False,
-            input_names=names,
-            dynamic_shapes=tuple({0: batch} for _ in two),
-            verbose=False,
-        )
+        try:
+            program = torch.onnx.export(
+                twin.cpu(),
+                two,
+                dynamo=True,
+                external_data=False,
+                input_names=names,
+                dynamic_shapes=tuple({0: batch} for _ in two),
+                verbose=False,
+            )
+        except Exception as error:  # the exporter's errors share no base
+            reason = first_line(error.__cause__ or error)
+            raise UnsupportedNetwork(f"the network cannot be written as ONNX: {reason}; write .safetensors instead") from error
         assert program is not None
         written = program.model_proto
     for part in (written.graph, *written.graph.node, *written.graph.input, *written.graph.output, *written.graph.value_info):

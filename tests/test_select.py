@@ -20,7 +20,7 @@ def chain(*widths: int) -> Structure:
     groups = tuple(
         Group(f"g{n}", (Slice(f"g{n}.weight", 0, torch.arange(width)[:, None], "produce"),)) for n, width in enumerate(widths)
     )
-    return Structure(groups, {f"g{n}.weight": (w, 1) for n, w in enumerate(widths)}, {}, sum(widths))
+    return Structure(groups, {f"g{n}.weight": (w, 1) for n, w in enumerate(widths)}, {}, frozenset(), sum(widths))
 
 
 def removed(kept: dict, found: Structure) -> int:

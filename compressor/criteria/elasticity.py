@@ -53,21 +53,21 @@ def node_elasticity(
     prunable = {g.name: g for g in structure.prunable}
     totals = {name: torch.zeros(g.width, dtype=torch.float64) for name, g in prunable.items()}
     loss_sum, samples = 0.0, 0
-    with observed(model) as twin:
+    with observed(model) as twin, torch.enable_grad():
         if gate == "read":  # the other gates sit where a folded norm no longer is
             fold_norms(twin, structure.norms)
         best_layouts(twin)
-        gates = _Gates()
+        gates = _Gates(per_sample=aggregate == "sample")
         for name, group in prunable.items():
             for s in group.slices:
                 gates.place(twin, structure, name, s, gate)
         for batch in objective.batches():
-            size = size_of(batch)
+            size = gates.batch = size_of(batch)
             loss = _finite(objective.loss_of(twin, batch))
             if not loss.requires_grad:
                 raise BadInput("the loss does not depend on any prunable node")
             loss.backward()
-            for name, sums in gates.collect().items():  # (batch, width), of the batch's mean loss
+            for name, sums in gates.collect().items():  # (1 or batch, width), of the batch's mean loss
                 totals[name] += size * _AGGREGATES[aggregate](sums.to("cpu", torch.float64))
             loss_sum, samples = loss_sum + loss.item() * size, samples + size
     return _elastic(totals, loss_sum, samples, "node")
@@ -81,7 +81,7 @@ def weight_elasticity(model: nn.Module, objective: Objective) -> Scores:
     Raises:
         BadInput: the loss is not finite, or every score is 0.
     """
-    with observed(model) as twin:
+    with observed(model) as twin, torch.enable_grad():
         weights = {f"{n}.weight": m.weight for n, m in twin.named_modules() if isinstance(m, (nn.Linear, _ConvNd))}
         totals = {name: torch.zeros(weight.shape, dtype=torch.float64) for name, weight in weights.items()}
         for weight in weights.values():
@@ -120,14 +120,15 @@ _AGGREGATES: dict[Aggregate, Callable[[Tensor], Tensor]] = {
 class _Gates:
     """Hooks that add up y dL/dy per channel for one batch, and hand the sums out per group."""
 
-    def __init__(self) -> None:
+    def __init__(self, per_sample: bool) -> None:
+        self.per_sample, self.batch = per_sample, 0
         self._sums: dict[str, list[tuple[Tensor, Tensor]]] = defaultdict(list)
 
     def collect(self) -> dict[str, Tensor]:
-        """Sums `(batch, width)` per group since the last call."""
+        """Sums `(1 or batch, width)` per group since the last call."""
         found: dict[str, Tensor] = {}
         for name, parts in self._sums.items():
-            for sums, index in parts:  # sums (batch, channels); index (width, k)
+            for sums, index in parts:  # sums (1 or batch, channels); index (width, k)
                 part = sums.double()[:, index.to(sums.device)].sum(-1)
                 found[name] = found[name] + part if name in found else part
         self._sums.clear()
@@ -138,7 +139,13 @@ class _Gates:
         module = model.get_submodule(s.layer)
         if gate == "read" and s.role == "read":
             index = _input_channels(module, s)
-            module.register_forward_pre_hook(lambda m, args: (self._gated(args[0], group, index, s.layer, m), *args[1:]))
+
+            def gate_input(_: nn.Module, args: tuple, options: dict) -> tuple[tuple, dict]:
+                x = args[0] if args else options["input"]
+                y = self._gated(x, group, index, s.layer, module)
+                return ((y, *args[1:]), options) if args else ((), {**options, "input": y})
+
+            module.register_forward_pre_hook(gate_input, with_kwargs=True)
         elif gate != "read" and s.role == "produce":
             follower = structure.norms.get(s.layer) if gate == "post-norm" else None
             place = model.get_submodule(follower) if follower else module
@@ -153,10 +160,18 @@ class _Gates:
         def add(gradient: Tensor) -> None:
             if held._version != version:
                 raise UnsupportedNetwork(f"{layer}: its input is changed in place later; use inplace=False there")
-            self._sums[group].append((channel_sums(held, gradient, dim), index))
+            self._sums[group].append((self._by_sample(channel_sums(held, gradient, dim), layer), index))
 
         y.register_hook(add)
         return y.clone() if output else y  # what follows an output may work in place
+
+    def _by_sample(self, sums: Tensor, layer: str) -> Tensor:
+        """Sums `(rows, channels)` as `(1 or batch, channels)`: a layer may see several rows of one sample."""
+        if not self.per_sample:
+            return sums.sum(0, keepdim=True)
+        if len(sums) % self.batch:
+            raise UnsupportedNetwork(f"{layer}: its rows are not samples; use --aggregate signed or batch")
+        return sums.reshape(self.batch, -1, sums.shape[1]).sum(1)
 
 
 def channel_sums(y: Tensor, gradient: Tensor, dim: int) -> Tensor:

@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from compressor.structure.grouping import Axis
-from compressor.structure.labels import FILLER, Labels, compact
+from compressor.structure.labels import FILLER, Labels, compact, constant_along
 from compressor.types import Role
 
 
@@ -31,13 +31,21 @@ class Constant:
 
 @dataclass
 class Flow:
-    """What is known while the labels run through the network."""
+    """What is known while the labels run through the network.
 
+    Attributes:
+        layers: the network's convolutions and linear layers, by name.
+        frozen_layers: layer that the labels cannot follow -> why; its outputs are nodes all the same, and stay.
+        where: layer and operator at hand, for messages.
+    """
+
+    layers: Mapping[str, nn.Module]
     labels: Labels = field(default_factory=Labels)
     axes: dict[tuple[str, int], Axis] = field(default_factory=dict)
     entries: dict[str, Tensor] = field(default_factory=dict)
     shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
     norms: dict[str, str] = field(default_factory=dict)
+    frozen_layers: dict[str, str] = field(default_factory=dict)
     where: str = ""
 
     def axis(self, parameter: Parameter, dim: int, role: Role) -> Tensor:
@@ -91,14 +99,14 @@ class Flow:
         Freezes `x` where its channels lie along other dimensions and none along this one.
         """
         size = x.shape[dim]
-        x = compact(x).movedim(dim, 0).reshape(-1, compact(x).numel() // compact(x).shape[dim])  # (size or 1, others)
-        first = x[:, 0].expand(size)
-        if x.shape[1] > 1 and not bool((x == x[:, :1]).all()):
-            if x.shape[0] == 1 or bool((x == x[:1]).all()):
+        x = compact(x).movedim(dim, 0).flatten(1) if x.dim() > 1 else x[:, None]  # (size or 1, others)
+        first = x.amax(1, keepdim=True)  # filler, the smallest of all, is where the map was padded
+        if not constant_along(x, 1):
+            if constant_along(x, 0):
                 self.labels.freeze(x, f"{self.where}: {reason}")
                 return torch.full((size,), FILLER)
-            self.labels.tie(x[:, :1].expand_as(x), x)
-        return first
+            self.labels.tie(first.expand_as(x), x)
+        return first[:, 0].expand(size)
 
 
 def flat(values: Any) -> list[Any]:

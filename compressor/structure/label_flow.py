@@ -8,20 +8,27 @@ labels that meet, layers consume labels and produce fresh ones. Connected compon
 from __future__ import annotations
 
 import operator
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch.export.graph_signature import InputKind
+from torch.nn.modules.conv import _ConvNd
 
 from compressor.errors import CompressError, first_line
 from compressor.quiet import quiet
 from compressor.state import observed
 from compressor.structure.flow import Constant, Flow, Parameter, flat
 from compressor.structure.grouping import groups_of
-from compressor.structure.operators import apply
-from compressor.types import OUTPUT, Structure, total_by_layer
+from compressor.structure.operators import apply, owner_of
+from compressor.types import OUTPUT, Group, Slice, Structure
+
+LAYERS = (_ConvNd, nn.Linear, nn.RNNBase)
+"""Modules whose outputs are nodes."""
+
+NOT_IN_EVAL = "it does not run in eval mode"
 
 
 class Untraceable(CompressError):
@@ -39,12 +46,45 @@ def by_label_flow(model: nn.Module, example_inputs: tuple[Tensor, ...]) -> Struc
             program = torch.export.export(twin, example_inputs)
         except Exception as error:  # torch.export raises whatever the network's code provokes
             raise Untraceable(f"{type(error).__name__}: {first_line(error)}") from error
-    flow = Flow()
+        flow = Flow({name: m for name, m in twin.named_modules() if isinstance(m, LAYERS)})
     _run(flow, program)
     component, reasons = flow.labels.solve()
-    groups = groups_of(flow.axes.values(), flow.entries, component, reasons)
-    found = Structure(groups, flow.shapes, flow.norms, 0)
-    return replace(found, total_nodes=sum(total_by_layer(found).values()))
+    groups = (*groups_of(flow.axes.values(), flow.entries, component, reasons), *_unfollowed(flow, program))
+    found = Structure(groups, flow.shapes, flow.norms, _output_layers(flow, program), 0)
+    return replace(found, total_nodes=found.nodes)
+
+
+def _unfollowed(flow: Flow, program: torch.export.ExportedProgram) -> Iterator[Group]:
+    """Layers that the labels could not follow: their outputs are nodes all the same, and stay whole."""
+    followed = {axis.tensor.rpartition(".")[0] for axis in flow.axes.values() if axis.role in ("produce", "pass")}
+    running = {owner_of(node) for node in program.graph.nodes}
+    for name, module in flow.layers.items():
+        if name not in followed:
+            why = flow.frozen_layers.get(name, f"{name}: it cannot be followed")
+            places = torch.arange(_outputs_of(module))[:, None]
+            yield Group(name, (Slice(f"{name}.weight", 0, places, "produce"),), why if name in running else NOT_IN_EVAL)
+
+
+def _outputs_of(module: nn.Module) -> int:
+    if isinstance(module, nn.RNNBase):
+        return module.hidden_size * module.num_layers * (2 if module.bidirectional else 1)
+    return int(getattr(module, "out_channels", 0) or getattr(module, "out_features", 0))
+
+
+def _output_layers(flow: Flow, program: torch.export.ExportedProgram) -> frozenset[str]:
+    """The layers behind which no other layer comes."""
+    before_another: dict[fx.Node, set[str]] = {}
+    inner: set[str] = set()
+    for node in reversed(program.graph.nodes):
+        behind: set[str] = set().union(*(before_another[user] for user in node.users))
+        owner = owner_of(node)
+        if owner in flow.layers and node.op == "call_function":
+            if behind - {owner}:
+                inner.add(owner)
+            behind = {owner}
+        before_another[node] = behind
+    running = {owner_of(node) for node in program.graph.nodes}
+    return frozenset(name for name in flow.layers if name in running and name not in inner)
 
 
 def _run(flow: Flow, program: torch.export.ExportedProgram) -> None:
@@ -82,6 +122,4 @@ def _placeholder(flow: Flow, program: torch.export.ExportedProgram, node: fx.Nod
 
 
 def _place(node: fx.Node) -> str:
-    stack = list((node.meta.get("nn_module_stack") or {}).values())
-    inside = stack[-1][0] if stack else ""
-    return f"{inside or 'the network'} ({getattr(node.target, '_opname', node.name)})"
+    return f"{owner_of(node) or 'the network'} ({getattr(node.target, '_opname', node.name)})"

@@ -8,6 +8,8 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
+from compressor.types import OUTPUT
+
 FILLER = 0
 """Label of positions that belong to no node, such as padding. It ties nothing."""
 
@@ -46,7 +48,7 @@ class Labels:
         graph = coo_array((np.ones(ties.shape[1], dtype=np.int8), (ties[0], ties[1])), shape=(self._count,) * 2)
         component = connected_components(graph, directed=False)[1]
         reasons: dict[int, str] = {}
-        for labels, reason in self._frozen:
+        for labels, reason in sorted(self._frozen, key=lambda entry: entry[1] != OUTPUT):  # being the output comes first
             for node in np.unique(component[labels.numpy()]):
                 reasons.setdefault(int(node), reason)
         return component, reasons
@@ -61,6 +63,11 @@ def compact(labels: Tensor) -> Tensor:
 
 
 def constant_along(labels: Tensor, dim: int) -> bool:
-    """Whether all slices along `dim` carry the same labels."""
+    """Whether all slices along `dim` carry the same labels; filler counts as any."""
     labels = compact(labels)
-    return labels.shape[dim] == 1 or bool((labels == labels.narrow(dim, 0, 1)).all())
+    return labels.shape[dim] == 1 or bool(((labels == collapsed(labels, dim)) | (labels == FILLER)).all())
+
+
+def collapsed(labels: Tensor, dim: int) -> Tensor:
+    """The labels with `dim` shortened to size 1: of labels that are constant along it, that one."""
+    return compact(labels).amax(dim, keepdim=True)  # filler is the smallest of all

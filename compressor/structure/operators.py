@@ -14,7 +14,7 @@ from torch import Tensor, fx
 from torch.nn import functional as F
 
 from compressor.structure.flow import Constant, Flow, Parameter, flat
-from compressor.structure.labels import FILLER, compact, constant_along
+from compressor.structure.labels import FILLER, collapsed, compact, constant_along
 
 Rule = Callable[[Flow, fx.Node, list[Any], dict[str, Any]], Any]
 NOT_A_CHANNEL = "it works along a dimension that carries no channels of its own"
@@ -50,25 +50,28 @@ REDUCTIONS = _names("mean sum amax amin max min prod var std logsumexp argmax ar
 SOFTMAXES = _names("softmax _softmax log_softmax _log_softmax")
 CONVOLUTIONS = _names("conv1d conv2d conv3d convolution")
 NORMS_OVER_CHANNELS = _names("layer_norm group_norm native_layer_norm native_group_norm local_response_norm rms_norm")
-IGNORED = _names("sym_size _assert_scalar _assert_tensor_metadata sym_constrain_range_for_size")
+IGNORED = _names("new_zeros new_ones new_full sym_size _assert_scalar _assert_tensor_metadata sym_constrain_range_for_size")
 
 
 def apply(flow: Flow, node: fx.Node, arguments: list[Any], options: dict[str, Any]) -> Any:
     """Labels of what the operator at `node` gives, when `arguments` carry theirs."""
     target: Any = node.target
     name = getattr(target, "_opname", str(target)).removesuffix("_")
-    if rule := RULES.get(name):
-        return rule(flow, node, arguments, options)
     values = flat(arguments) + flat(options)
     if not values or name in IGNORED:
         return _result(flow, node, None)
-    if torch.Tag.pointwise in getattr(target, "tags", ()):
-        return _elementwise(flow, node, arguments, options)
-    return _unknown(flow, node, arguments, options)
+    pointwise = torch.Tag.pointwise in getattr(target, "tags", ())
+    rule = _elementwise if pointwise and (name not in RULES or name in REDUCTIONS) else RULES.get(name, _unknown)
+    try:
+        return rule(flow, node, arguments, options)
+    except (RuntimeError, IndexError, ValueError, TypeError, AttributeError):  # a use of the operator that the rule never met
+        return _unknown(flow, node, arguments, options)
 
 
 def _unknown(flow: Flow, node: fx.Node, arguments: list[Any], options: dict[str, Any]) -> Any:
-    reason = f"operator {getattr(node.target, '_opname', node.target)} is not in the table of operators"
+    reason = f"operator {getattr(node.target, '_opname', node.target)} cannot be followed"
+    if (owner := owner_of(node)) in flow.layers:
+        flow.frozen_layers.setdefault(owner, f"{flow.where}: {reason}")
     flow.freeze(arguments + list(options.values()), reason)
     return _result(flow, node, reason)
 
@@ -111,7 +114,9 @@ def _reshape(flow: Flow, node: fx.Node, arguments: list[Any], options: dict[str,
     outcome = _move(flow, node, [x, *arguments[1:]], options)
     for first, last in _split_dimensions(tuple(x.shape), tuple(outcome.shape)):
         inside = [d for d in range(first, last) if not constant_along(outcome, d)]
-        for dim in sorted(inside, key=lambda d: outcome.shape[d])[: len(inside) - 1]:
+        if len(inside) == 2:
+            inside.sort(key=lambda d: outcome.shape[d], reverse=True)
+        for dim in inside[1:]:  # of more than two, a linear layer made a map: its channels come first
             flow.labels.tie(outcome.narrow(dim, 0, 1).expand_as(outcome), outcome)
     return outcome
 
@@ -174,17 +179,17 @@ def _pad(flow: Flow, node: fx.Node, arguments: list[Any], options: dict[str, Any
 def _elementwise(flow: Flow, node: fx.Node, arguments: list[Any], options: dict[str, Any]) -> Any:
     """Labels that meet in one position are tied, but never through a broadcast axis of size 1."""
     shape = node.meta["val"].shape
-    operands = [_entries(flow, v) for v in flat(arguments) + flat(options)]
-    operands = [compact(v.reshape((1,) * (len(shape) - v.dim()) + tuple(v.shape))) for v in operands if v.numel() > 0]
-    main = max(operands, key=lambda v: (v.numel(), bool((v != FILLER).any())))
+    given = sorted(flat(arguments) + flat(options), key=lambda v: not isinstance(v, Tensor))  # activations before parameters
+    operands = [_entries(flow, v) for v in given]
+    operands = [compact(v.reshape((1,) * (len(shape) - v.dim()) + tuple(v.shape))) for v in operands]
+    activations = operands[: max(1, sum(isinstance(v, Tensor) for v in given))]
+    main = max(activations, key=lambda v: (v.numel(), bool((v != FILLER).any())))
     for other in operands:
         if other is main:
             continue
-        single = bool((other == other.flatten()[0]).all())
-        spread = any(
-            other.shape[d] == 1 and shape[d] > 1 and not constant_along(main, d) for d in range(len(shape))
-        )  # fmt: skip
-        if single and spread:
+        varies = [d for d in range(len(shape)) if not constant_along(main, d)]
+        spread = any(other.shape[d] == 1 and shape[d] > 1 for d in varies)
+        if spread and all(constant_along(other, d) for d in varies):
             flow.freeze(other, "it multiplies or shifts several channels at once")
             continue
         main, other = torch.broadcast_tensors(main, other)
@@ -197,19 +202,22 @@ def _pool(flow: Flow, node: fx.Node, arguments: list[Any], options: dict[str, An
     x = _entries(flow, arguments[0])
     values = node.meta["val"]
     shape = (values[0] if isinstance(values, (tuple, list)) else values).shape
-    lead = 2 if x.dim() > 2 and x.shape[0] == 1 else x.dim() - 1
-    for dim in range(lead, x.dim()):
+    name = getattr(node.target, "_opname", "")
+    spatial = next(int(digit) for digit in "321" if f"{digit}d" in name)
+    for dim in range(x.dim() - spatial, x.dim()):
         if not constant_along(x, dim):
             flow.freeze(x, "it pools over channels")
             return _result(flow, node, "it pools over channels")
-        x = x.narrow(dim, 0, 1)
+        x = collapsed(x, dim)
     labels = x.expand(shape)
     return [labels, torch.full_like(labels, FILLER)] if isinstance(values, (tuple, list)) else labels
 
 
 def _reduce(flow: Flow, node: fx.Node, arguments: list[Any], options: dict[str, Any]) -> Any:
     x = _entries(flow, arguments[0])
-    dims = next((a for a in arguments[1:2] if isinstance(a, (int, list)) and not isinstance(a, bool)), options.get("dim"))
+    schema = [a.name for a in getattr(node.target, "_schema").arguments]  # noqa: B009 - fx types targets loosely
+    place = schema.index("dim") if "dim" in schema else len(arguments)
+    dims = options.get("dim", arguments[place] if place < len(arguments) else None)
     dims = list(range(x.dim())) if dims is None or dims == [] else [dims] if isinstance(dims, int) else dims
     value = node.meta["val"]
     shape = (value[0] if isinstance(value, (tuple, list)) else value).shape
@@ -218,7 +226,7 @@ def _reduce(flow: Flow, node: fx.Node, arguments: list[Any], options: dict[str, 
         if not constant_along(x, dim):
             flow.freeze(x, "it reduces over channels")
             return _result(flow, node, "it reduces over channels")
-        x = x.narrow(dim, 0, 1)
+        x = collapsed(x, dim)
     labels = x.reshape(shape) if x.numel() == shape.numel() else x
     for dim in dims if len(shape) < labels.dim() else ():
         labels = labels.squeeze(dim)
@@ -232,24 +240,27 @@ def _softmax(flow: Flow, node: fx.Node, arguments: list[Any], options: dict[str,
     return x
 
 
-def _batch_norm(flow: Flow, node: fx.Node, arguments: list[Any], options: dict[str, Any]) -> Any:
+def _channel_norm(flow: Flow, node: fx.Node, arguments: list[Any], options: dict[str, Any]) -> Any:
     x = arguments[0]
     channels = flow.channels(x, 1, NOT_A_CHANNEL)
     for parameter in arguments[1:5]:
         flow.carry(parameter, channels)
-    source, stored = node.args[0], [a for a in node.args[1:5] if isinstance(a, fx.Node)]
-    if stored and isinstance(source, fx.Node) and _is_layer(source):
-        weight = source.args[1]
-        if all(isinstance(n, fx.Node) and len(n.users) == 1 for n in (source, weight, *stored)):  # neither is shared
-            flow.norms[_owner(source)] = _owner(node)
     return x
 
 
-def _is_layer(node: fx.Node) -> bool:
-    return getattr(node.target, "_opname", "") in CONVOLUTIONS | {"linear"}
+def _batch_norm_of_a_layer(flow: Flow, node: fx.Node, arguments: list[Any], options: dict[str, Any]) -> Any:
+    """As any norm of channels; beside it, note the layer that feeds nothing else, where both are used once."""
+    source, stored = node.args[0], [a for a in node.args[1:5] if isinstance(a, fx.Node)]
+    if stored and isinstance(source, fx.Node) and getattr(source.target, "_opname", "") in CONVOLUTIONS | {"linear"}:
+        weight = source.args[1]
+        own = (source, weight, *stored)
+        if all(isinstance(n, fx.Node) and len(n.users) == 1 for n in own) and getattr(weight, "op", "") == "placeholder":
+            flow.norms[owner_of(source)] = owner_of(node)
+    return _channel_norm(flow, node, arguments, options)
 
 
-def _owner(node: fx.Node) -> str:
+def owner_of(node: fx.Node) -> str:
+    """Name of the innermost module that an operator runs in."""
     stack = list((node.meta.get("nn_module_stack") or {}).values())
     return stack[-1][0] if stack else ""
 
@@ -300,11 +311,14 @@ def _argument(arguments: list[Any], options: dict[str, Any], name: str, place: i
 
 def _own_weight(flow: Flow, node: fx.Node, x: Any, weight: Any) -> bool:
     """The layer reads activations through a stored weight of the module that runs."""
-    return isinstance(x, Tensor) and isinstance(weight, Parameter) and weight.name.rpartition(".")[0] == _owner(node)
+    owner = owner_of(node)
+    return isinstance(x, Tensor) and isinstance(weight, Parameter) and owner in flow.layers and weight.name == f"{owner}.weight"
 
 
 def _frozen_layer(flow: Flow, node: fx.Node, arguments: list[Any]) -> Any:
-    reason = "its weight is not stored in the module that runs"
+    reason = "its weight is not the stored weight of a convolution or linear module"
+    if (owner := owner_of(node)) in flow.layers:
+        flow.frozen_layers.setdefault(owner, f"{flow.where}: {reason}")
     flow.freeze(arguments, reason)
     return _result(flow, node, reason)
 
@@ -323,10 +337,8 @@ RULES: dict[str, Rule] = (
     | dict.fromkeys(("constant_pad_nd", "pad"), _pad)
     | dict.fromkeys(NORMS_OVER_CHANNELS, _over_channels)
     | {
-        "batch_norm": _batch_norm,
-        "_native_batch_norm_legit_no_training": _batch_norm,
+        "batch_norm": _batch_norm_of_a_layer,
+        "instance_norm": _channel_norm,
         "linear": _linear,
-        "prelu": _prelu,
-        "_prelu_kernel": _prelu,
     }
 )

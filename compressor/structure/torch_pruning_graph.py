@@ -18,7 +18,7 @@ from compressor.quiet import quiet
 from compressor.state import observed
 from compressor.structure.flow import Flow, Parameter
 from compressor.structure.grouping import groups_of
-from compressor.types import OUTPUT, Role, Structure, total_by_layer
+from compressor.types import OUTPUT, Role, Structure
 
 
 def by_torch_pruning(model: nn.Module, example_inputs: tuple[Tensor, ...]) -> Structure:
@@ -29,7 +29,7 @@ def by_torch_pruning(model: nn.Module, example_inputs: tuple[Tensor, ...]) -> St
     """
     import torch_pruning
 
-    flow = Flow()
+    flow, outputs = Flow({}), set[str]()
     with observed(model) as twin, quiet(), torch.enable_grad():
         names = {module: name for name, module in twin.named_modules()}
         try:
@@ -37,28 +37,31 @@ def by_torch_pruning(model: nn.Module, example_inputs: tuple[Tensor, ...]) -> St
                 parameter.requires_grad_(True)  # it follows grad_fn
             graph = torch_pruning.DependencyGraph().build_dependency(twin, example_inputs)
             order = list(names)
-            found = sorted(graph.get_all_groups(), key=lambda group: order.index(group[0].dep.target.module))
+            for group in sorted(graph.get_all_groups(), key=lambda group: order.index(group[0].dep.target.module)):
+                outputs |= _tie(flow, graph, group, names)
         except Exception as error:  # torch-pruning raises whatever its tracing provokes
             raise UnsupportedNetwork(
                 f"neither torch.export nor torch-pruning can trace it ({type(error).__name__}: {first_line(error)})"
             ) from error
         for module, node in graph.module2node.items():
             after = [output.module for output in node.outputs]
-            if isinstance(module, (_ConvNd, nn.Linear)) and len(after) == 1 and isinstance(after[0], _NormBase):
+            followed = isinstance(module, (_ConvNd, nn.Linear)) and len(after) == 1 and isinstance(after[0], _NormBase)
+            if followed and len(graph.module2node[after[0]].inputs) == 1:  # a norm after several layers is none of theirs
                 flow.norms[names[module]] = names[after[0]]
-        for group in found:
-            _tie(flow, graph, group, names)
     component, reasons = flow.labels.solve()
     groups = groups_of(flow.axes.values(), {}, component, reasons)
-    structure = Structure(groups, flow.shapes, flow.norms, 0)
-    return replace(structure, total_nodes=sum(total_by_layer(structure).values()), found_by="torch-pruning's graph")
+    found = Structure(groups, flow.shapes, flow.norms, frozenset(outputs), 0, "torch-pruning's graph")
+    return replace(found, total_nodes=found.nodes)
 
 
-def _tie(flow: Flow, graph, group, names: dict[nn.Module, str]) -> None:
-    """Translate one of torch-pruning's groups: its items' indices are tied to those of its root layer."""
+def _tie(flow: Flow, graph, group, names: dict[nn.Module, str]) -> set[str]:
+    """Translate one of torch-pruning's groups, and name its layers if nothing reads them.
+
+    Its items' indices are tied to those of its root layer.
+    """
     root_module = group[0].dep.target.module
     root = flow.axis(Parameter(f"{names[root_module]}.weight", tuple(root_module.weight.shape)), 0, _out_role(root_module))
-    has_reader = False
+    has_reader, makers = False, {names[root_module]}
     for item in group.items:
         module, outputs = item.dep.target.module, graph.is_out_channel_pruning_fn(item.dep.handler)
         if module not in names:
@@ -66,13 +69,17 @@ def _tie(flow: Flow, graph, group, names: dict[nn.Module, str]) -> None:
                 flow.labels.freeze(root, f"{names[root_module]}: coupled with a parameter outside of a layer")
             continue
         has_reader |= not outputs
+        if outputs and isinstance(module, (_ConvNd, nn.Linear)):
+            makers.add(names[module])
         for parameter, dim, role in _places(names[module], module, outputs):
             labels = flow.axis(parameter, dim, role)
             flow.labels.tie(labels[list(item.idxs)], root[list(item.root_idxs)])
         if isinstance(module, _ConvNd) and 1 < module.groups < module.in_channels:
             flow.labels.freeze(root, f"{names[module]}: a grouped convolution in torch-pruning's graph")
-    if not has_reader:
-        flow.labels.freeze(root, OUTPUT)
+    if has_reader:
+        return set()
+    flow.labels.freeze(root, OUTPUT)
+    return makers
 
 
 def _out_role(module: nn.Module) -> Role:
