@@ -237,6 +237,7 @@ def _prepare(device: str, threads: int | None) -> None:
         raise MissingEnvironment("no CUDA device here; use --device cpu")
     if device.partition(":")[0] not in ("cpu", "cuda"):
         raise WrongUsage(f"--device {device}: choose cpu or cuda")
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False  # its 10 bits would drown a proof
     if threads:
         torch.set_num_threads(threads)
 

@@ -139,61 +139,43 @@ def compress(
         notes.append(f"The groups come from {found.found_by}.")
     clock.lap("structure")
 
-    small, left = dense, found
     plan = Plan({g.name: g.width for g in found.prunable}, architecture_of(model), (), _reasons(found))
-    targets, samples = chosen.targets(sparsity), 0
+    state = _State(dense, found, plan)
+    targets = chosen.targets(sparsity)
     for number, target in enumerate(targets, 1):
-        if round(target * left.total_nodes) <= left.total_nodes - left.nodes:
-            continue  # an event that removes nothing is skipped
         what = f"event {number} of {len(targets)}, sparsity {target:.3f}"
         counted = dataclasses.replace(objective, data=_Counted(objective, progress, what))
-        try:
-            scores = chosen.score(small, left, counted)
-        except RuntimeError as error:
-            raise UnsupportedNetwork(f"event {number}: the network does not run: {first_line(error)}") from error
-        selection = select(scores, left, target, floor=floor)
-        if selection.tie:
-            notes.append(f"Event {number} cut through nodes of equal score; position decided.")
-        plan = plan.event(selection.kept, target, tie=selection.tie, loss=scores.loss)
-        small, left = shrink(small, left, selection.kept), left.shrink(selection.kept)
-        samples = scores.samples
-    if sparsity > 0 and not plan.events:
+        state = _event(state, chosen, counted, target, floor, what)
+    if sparsity > 0 and not state.plan.events:
         raise BadInput(f"sparsity {sparsity:g} of {found.total_nodes} nodes is less than one node; ask for more")
     clock.lap("scoring and removing")
 
     progress("proving the small network", 0, 0)
-    proofs = _proofs(dense, small, found, plan, inputs)
+    proofs = _proofs(dense, state.model, found, state.plan, inputs)
     clock.lap("proof")
-    before, after = cost(dense, inputs), cost(small, inputs)
+    notes += [f"{e.sparsity:.3f}: the cut went through nodes of equal score." for e in state.plan.events if e.tie]
+    name = method if isinstance(method, str) else type(chosen).__name__
+    before, after = cost(dense, inputs), cost(state.model, inputs)
     if after.macs > before.macs:
         raise NotEquivalent("the small network needs more multiply-adds than the dense one; this is a bug, please report it")
-    widths_before, widths_after = total_by_layer(found), total_by_layer(left)
     summary = Summary(
-        method=method if isinstance(method, str) else type(chosen).__name__,
+        method=name,
         options=dataclasses.asdict(chosen),
         asked=sparsity,
-        reached=1 - left.nodes / left.total_nodes,
+        reached=1 - state.structure.nodes / found.total_nodes,
         total_nodes=found.total_nodes,
         before=before,
         after=after,
-        widths={layer: (width, widths_after.get(layer, 0)) for layer, width in widths_before.items()},
+        widths=_widths(found, state.structure),
         proofs=proofs,
-        near_collapse={
-            g.name: g.width
-            for g, was in zip(left.groups, found.groups, strict=True)
-            if g.frozen is None and g.width < NEAR_COLLAPSE and g.width < was.width
-        },
+        near_collapse=_near_collapse(found, state.structure),
         frozen=_reasons(found),
-        events=len(plan.events),
-        samples=samples,
+        events=len(state.plan.events),
+        samples=state.samples,
         seconds=clock.laps,
         notes=tuple(notes),
     )
-    _remember(small, model, plan)
-    if inplace:
-        model.__dict__.update(small.__dict__)
-        small = model
-    return Result(small, plan, summary)
+    return Result(_handed_over(state, model, inplace), state.plan, summary)
 
 
 def score(
@@ -303,6 +285,51 @@ def _proofs(
                 f"{proof.tolerance:.0e} is allowed"
             )
     return real, random
+
+
+@dataclass(frozen=True)
+class _State:
+    """Where the events have come to."""
+
+    model: nn.Module
+    structure: Structure
+    plan: Plan
+    samples: int = 0
+
+
+def _event(state: _State, method: Method, objective: Objective, target: float, floor: int, what: str) -> _State:
+    """Score, select, shrink; an event that would remove nothing is skipped."""
+    left = state.structure
+    if round(target * left.total_nodes) <= left.total_nodes - left.nodes:
+        return state
+    try:
+        scores = method.score(state.model, left, objective)
+    except RuntimeError as error:
+        raise UnsupportedNetwork(f"{what}: the network does not run: {first_line(error)}") from error
+    selection = select(scores, left, target, floor=floor)
+    plan = state.plan.event(selection.kept, target, tie=selection.tie, loss=scores.loss)
+    return _State(shrink(state.model, left, selection.kept), left.shrink(selection.kept), plan, scores.samples)
+
+
+def _widths(before: Structure, after: Structure) -> dict[str, tuple[int, int]]:
+    """Layer -> nodes before and after."""
+    small = total_by_layer(after)
+    return {layer: (width, small.get(layer, 0)) for layer, width in total_by_layer(before).items()}
+
+
+def _near_collapse(before: Structure, after: Structure) -> dict[str, int]:
+    """Group -> nodes left, where few are left of more."""
+    pairs = zip(before.prunable, after.prunable, strict=True)
+    return {now.name: now.width for was, now in pairs if now.width < min(NEAR_COLLAPSE, was.width)}
+
+
+def _handed_over(state: _State, model: nn.Module, inplace: bool) -> nn.Module:
+    """The small network with its origin; `model` itself, made small, where that was asked."""
+    _remember(state.model, model, state.plan)
+    if not inplace:
+        return state.model
+    model.__dict__.update(state.model.__dict__)
+    return model
 
 
 def _remember(small: nn.Module, model: nn.Module, plan: Plan) -> None:

@@ -62,7 +62,8 @@ def runner(network: Network, provider: str = "cpu") -> Runner:
         MissingEnvironment: CUDA was asked and is not there.
     """
     if isinstance(network, nn.Module):
-        return lambda inputs: outputs_of(network, inputs)
+        device = next((p.device for p in network.parameters()), torch.device("cpu"))
+        return lambda inputs: outputs_of(network, tuple(x.to(device) for x in inputs))
     path = Path(network)
     if path.suffix == ".onnx":
         from exporters.onnx import session_runner

@@ -180,3 +180,15 @@ def test_a_dead_network_is_not_called_proven(image_batches) -> None:
 
     with pytest.raises(NotEquivalent, match="the proof says nothing"):
         compress(Constant(), "random", image_batches, 0.5)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_the_main_job_on_a_gpu(digits) -> None:
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    on_cpu = compress(networks.build("lenet5"), "snap", list(digits), 0.5)
+    on_gpu = compress(networks.build("lenet5").cuda(), "snap", list(digits), 0.5)
+    assert all(on_gpu.summary.proofs)
+    assert next(on_gpu.model.parameters()).is_cuda
+    same = sum(len(set(a.tolist()) & set(on_cpu.plan.kept[n].tolist())) for n, a in on_gpu.plan.kept.items())
+    assert same >= 110

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from torch import nn
+from torch import Tensor, nn
 
 SLOPE = 0.05
 DROPOUT = 0.3
@@ -34,5 +34,5 @@ class Classifier(nn.Module):
         self.dropout = nn.Dropout(DROPOUT)
         self.classifier = nn.Sequential(*classifier)
 
-    def forward(self, x):  # (batch, channels, h, w) -> (batch, classes)
+    def forward(self, x: Tensor) -> Tensor:  # (batch, channels, h, w) -> (batch, classes)
         return self.classifier(self.dropout(self.pool(self.features(x)).flatten(1)))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from torch import nn
+from torch import Tensor, nn
 
 from compressor.networks._blocks import SLOPE, Classifier, dense
 
@@ -23,7 +23,7 @@ class BasicBlock(nn.Module):
         if stride != 1 or inputs != outputs:
             self.downsample = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
 
-    def forward(self, x):  # (batch, inputs, h, w) -> (batch, outputs, h / stride, w / stride)
+    def forward(self, x: Tensor) -> Tensor:  # (batch, inputs, h, w) -> (batch, outputs, h / stride, w / stride)
         shortcut = x if self.downsample is None else self.downsample(x)
         return self.relu(self.bn2(self.conv2(self.relu(self.bn1(self.conv1(x))))) + shortcut)
 

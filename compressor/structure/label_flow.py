@@ -114,10 +114,10 @@ def _placeholder(flow: Flow, program: torch.export.ExportedProgram, node: fx.Nod
         return Parameter(spec.target, shape)
     if spec.kind is InputKind.BUFFER:
         value = program.state_dict.get(spec.target, program.constants.get(spec.target))
-        return Constant(value) if value is not None and not value.is_floating_point() else Parameter(spec.target, shape)
+        return Constant(value.cpu()) if value is not None and not value.is_floating_point() else Parameter(spec.target, shape)
     if spec.kind is InputKind.CONSTANT_TENSOR:
         value = program.constants[spec.target]
-        return Constant(value) if not value.is_floating_point() else flow.stays(shape, "a constant in the network's code")
+        return Constant(value.cpu()) if not value.is_floating_point() else flow.stays(shape, "a constant in the network's code")
     return flow.stays(shape, "the network's input") if spec.kind is InputKind.USER_INPUT else None
 
 
