@@ -42,6 +42,7 @@ def staged(*targets: Path) -> Iterator[list[Path]]:
             temporary.write_bytes(content)
     """
     temporary: list[Path] = []
+    targets = tuple(target.resolve() for target in targets)  # through links, as writing to them would
     try:
         for target in targets:
             descriptor, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.stem}.", suffix=target.suffix)

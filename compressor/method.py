@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args, get_type_hints
 
-from compressor.errors import WrongUsage
+from compressor.errors import WrongUsage, first_line
 
 if TYPE_CHECKING:
     from torch import nn
@@ -84,7 +84,10 @@ def summaries() -> dict[str, str]:
     """Method name -> first line of its file's docstring, found without importing the file (or torch)."""
     found = {}
     for name, path in _files():
-        doc = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+        try:
+            doc = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+        except (SyntaxError, ValueError) as error:
+            doc = f"cannot be read: {first_line(error)}"
         found[name] = doc.partition("\n")[0]
     for point in importlib.metadata.entry_points(group=ENTRY_POINTS):
         found.setdefault(point.name, f"from {point.value}")
@@ -99,7 +102,10 @@ def method_named(name: str) -> type[Method]:
     """
     for found, path in _files():
         if found == name:
-            module = _load(name, path)
+            try:
+                module = _load(path)
+            except Exception as error:  # a user's own file may raise anything
+                raise WrongUsage(f"{path}: cannot be loaded ({type(error).__name__}: {first_line(error)})") from error
             break
     else:
         points = [p for p in importlib.metadata.entry_points(group=ENTRY_POINTS) if p.name == name]
@@ -145,7 +151,7 @@ def _files() -> Iterator[tuple[str, Path]]:
             yield name, path
 
 
-def _load(name: str, path: Path) -> Any:
+def _load(path: Path) -> Any:
     if path.parent == Path(__file__).parent / "methods":
         return importlib.import_module(f"compressor.methods.{path.stem}")
     spec = importlib.util.spec_from_file_location(f"compressor_methods_{path.stem}", path)

@@ -33,6 +33,14 @@ def test_a_failure_leaves_what_was_there_and_no_litter(tmp_path: Path, error: ty
     assert {p.name: p.read_text() for p in tmp_path.iterdir()} == {"a.txt": "old"}
 
 
+def test_a_link_is_written_through(tmp_path: Path) -> None:
+    (tmp_path / "link.txt").symlink_to(tmp_path / "real.txt")
+    with staged(tmp_path / "link.txt") as [temporary]:
+        temporary.write_text("1")
+    assert (tmp_path / "link.txt").is_symlink()
+    assert (tmp_path / "real.txt").read_text() == "1"
+
+
 def test_permissions_are_those_of_any_new_file(tmp_path: Path) -> None:
     with staged(tmp_path / "a.txt") as [a]:
         a.write_text("1")

@@ -156,3 +156,14 @@ def test_names_of_commands_are_reserved(tmp_path: Path, monkeypatch) -> None:
 def test_mistakes_are_named(name: str, options: dict, message: str) -> None:
     with pytest.raises(WrongUsage, match=message):
         make(name, options)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"), [("def (", "cannot be loaded"), ("import nosuch", "cannot be loaded"), ("x = 1", "holds 0")]
+)
+def test_a_broken_file_of_a_users_own_is_named_and_hides_nothing(tmp_path: Path, monkeypatch, text: str, message: str) -> None:
+    (tmp_path / "mine.py").write_text(text)
+    monkeypatch.setenv(FOLDER_VARIABLE, str(tmp_path))
+    assert {"mine", "snapit"} <= set(summaries())
+    with pytest.raises(WrongUsage, match=message):
+        make("mine", {})

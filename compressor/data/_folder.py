@@ -35,7 +35,8 @@ def folder(path: Path) -> Images:
     image = next((n for n, f in first.features.items() if isinstance(f, datasets.Image)), None)
     label = next((n for n, f in first.features.items() if isinstance(f, datasets.ClassLabel)), None)
     if image is None or label is None:
-        raise BadInput(f"data {path}: needs a column of images and one of class labels, it has {', '.join(first.features)}")
+        has = ", ".join(first.features)
+        raise BadInput(f"data {path}: needs a column of images and one of labels (two class folders at least), it has {has}")
     train_name = "train" if "train" in loaded else next(iter(loaded))
     test_name = next((n for n in TEST_SPLITS if n in loaded and n != train_name), None)
     train_rows, test_rows = loaded[train_name], loaded[test_name or train_name]
@@ -45,7 +46,7 @@ def folder(path: Path) -> Images:
         train, test = held_out(len(train_rows))
     if not len(train) or not len(test):
         raise BadInput(f"data {path}: too few images ({len(train_rows)}); give at least 5")
-    native = _pixels(train_rows[0][image]).shape
+    native = _read(train_rows, int(train[0]), image).shape
     return Images(
         str(path),
         first.features[label].num_classes,
@@ -59,9 +60,24 @@ def _split(rows: Any, indices: Tensor, image: str, label: str) -> Split:
     labels = torch.tensor(rows[label])[indices]
 
     def fetch(chosen: Tensor) -> list[Tensor]:
-        return [_pixels(picture) for picture in rows.select(indices[chosen].tolist())[image]]
+        return [_read(rows, place, image) for place in indices[chosen].tolist()]
 
     return Split(labels, fetch)
+
+
+def _read(rows: Any, place: int, image: str) -> Tensor:
+    """One image of a table.
+
+    Raises:
+        BadInput: it cannot be decoded; the message names its file, or its row where it lies inside a table.
+    """
+    try:
+        return _pixels(rows[place][image])
+    except (OSError, ValueError, SyntaxError) as error:  # what PIL raises for broken files
+        import datasets
+
+        raw = rows.cast_column(image, datasets.Image(decode=False))[place][image]
+        raise BadInput(f"{raw.get('path') or f'row {place}'}: not a readable image; remove or replace it") from error
 
 
 def _pixels(picture: Any) -> Tensor:

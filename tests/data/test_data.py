@@ -107,6 +107,24 @@ def test_what_is_no_data(tmp_path: Path) -> None:
             open_data(str(tmp_path / name))
 
 
+def test_a_broken_image_is_named_and_one_class_is_not_enough(tmp_path: Path) -> None:
+    path = folder_of_images(tmp_path / "images")
+    for name in ("cat", "dog", "owl"):
+        (path / name / "3.png").write_bytes(b"not a png")
+    images = open_data(str(path))
+    with pytest.raises(BadInput, match=r"3\.png: not a readable image"):
+        list(Samples(images.train, (3, 8, 8), 99, 9))
+    with pytest.raises(BadInput, match="two class folders at least"):
+        open_data(str(one_class(tmp_path / "one")))
+
+
+def one_class(path: Path) -> Path:
+    (path / "cat").mkdir(parents=True)
+    for n in range(6):
+        Image.new("RGB", (8, 8), (n, n, n)).save(path / "cat" / f"{n}.png")
+    return path
+
+
 def test_noise_repeats_by_seed() -> None:
     a, b = Synthetic((3, 4, 4), 5, 10, 4, 1), Synthetic((3, 4, 4), 5, 10, 4, 1)
     assert [x.shape[0] for x, _ in a] == [4, 4, 2]
