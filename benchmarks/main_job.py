@@ -83,6 +83,7 @@ def whole_command(data: str) -> dict[str, Any]:
         report = json.loads(Path(folder, "report.json").read_text())
     for file in report["files"]:
         file["path"] = Path(file["path"]).name
+    report["data"] = Path(report["data"]).name
     return {"wall_s": wall, "peak_rss_bytes": process[0], "report": report}
 
 
