@@ -8,6 +8,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,14 +18,13 @@ from compressor.errors import BadInput, CompressError, MissingEnvironment, Wrong
 from compressor.method import make, method_named, options_of, summaries
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import nn
 
-    from compressor.data import Images
-    from compressor.pipeline import Progress
+    from compressor.inputs import Inputs
+    from compressor.pipeline import Progress, Result
+    from compressor.source import Source
 
-ACCURACY_SAMPLES = 1000
 PROOF_SAMPLES = 64
-SYNTHETIC = "Scored on synthetic noise, for no data was given: name real data with --data."
 
 
 class Commands(click.Group):
@@ -54,6 +54,35 @@ def cli() -> None:
     """
 
 
+def _numbers(ctx: click.Context, parameter: click.Parameter, value: str | None) -> tuple[float, ...] | None:
+    if value is None:
+        return None
+    try:
+        return tuple(float(part) for part in value.split(","))
+    except ValueError:
+        raise WrongUsage(f"--{parameter.name} {value}: write numbers, such as 0.5 or 0.485,0.456,0.406") from None
+
+
+def _model_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Options of every command that opens a network someone else may have saved."""
+    for decorate in (
+        click.option("--trust-pickle", is_flag=True, help="run the code that MODEL names; never for a file from elsewhere"),
+        click.option("--key", help="entry of MODEL that holds the weights; state_dict, model, ema are found without"),
+        click.option("--image-size", type=click.IntRange(1), help="height and width of the input, in place of MODEL's"),
+        click.option(
+            "--input", "inputs", multiple=True, metavar="[NAME:][DTYPE:]SHAPE",
+            help="what MODEL takes, without the batch: 3x224x224, ids:int64:128; may be repeated",
+        ),
+        click.option("--network-arg", "arguments", multiple=True, metavar="KEY=VALUE", help="argument of --network"),
+        click.option(
+            "--network", metavar="BUILDER",
+            help="of a state dict: vgg16, torchvision:resnet50, timm:..., package.module:factory, file.py:factory",
+        ),
+    ):  # fmt: skip
+        command = decorate(command)
+    return command
+
+
 def _shared_options(command: Callable[..., None]) -> Callable[..., None]:
     """Options of every command that runs a network."""
     for decorate in (
@@ -62,7 +91,9 @@ def _shared_options(command: Callable[..., None]) -> Callable[..., None]:
         click.option("--seed", default=0, show_default=True, help="of all random draws"),
         click.option("--threads", type=click.IntRange(1), help="threads of torch; all cores by default"),
         click.option("--device", default="cpu", show_default=True, help="cpu or cuda"),
-        click.option("--data", metavar="DATA", help="folder of images or parquet files, or `digits`"),
+        click.option("--std", metavar="X[,X...]", callback=_numbers, help="images are divided by it; per channel or one"),
+        click.option("--mean", metavar="X[,X...]", callback=_numbers, help="is taken off images in [0, 1] first"),
+        click.option("--data", metavar="DATA", help="folder, .npz, name on the Hugging Face hub, file.py:factory, or `digits`"),
     ):
         command = decorate(command)
     return command
@@ -75,27 +106,26 @@ def _shared_options(command: Callable[..., None]) -> Callable[..., None]:
 @click.option("--in-channels", type=click.IntRange(1), help="channels of the input; the paper's by default")
 @click.option("--classes", type=click.IntRange(1), help="10, or as many as the data has")
 @click.option("--data", default="digits", show_default=True, metavar="DATA", help="data set that the checkpoint remembers")
+@click.option("--mean", metavar="X[,X...]", callback=_numbers, help="normalisation of images that the checkpoint remembers")
+@click.option("--std", metavar="X[,X...]", callback=_numbers, help="see --mean")
 @click.option("--seed", default=0, show_default=True, help="of the initialisation")
 def new(
-    name: str, output: Path, image_size: int | None, in_channels: int | None, classes: int | None, data: str, seed: int
-) -> None:
+    name: str, output: Path, image_size: int | None, in_channels: int | None, classes: int | None, data: str,
+    mean: tuple[float, ...] | None, std: tuple[float, ...] | None, seed: int,
+) -> None:  # fmt: skip
     """Make a fresh network of the papers, initialised as they do."""
     from compressor import networks
     from compressor.checkpoint import SUFFIXES, save
-    from compressor.data import open_data
     from compressor.files import check_target
     from compressor.state import origin_of
 
     check_target(output, SUFFIXES)
-    images = open_data(data)
-    if classes is not None and classes < images.classes:
-        raise WrongUsage(f"--classes {classes}: {data} has {images.classes} classes; leave --classes out or raise it")
-    remembered: str | None = data if data == "digits" else str(Path(data).resolve())
+    classes = _classes(data, classes)
+    remembered: str | None = data if data == "digits" or not Path(data).exists() else str(Path(data).resolve())
     if (in_channels or networks.default_input(name)[0]) not in (1, 3):
         remembered = None  # images cannot be converted to such an input
-    model = networks.build(
-        name, in_channels=in_channels, classes=classes or images.classes, image_size=image_size, seed=seed, data=remembered
-    )
+    model = networks.build(name, in_channels=in_channels, classes=classes, image_size=image_size, seed=seed, data=remembered)
+    _choose(model, mean, std)
     save(model, output)
     origin = origin_of(model)
     assert origin is not None
@@ -104,15 +134,26 @@ def new(
     click.echo(f"{output}: {name}, {parameters:,} parameters, input {shape}, data {remembered or 'none'}")
 
 
+def _classes(data: str, asked: int | None) -> int:
+    """How many outputs a fresh network gets: as asked, or as many as the data has."""
+    from compressor.data import open_data
+
+    has = getattr(open_data(data), "classes", None)
+    if asked is not None and has is not None and asked < has:
+        raise WrongUsage(f"--classes {asked}: {data} has {has} classes; leave --classes out or raise it")
+    return asked or has or 10
+
+
 @cli.command()
 @click.argument("a", type=click.Path(path_type=Path))
 @click.argument("b", type=click.Path(path_type=Path))
 @click.option("--tolerance", type=click.FloatRange(0), help="allowed difference, as a fraction of the output's range")
 @click.option("--samples", default=PROOF_SAMPLES, show_default=True, type=click.IntRange(1), help="inputs compared")
+@_model_options
 @_shared_options
 def verify(
     a: Path, b: Path, tolerance: float | None, samples: int, data: str | None, device: str, threads: int | None, seed: int,
-    as_json: bool, quiet: bool,
+    as_json: bool, quiet: bool, mean: tuple[float, ...] | None, std: tuple[float, ...] | None, **model_options: Any,
 ) -> None:  # fmt: skip
     """Check that two networks compute the same: exit 0 if so, 1 if not."""
     from benchmarks.report import SCHEMA, proof_line
@@ -120,8 +161,11 @@ def verify(
     from exporters.equivalence import check_equivalence
 
     _prepare(device, threads)
-    inputs, remarks = _inputs_for(a, b, data, samples, seed)
-    proof = check_equivalence(a, b, inputs, tolerance=tolerance, provider="cuda" if device.startswith("cuda") else "cpu")
+    pair = [_opened(path, mean, std, **model_options) for path in (a, b)]
+    inputs, remarks = _inputs_for(pair, data, samples, seed, model_options["inputs"])
+    what = f"{a.name} = {b.name}"
+    provider = "cuda" if device.startswith("cuda") else "cpu"
+    proof = check_equivalence(*pair, inputs, what=what, tolerance=tolerance, provider=provider)
     if as_json:
         _print_json({"schema": SCHEMA, **proof.as_dict(), "notes": remarks, "environment": environment(device), "seed": seed})
     elif not quiet:
@@ -130,6 +174,62 @@ def verify(
             click.echo(remark)
     if not proof:
         raise click.exceptions.Exit(1)
+
+
+@cli.command()
+@click.argument("model", type=click.Path(path_type=Path))
+@_model_options
+@click.option("--json", "as_json", is_flag=True, help="print it as JSON on stdout")
+def show(model: Path, as_json: bool, **model_options: Any) -> None:
+    """Show a network: its layers, which of them are coupled, what stays whole and why."""
+    from benchmarks.report import describe, show_structure
+    from compressor.precision import working_copy
+    from compressor.proof import prove_else_freeze
+    from compressor.source import example_of
+    from compressor.structure import structure
+
+    network = _load(model, None, None, **model_options)
+    inputs = example_of(network, samples=2)
+    working = working_copy(network, inputs)
+    found = structure(working, inputs, prunable=False)
+    found = prove_else_freeze(working, found, inputs) if found.prunable else found
+    document = describe(model, network, found, working, inputs)
+    if as_json:
+        _print_json(document)
+    else:
+        show_structure(document)
+
+
+@cli.command()
+@click.argument("plan", type=click.Path(path_type=Path))
+@click.argument("model", type=click.Path(path_type=Path))
+@click.option(
+    "-o", "--output", "outputs", required=True, multiple=True, type=click.Path(path_type=Path),
+    help=".onnx, .safetensors, .pt2 or .pt; may be repeated",
+)  # fmt: skip
+@click.option("--report", type=click.Path(path_type=Path), help="write the report as JSON")
+@click.option("--opset", type=click.IntRange(1), help="of .onnx files; the exporter's own choice by default")
+@_model_options
+@_shared_options
+def apply(
+    plan: Path, model: Path, outputs: tuple[Path, ...], report: Path | None, opset: int | None, data: str | None, device: str,
+    threads: int | None, seed: int, as_json: bool, quiet: bool, mean: tuple[float, ...] | None,
+    std: tuple[float, ...] | None, **model_options: Any,
+) -> None:  # fmt: skip
+    """Replay PLAN on MODEL, other weights of the architecture that it was made for."""
+    _check_targets((plan, model), outputs, report, None)
+    _prepare(device, threads)
+
+    from compressor.pipeline import replay
+    from compressor.source import source_for
+
+    decided = _read_plan(plan)
+    dense = _load(model, mean, std, **model_options).to(device)
+    source = source_for(dense, data, seed=seed)
+    with _progress(quiet) as progress:
+        result = replay(decided, dense, source.inputs, progress)
+        document = _finish(dense, result, source, "cross-entropy", model, outputs, opset, device, seed, progress)
+    _tell(document, report, as_json, quiet)
 
 
 def _method_command(name: str) -> click.Command:
@@ -150,14 +250,19 @@ def _method_command(name: str) -> click.Command:
 @click.option("--sparsity", required=True, type=float, help="fraction of the nodes removed, in [0, 1)")
 @click.option(
     "-o", "--output", "outputs", required=True, multiple=True, type=click.Path(path_type=Path),
-    help=".onnx, .safetensors or .pt; may be repeated",
+    help=".onnx, .safetensors, .pt2 or .pt; may be repeated",
 )  # fmt: skip
 @click.option("--report", type=click.Path(path_type=Path), help="write the report as JSON")
-@click.option("--loss", default="cross-entropy", show_default=True, help="cross-entropy or nll-logits")
+@click.option("--plan", type=click.Path(path_type=Path), help="write what was kept as JSON, for `compress apply`")
+@click.option("--opset", type=click.IntRange(1), help="of .onnx files; the exporter's own choice by default")
+@click.option(
+    "--loss", default="cross-entropy", show_default=True, help="cross-entropy, bce, mse, nll-logits or file.py:function"
+)
 @click.option("--samples", default=2560, show_default=True, type=click.IntRange(1), help="scored at each event")
 @click.option("--batch-size", default=64, show_default=True, type=click.IntRange(1), help="samples of a micro-batch")
 @click.option("--floor", default=1, show_default=True, type=click.IntRange(1), help="nodes that every group keeps")
 @click.option("--calibrate-bn", is_flag=True, help="first give batch norms the statistics of the data")
+@_model_options
 @_shared_options
 def _prune_parameters() -> None:
     """Carries the options that all methods share."""
@@ -168,66 +273,134 @@ _PRUNE_OPTIONS: list[click.Parameter] = list(reversed(_prune_parameters.__click_
 
 def _prune(
     name: str, options: dict[str, Any], *, model: Path, sparsity: float, outputs: tuple[Path, ...], report: Path | None,
-    loss: str, samples: int, batch_size: int, floor: int, calibrate_bn: bool, data: str | None, device: str,
-    threads: int | None, seed: int, as_json: bool, quiet: bool,
+    plan: Path | None, opset: int | None, loss: str, samples: int, batch_size: int, floor: int, calibrate_bn: bool,
+    data: str | None, device: str, threads: int | None, seed: int, as_json: bool, quiet: bool,
+    mean: tuple[float, ...] | None, std: tuple[float, ...] | None, **model_options: Any,
 ) -> None:  # fmt: skip
     """Check everything that can be checked, then load, prune, export and report."""
     from compressor.select import check_sparsity
 
     check_sparsity(sparsity)
     make(name, options)
-    _check_targets(model, outputs, report)
+    _check_targets((model,), outputs, report, plan)
     _prepare(device, threads)
 
-    import exporters
-    from benchmarks.report import make_document, show
-    from compressor.checkpoint import load
-    from compressor.data import Samples
-    from compressor.objective import accuracy, loss_named
+    from compressor.objective import loss_named
     from compressor.pipeline import compress
-    from compressor.state import origin_of
+    from compressor.source import source_for
 
     loss_named(loss)
-    dense = load(model).to(device)
-    origin = origin_of(dense)
-    assert origin is not None
-    images, data_name = _images(data, origin.data)
-    batches, remarks = _batches(images, origin, samples, batch_size, seed)
+    dense = _load(model, mean, std, **model_options).to(device)
+    source = source_for(dense, data, loss=loss, count=samples, batch_size=batch_size, seed=seed)
     with _progress(quiet) as progress:
         result = compress(
-            dense, name, batches, sparsity, loss=loss, floor=floor, seed=seed, calibrate_bn=calibrate_bn, progress=progress,
-            **options,
+            dense, name, source.train, sparsity, loss=loss, floor=floor, seed=seed, calibrate_bn=calibrate_bn,
+            example_inputs=source.inputs, progress=progress, **options,
         )  # fmt: skip
-        progress("exporting and proving", 0, 0)
-        inputs = _proof_inputs(images, origin.input_shape, PROOF_SAMPLES, seed)
-        providers = ("cpu", "cuda") if device.startswith("cuda") else ("cpu",)
-        proofs = exporters.export(result.model, *outputs, example_inputs=inputs, providers=providers)
-        accuracies = None
-        if images is not None:
-            progress("accuracy", 0, 0)
-            test = Samples(images.test, origin.input_shape, ACCURACY_SAMPLES, batch_size, seed)
-            accuracies = [accuracy(m, Samples(test.split, test.input_shape, test.count, batch_size, seed), device)
-                          for m in (dense, result.model)]  # fmt: skip
-    document = make_document(result, proofs, accuracies, (model, *outputs), data_name, remarks, device, seed)
+        document = _finish(dense, result, source, loss, model, outputs, opset, device, seed, progress)
+    if plan is not None:
+        _write_text(plan, result.plan.to_json())
+    _tell(document, report, as_json, quiet)
+
+
+def _finish(
+    dense: nn.Module, result: Result, source: Source, loss: str, model: Path, outputs: tuple[Path, ...], opset: int | None,
+    device: str, seed: int, progress: Progress,
+) -> dict[str, Any]:  # fmt: skip
+    """Export what came out, prove the files, see how well it does; the report."""
+    import exporters
+    from benchmarks.report import make_document
+    from compressor.objective import Objective, evaluate, loss_named
+
+    progress("exporting and proving", 0, 0)
+    providers = ("cpu", "cuda") if device.startswith("cuda") else ("cpu",)
+    proofs = exporters.export(result.model, *outputs, example_inputs=source.inputs, providers=providers, opset=opset)
+    qualities = None
+    if source.test is not None:
+        progress("evaluating", 0, 0)
+        objective = Objective(source.test, loss_named(loss), device=device)
+        qualities = [evaluate(m, objective) for m in (dense, result.model)]
+    return make_document(result, proofs, qualities, (model, *outputs), source.name, list(source.remarks), device, seed)
+
+
+def _tell(document: dict[str, Any], report: Path | None, as_json: bool, quiet: bool) -> None:
+    from benchmarks.report import show as show_report
+
     if report is not None:
         _write_text(report, json.dumps(document, indent=1))
     if as_json:
         _print_json(document)
     elif not quiet:
-        show(document)
+        show_report(document)
 
 
-def _check_targets(model: Path, outputs: tuple[Path, ...], report: Path | None) -> None:
+def _read_plan(path: Path) -> Any:
+    from compressor.types import Plan
+
+    try:
+        return Plan.from_json(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise BadInput(f"{path}: no such file") from None
+    except (OSError, ValueError, BadInput) as error:
+        raise BadInput(f"{path}: {error}") from error
+
+
+def _load(
+    path: Path, mean: tuple[float, ...] | None, std: tuple[float, ...] | None, *, network: str | None,
+    arguments: tuple[str, ...], inputs: tuple[str, ...], image_size: int | None, key: str | None, trust_pickle: bool,
+) -> nn.Module:  # fmt: skip
+    """The network in a file, with what the user said of it."""
+    from compressor.checkpoint import load
+    from compressor.state import origin_of, set_origin
+    from compressor.types import InputSpec
+
+    specs = tuple(InputSpec.parse(text) for text in inputs)
+    model = load(
+        path, network=network, arguments=dict(_argument(text) for text in arguments), inputs=specs, key=key,
+        trust_pickle=trust_pickle,
+    )  # fmt: skip
+    origin = origin_of(model)
+    if image_size is not None and origin is not None:
+        known = origin.inputs or (InputSpec((3, image_size, image_size)),)
+        resized = replace(known[0], shape=(*known[0].shape[:-2], image_size, image_size))
+        set_origin(model, replace(origin, inputs=(resized, *known[1:])))
+    _choose(model, mean, std)
+    return model
+
+
+def _choose(model: nn.Module, mean: tuple[float, ...] | None, std: tuple[float, ...] | None) -> None:
+    """Let the network remember, in place, how its images are normalised, if the user said so."""
+    from compressor.data import Preprocessing
+    from compressor.state import origin_of, set_origin
+
+    origin = origin_of(model)
+    if (mean or std) and origin is not None:
+        set_origin(model, replace(origin, preprocessing=Preprocessing(mean, std).as_dict()))
+
+
+def _argument(text: str) -> tuple[str, Any]:
+    """`key=value`; the value as JSON where it is (numbers, true, lists), else as text."""
+    key, equals, value = text.partition("=")
+    if not equals or not key.isidentifier():
+        raise WrongUsage(f"--network-arg {text}: write KEY=VALUE")
+    try:
+        return key, json.loads(value)
+    except ValueError:
+        return key, value
+
+
+def _check_targets(read: tuple[Path, ...], outputs: tuple[Path, ...], report: Path | None, plan: Path | None) -> None:
     from compressor.files import check_target
     from exporters import SUFFIXES
 
     for target in outputs:
         check_target(target, SUFFIXES)
-    if report is not None:
-        check_target(report, (".json",))
-    written = [*outputs, *([report] if report else [])]
-    if len({p.resolve() for p in (model, *written)}) <= len(written):
-        raise WrongUsage("the model, the outputs and the report must be different files")
+    told = [path for path in (report, plan) if path is not None]
+    for path in told:
+        check_target(path, (".json",))
+    everything = [*read, *outputs, *told]
+    if len({p.resolve() for p in everything}) < len(everything):
+        raise WrongUsage("the model, the outputs, the plan and the report must be different files")
 
 
 def _prepare(device: str, threads: int | None) -> None:
@@ -242,70 +415,43 @@ def _prepare(device: str, threads: int | None) -> None:
         torch.set_num_threads(threads)
 
 
-def _images(named: str | None, remembered: str | None) -> tuple[Images | None, str]:
-    """The data set: the one that was named, else the one that the checkpoint remembers, else none."""
-    from compressor.data import open_data
-
-    name = named or remembered
-    if name is None or name == "synthetic":
-        return None, "synthetic"
-    try:
-        return open_data(name), name
-    except BadInput as error:
-        raise error if named else BadInput(f"{error} (remembered by the checkpoint; name another with --data)") from error
+def _opened(
+    path: Path, mean: tuple[float, ...] | None, std: tuple[float, ...] | None, **model_options: Any
+) -> nn.Module | Path:
+    """A network to compare: files that run by themselves as they are, all others loaded."""
+    if not path.is_file():
+        raise BadInput(f"{path}: no such file")
+    return path if path.suffix in (".onnx", ".pt2") else _load(path, mean, std, **model_options)
 
 
-def _batches(images: Images | None, origin: Any, samples: int, batch_size: int, seed: int) -> tuple[Any, list[str]]:
-    from compressor.data import Samples, Synthetic
-
-    classes = origin.arguments["classes"]
-    if images is None:
-        return Synthetic(origin.input_shape, classes, samples, batch_size, seed), [SYNTHETIC]
-    if images.classes > classes:
-        raise BadInput(f"data {images.name} has {images.classes} classes, the network {classes} outputs; use other data")
-    batches = Samples(images.train, origin.input_shape, samples, batch_size, seed)
-    remarks = []
-    if batches.size < samples:
-        remarks.append(f"Scored on {batches.size:,} samples instead of {samples:,}: {images.name} has no more.")
-    if images.native != tuple(origin.input_shape):
-        shapes = ["x".join(map(str, s)) for s in (images.native, origin.input_shape)]
-        remarks.append(f"Images of {shapes[0]} were converted to the network's input of {shapes[1]}.")
-    return batches, remarks
-
-
-def _proof_inputs(images: Images | None, shape: tuple[int, ...], samples: int, seed: int) -> tuple[Tensor, ...]:
-    """Inputs to compare networks on: real samples where there are some."""
+def _inputs_for(
+    pair: list[nn.Module | Path], data: str | None, samples: int, seed: int, said: tuple[str, ...]
+) -> tuple[Inputs, list[str]]:
+    """Inputs for `verify`: from --data, else the data set that one of the networks remembers, else noise."""
     import torch
 
-    from compressor.data import Samples
-
-    if images is None:
-        return (torch.randn(samples, *shape, generator=torch.Generator().manual_seed(seed)),)
-    return (next(iter(Samples(images.test, shape, samples, samples, seed)))[0],)
-
-
-def _inputs_for(a: Path, b: Path, data: str | None, samples: int, seed: int) -> tuple[tuple[Tensor, ...], list[str]]:
-    """Inputs for `verify`: from --data, else the data set that one of the networks remembers, else noise."""
-    from compressor.checkpoint import SUFFIXES, load
+    from compressor.source import noise_like, source_for
     from compressor.state import origin_of
+    from compressor.types import InputSpec
 
-    shape: tuple[int, ...] | None = None
-    remembered = None
-    for path in (a, b):
-        if not path.is_file():
-            raise BadInput(f"{path}: no such file")
-        origin = origin_of(load(path)) if path.suffix in SUFFIXES else None
-        if origin is not None:
-            shape, remembered = shape or origin.input_shape, remembered or origin.data
-    if shape is None:
-        from exporters.onnx import input_shape
+    loaded = [m for m in pair if not isinstance(m, Path)]
+    known = [m for m in loaded if (origin := origin_of(m)) and (origin.inputs or data)]
+    known.sort(key=lambda m: (origin := origin_of(m)) is None or origin.data is None)
+    if known:
+        source = source_for(known[0], data, seed=seed, proof_samples=samples)
+        name = "noise" if source.test is None else source.name
+        return source.inputs, [f"Compared on {samples} samples of {name}."]
+    specs = tuple(InputSpec.parse(text) for text in said)
+    if not specs:
+        from exporters.onnx import input_specs
 
-        shape = input_shape(a if a.suffix == ".onnx" else b)
-    if 0 in shape:
-        raise BadInput(f"{a}: its input shape {shape} is open; verify it beside a checkpoint that knows its shape")
-    images, name = _images(data, remembered)
-    remarks = [f"Compared on {samples} samples of {name}."] if images else [f"Compared on {samples} samples of noise."]
-    return _proof_inputs(images, shape, samples, seed), remarks
+        path = next((p for p in pair if isinstance(p, Path) and p.suffix == ".onnx"), None)
+        specs = input_specs(path) if path else ()
+    if not specs or any(0 in spec.shape or spec.dtype == "?" for spec in specs):
+        raise BadInput(
+            f"{pair[0] if isinstance(pair[0], Path) else pair[1]}: its input shape is not known; add --input 3x224x224"
+        )
+    return noise_like(specs, samples, torch.Generator().manual_seed(seed)), [f"Compared on {samples} samples of noise."]
 
 
 def _print_json(document: dict[str, Any]) -> None:

@@ -22,7 +22,7 @@ from torch.nn import functional as F
 
 from benchmarks.latency import paired, quartiles, seconds
 from compressor import networks
-from compressor.data import Samples, open_data
+from compressor.data import Images, Samples, open_data
 from compressor.environment import environment
 from compressor.method import make
 from compressor.objective import Objective
@@ -47,7 +47,9 @@ def bare_passes(model: nn.Module, first_reader: str, batches: list[tuple[Tensor,
 def scoring(data: str, samples: int, batch_size: int, rounds: int) -> dict[str, Any]:
     """Seconds of each event, ours and bare, in pairs."""
     model, method = networks.build("vgg16"), make("snapit", {})
-    batches = list(Samples(open_data(data).train, (3, 32, 32), samples, batch_size))
+    images = open_data(data)
+    assert isinstance(images, Images)
+    batches = list(Samples(images.train, (3, 32, 32), samples, batch_size))
     objective = Objective(batches)
     found = structure(model, batches[0][:1])
     graph_seconds = seconds(lambda: structure(model, batches[0][:1]))

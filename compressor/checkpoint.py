@@ -2,14 +2,16 @@
 
 Two formats of our own hold the same: `.safetensors` (tensors, and everything else as JSON in the header) and `.pt` (a dict that
 `torch.load(weights_only=True)` reads). The network's builder is named, and its pruned widths follow from the tensors' shapes.
+Files that others made are read too: state dicts, wherever they lie in the file, and networks that were pickled as a whole.
 """
 
 from __future__ import annotations
 
+import copy
 import json
 import pickle
-import zipfile
-from dataclasses import replace
+from collections.abc import Iterator, Mapping, Sequence, Set
+from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -18,13 +20,15 @@ import safetensors.torch
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 
-from compressor import networks
-from compressor.errors import BadInput, CompressError, first_line
+from compressor import networks, unpickle
+from compressor.data import Preprocessing
+from compressor.errors import BadInput, WrongUsage, first_line
 from compressor.files import check_target, staged
 from compressor.state import origin_of, set_origin
 from compressor.surgery import is_depthwise, refit
-from compressor.types import Origin, Plan
+from compressor.types import InputSpec, Origin, Plan
 
 SUFFIXES = (".pt", ".safetensors")
 KEY = "compressor"
@@ -32,10 +36,10 @@ SCHEMA = 1
 
 
 def save(model: nn.Module, path: str | Path) -> None:
-    """Write a network that has an origin (one of `compressor.networks`, pruned or not) to `.pt` or `.safetensors`.
+    """Write a network to `.pt` or `.safetensors`; one without a named builder is pickled as a whole, to `.pt` only.
 
     Raises:
-        BadInput: the network has no named builder, or the folder cannot be written.
+        BadInput: the network has no named builder and is not made of known classes alone, or the folder cannot be written.
         WrongUsage: another suffix.
     """
     path = Path(path)
@@ -46,102 +50,242 @@ def save(model: nn.Module, path: str | Path) -> None:
 
 def write(model: nn.Module, path: Path) -> None:
     """Write to exactly this file; `save` adds the checks and the rename."""
-    origin = origin_of(model)
-    if origin is None:
-        raise BadInput(f"{path.suffix} needs a network made by compressor.networks.build; write .onnx instead")
+    origin = origin_of(model) or Origin(None, {})
     header = json.dumps(_as_json(origin))
     state = {name: tensor.detach().contiguous() for name, tensor in model.state_dict().items()}
-    if path.suffix == ".safetensors":
-        safetensors.torch.save_file(state, path, metadata={KEY: header})
+    if origin.network is None:
+        _write_whole(model, header, path)
+    elif path.suffix == ".safetensors":
+        safetensors.torch.save_file(_unshared(state), path, metadata={KEY: header})
     else:
         torch.save({KEY: header, "state_dict": state}, path)
 
 
-def load(path: str | Path) -> nn.Module:
-    """Bring a saved network back, bit for bit, in train mode as any new module; its `.origin` says where it comes from.
+def _unshared(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors that share memory (tied weights), each with its own: the format knows no sharing."""
+    seen: set[int] = set()
+    return {n: t.clone() if t.data_ptr() in seen or seen.add(t.data_ptr()) else t for n, t in state.items()}  # type: ignore[func-returns-value]
 
+
+def _write_whole(model: nn.Module, header: str, path: Path) -> None:
+    """A network without a named builder, pickled as it is, if this tool could read it back."""
+    elsewhere = "write .pt2 (runs without this package) or .onnx instead"
+    if path.suffix == ".safetensors":
+        raise BadInput(f"{path.suffix} needs a network with a named builder (--network); {elsewhere}")
+    bare = copy.copy(model)
+    bare.__dict__ = {name: value for name, value in model.__dict__.items() if name != "origin"}
+    try:
+        torch.save({KEY: header, "model": bare}, path)
+        unpickle.read(path)
+    except (BadInput, pickle.PicklingError, AttributeError, TypeError) as error:
+        raise BadInput(f"{path.suffix}: the network is not made of known classes alone; {elsewhere}") from error
+
+
+@dataclass(frozen=True)
+class _Content:
+    """What a file holds: our header or none, and a state dict or a whole network."""
+
+    header: str | None
+    state: dict[str, Tensor]
+    module: nn.Module | None = None
+    notes: tuple[str, ...] = ()
+
+
+def load(
+    path: str | Path,
+    *,
+    network: str | None = None,
+    arguments: Mapping[str, Any] | None = None,
+    inputs: Sequence[InputSpec] = (),
+    key: str | None = None,
+    trust_pickle: bool = False,
+) -> nn.Module:
+    """Bring a network back, in train mode as any new module, in its own precision; its `.origin` says where it comes from.
+
+    Args:
+        path: a checkpoint of ours (nothing else is needed then), a state dict, bare or inside a dict, or a network pickled
+            as a whole; `.safetensors`, or any other suffix for what `torch.save` wrote.
+        network: builder of a state dict's network: one of `compressor.networks`, `torchvision:resnet50`, `timm:...`,
+            `package.module:factory` or `file.py:factory`; not needed where it is one of ours.
+        arguments: of the builder.
+        inputs: what the network takes, where the file does not say.
+        key: entry of the file that holds the weights; `state_dict`, `model` or `ema` are found without.
+        trust_pickle: run whatever code the file names. Never for a file from elsewhere.
     Raises:
-        BadInput: no such file, not a checkpoint of ours, damaged, or it names code (which is never run).
+        BadInput: no such file, damaged, a state dict that does not fit, or a pickle that names code (which is never run).
+        WrongUsage: no such builder, or none was named and the state dict is none of ours.
     """
     path = Path(path)
     if not path.is_file():
         raise BadInput(f"{path}: no such file")
     if path.stat().st_size == 0:
         raise BadInput(f"{path}: the file is empty")
-    header, state = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
+    content = (
+        _read_safetensors(path)
+        if path.suffix == ".safetensors"
+        else _found_in(unpickle.read(path, trust=trust_pickle), path, key)
+    )
+    if content.header is not None:
+        model, origin = _ours(content, path, network)
+    elif content.module is not None:
+        model, origin = content.module, Origin(None, {}, networks.inputs_of(content.module))
+    else:
+        model, origin = _foreign(content, path, network, dict(arguments or {}))
+    set_origin(model, replace(origin, inputs=tuple(inputs) or origin.inputs))
+    return model.train()
+
+
+def _ours(content: _Content, path: Path, network: str | None) -> tuple[nn.Module, Origin]:
+    """A checkpoint of ours: its header names the builder; code of the user's own is run only if the user names it too."""
+    assert content.header is not None
     try:
-        raw = json.loads(header)
+        raw = json.loads(content.header)
         if raw["schema"] > SCHEMA:
             raise BadInput(f"{path}: made by a newer version (schema {raw['schema']}); update compressor")
         named = _from_json(raw)
-        model, fresh = networks.skeleton(named.network, **named.arguments)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise BadInput(f"{path}: its header is damaged ({error})") from error
-    except CompressError as error:
-        raise BadInput(f"{path}: {error}") from error
-    _fill(model, state, path)
-    set_origin(model, replace(fresh, data=named.data, plan=named.plan))
+        if network not in (None, named.network):
+            raise WrongUsage(f"{path}: its network is {named.network}, not {network}; leave --network out")
+        if named.network is None:
+            if content.module is None:
+                raise BadInput(f"{path}: damaged checkpoint (neither builder nor network)")
+            return content.module, named
+        if networks.is_code(named.network) and network is None:
+            raise BadInput(f"{path}: its network is built by code; if you trust it, name it: --network {named.network}")
+        model, fresh = networks.unfilled(named.network, named.arguments)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise BadInput(f"{path}: its header is damaged ({first_line(error)})") from error
+    except (WrongUsage, BadInput) as error:
+        raise error if str(path) in str(error) else BadInput(f"{path}: {error}") from error
+    _fill(model, content.state, path)
+    return model, replace(named, inputs=named.inputs or fresh.inputs)
+
+
+def _foreign(content: _Content, path: Path, network: str | None, arguments: dict[str, Any]) -> tuple[nn.Module, Origin]:
+    """A state dict of others: its network was named, or is recognised by its tensors."""
+    if network is None:
+        for state in _without_prefixes(content.state):
+            for name, found in networks.recognised(state):
+                model, origin = networks.unfilled(name, found | arguments)
+                _fill(model, state, path)
+                return model, origin
+        raise BadInput(
+            f"{path}: a state dict of {len(content.state)} tensors, which does not say of which network; name its builder: "
+            "--network vgg16, torchvision:resnet50, timm:resnet50 or file.py:factory"
+        )
+    model, origin = networks.unfilled(network, arguments)
+    expected = model.state_dict().keys()
+    candidates = list(_without_prefixes(content.state))
+    _fill(model, max(candidates, key=lambda state: len(expected & state.keys())), path)
+    return model, origin
+
+
+IGNORED = ("n_averaged", "total_ops", "total_params")
+"""Entries that averaging and counting tools leave in state dicts."""
+
+
+def _without_prefixes(state: dict[str, Tensor]) -> Iterator[dict[str, Tensor]]:
+    """The state dict as it is, and without the prefixes that all its names share: `module.`, `_orig_mod.`, `model.` ..."""
+    state = {name: tensor for name, tensor in state.items() if name.rpartition(".")[2] not in IGNORED}
+    while state:
+        yield state
+        heads = {name.partition(".")[0] for name in state}
+        if len(heads) > 1 or not all("." in name for name in state):
+            return
+        state = {name.partition(".")[2]: tensor for name, tensor in state.items()}
+
+
+KEYS = ("state_dict", "model", "ema", "model_state_dict", "model_ema", "state_dict_ema", "net", "weights")
+"""Entries under which training scripts keep their weights, in the order in which they are looked for."""
+
+
+def _found_in(content: Any, path: Path, key: str | None) -> _Content:
+    """The weights or the network in what `torch.save` wrote."""
+    if isinstance(content, nn.Module):
+        return _Content(None, {}, _bare(content))
+    if not isinstance(content, Mapping):
+        raise BadInput(f"{path}: holds {type(content).__name__}, neither a network nor a state dict")
+    header = content.get(KEY)
+    if isinstance(header, str):
+        if isinstance(module := content.get("model"), nn.Module):
+            return _Content(header, {}, module)
+        state = content.get("state_dict")
+        if not isinstance(state, Mapping) or not all(isinstance(t, Tensor) for t in state.values()):
+            raise BadInput(f"{path}: damaged checkpoint (no state_dict of tensors)")
+        return _Content(header, dict(state))
+    found = [name for name in ([key] if key else KEYS) if _holds_weights(content.get(name))]
+    if found:
+        inner = content[found[0]]
+        return _found_in(inner, path, None) if isinstance(inner, nn.Module) else _Content(None, _tensors(inner))
+    if key or not _holds_weights(content):
+        has = ", ".join(map(str, list(content)[:8])) or "nothing"
+        raise BadInput(f"{path}: no weights under {key or ', '.join(KEYS[:3])}; it holds {has}; name the entry with --key")
+    return _Content(None, _tensors(content))
+
+
+def _holds_weights(value: Any) -> bool:
+    return isinstance(value, nn.Module) or (isinstance(value, Mapping) and bool(_tensors(value)))
+
+
+def _tensors(value: Mapping[Any, Any]) -> dict[str, Tensor]:
+    return {name: t for name, t in value.items() if isinstance(name, str) and isinstance(t, Tensor)}
+
+
+def _bare(model: nn.Module) -> nn.Module:
+    """The network inside wrappers for several devices."""
+    while isinstance(model, nn.DataParallel):
+        model = model.module
     return model
 
 
-def _fill(model: nn.Module, state: dict[str, Tensor], path: Path) -> None:
-    """Put tensors of whatever width into a skeleton, and let its modules remember the new sizes."""
+def _fill(model: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
+    """Put tensors of whatever width into a network as its builder makes it, and let its modules remember the new sizes."""
     expected = model.state_dict()
-    if missing := sorted(expected.keys() - state.keys()):
-        raise BadInput(f"{path}: tensors are missing: {', '.join(missing[:3])}")
-    if extra := sorted(state.keys() - expected.keys()):
-        raise BadInput(f"{path}: tensors that the network does not have: {', '.join(extra[:3])}")
-    for name, tensor in state.items():
+    counters = {name for name in expected if name.rpartition(".")[2] == "num_batches_tracked"}  # old files have none
+    _check_names(expected.keys() - counters, state.keys() - counters, path)
+    originals = dict(model.named_parameters(remove_duplicate=False))
+    tied: dict[int, nn.Parameter] = {}  # by the identity of the originals, which live on until all are replaced
+    for name, old in expected.items():
         owner, _, attribute = name.rpartition(".")
-        module, old = model.get_submodule(owner), expected[name]
-        if tensor.dim() != old.dim() or any(new > size for new, size in zip(tensor.shape, old.shape, strict=True)):
-            raise BadInput(f"{path}: {name} has shape {tuple(tensor.shape)}, the network at most {tuple(old.shape)}")
-        if tensor.is_floating_point() != old.is_floating_point() or tensor.layout != torch.strided or 0 in tensor.shape:
-            raise BadInput(f"{path}: {name} is not a dense tensor of the kind that the network has")
+        module = model.get_submodule(owner)
+        tensor = state[name] if name in state else torch.zeros(old.shape, dtype=old.dtype)
+        _check_tensor(path, name, tensor, old, module)
         if attribute in module._parameters:
-            module._parameters[attribute] = nn.Parameter(tensor)
+            module._parameters[attribute] = tied.setdefault(id(originals[name]), nn.Parameter(tensor))
         else:
             module._buffers[attribute] = tensor
     for module in model.modules():
         refit(module, is_depthwise(module))
 
 
-def _read_safetensors(path: Path) -> tuple[str, dict[str, Tensor]]:
+def _check_names(expected: Set[str], given: Set[str], path: Path) -> None:
+    for what, names in (
+        ("lacks tensors of the network", expected - given),
+        ("has tensors that the network lacks", given - expected),
+    ):
+        if names:
+            listed = ", ".join(sorted(names)[:3])
+            raise BadInput(f"{path}: the state dict {what}: {listed}{f' and {len(names) - 3} more' if len(names) > 3 else ''}")
+
+
+def _check_tensor(path: Path, name: str, tensor: Tensor, old: Tensor, module: nn.Module) -> None:
+    """Refuse a tensor that is not the network's, be it narrower."""
+    fixed = 2 if isinstance(module, _ConvNd) else tensor.dim()  # a kernel's height and width never shrink
+    shape, most = tuple(tensor.shape), tuple(old.shape)
+    if len(shape) != len(most) or any(n > m for n, m in zip(shape, most, strict=True)) or shape[fixed:] != most[fixed:]:
+        hint = "; is --network-arg num_classes=... missing?" if shape[1:] == most[1:] else ""
+        raise BadInput(f"{path}: {name} has shape {shape}, the network at most {most}{hint}")
+    if tensor.is_floating_point() != old.is_floating_point() or tensor.layout != torch.strided or 0 in tensor.shape:
+        raise BadInput(f"{path}: {name} is not a dense tensor of the kind that the network has")
+
+
+def _read_safetensors(path: Path) -> _Content:
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - safe_open is no mapping
-    except (SafetensorError, OSError) as error:
-        raise BadInput(f"{path}: not a safetensors file, or cut short ({error})") from error
-    if KEY not in metadata:
-        raise BadInput(f"{path}: has weights but does not say of which network; make it with `compress new` or `save`")
-    return metadata[KEY], state
-
-
-def _read_torch(path: Path) -> tuple[str, dict[str, Tensor]]:
-    if not zipfile.is_zipfile(path):
-        raise BadInput(f"{path}: not a PyTorch checkpoint, or cut short; make it with `compress new` or `save`")
-    try:
-        content: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except pickle.UnpicklingError as error:
-        raise BadInput(f"{path}: {_refusal(path)}") from error
-    except (RuntimeError, OSError, EOFError, KeyError, ValueError, AttributeError, AssertionError) as error:
-        raise BadInput(f"{path}: damaged checkpoint ({first_line(error)})") from error
-    if not isinstance(content, dict) or not isinstance(content.get(KEY), str):
-        raise BadInput(f"{path}: does not say of which network it is; make it with `compress new` or `save`")
-    state = content.get("state_dict")
-    if not isinstance(state, dict) or not all(isinstance(t, Tensor) for t in state.values()):
-        raise BadInput(f"{path}: damaged checkpoint (no state_dict of tensors)")
-    return content[KEY], state
-
-
-def _refusal(path: Path) -> str:
-    try:
-        names = sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))
-    except (RuntimeError, pickle.UnpicklingError, ValueError, KeyError, IndexError, EOFError) as error:
-        return f"refused, its pickle cannot be read safely ({error})"
-    listed = ", ".join(names[:5]) + (" ..." if len(names) > 5 else "")
-    return f"refused without running it, because its pickle names {listed}; save a state dict with `compressor.save` instead"
+    except (SafetensorError, OSError, ValueError, RuntimeError, TypeError, AttributeError) as error:
+        raise BadInput(f"{path}: not a safetensors file, or cut short ({first_line(error)})") from error
+    return _Content(metadata.get(KEY), state)
 
 
 def _as_json(origin: Origin) -> dict[str, Any]:
@@ -154,11 +298,18 @@ def _as_json(origin: Origin) -> dict[str, Any]:
         "version": ours,
         "network": origin.network,
         "arguments": dict(origin.arguments),
+        "inputs": [str(spec) for spec in origin.inputs],
         "data": origin.data,
+        "preprocessing": origin.preprocessing and dict(origin.preprocessing),
         "plan": None if origin.plan is None else origin.plan.to_json(),
     }
 
 
 def _from_json(raw: dict[str, Any]) -> Origin:
     plan = None if raw["plan"] is None else Plan.from_json(raw["plan"])
-    return Origin(str(raw["network"]), dict(raw["arguments"]), (), raw["data"], plan)
+    inputs = tuple(InputSpec.parse(text) for text in raw.get("inputs", ()))
+    preprocessing = Preprocessing.from_dict(raw["preprocessing"]).as_dict() if raw.get("preprocessing") else None
+    network, data = raw["network"], raw["data"]
+    if not isinstance(network, str | None) or not isinstance(data, str | None):
+        raise TypeError("network and data are names")
+    return Origin(network, dict(raw["arguments"]), inputs, data, plan, preprocessing)

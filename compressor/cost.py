@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from compressor.inputs import Inputs, each, run, tensors
 from compressor.quiet import quiet
 from compressor.state import observed
 
@@ -35,43 +36,47 @@ class Cost:
     csr_bytes: dict[int, int]
 
 
-def cost(model: nn.Module, inputs: tuple[Tensor, ...]) -> Cost:
+def cost(model: nn.Module, inputs: Inputs) -> Cost:
     """Count a network on one sample."""
     weights = [m.weight.detach() for m in model.modules() if isinstance(m, LAYERS)]
-    tensors = [*model.parameters(), *model.buffers()]
     return Cost(
         parameters=sum(p.numel() for p in model.parameters()),
         weights=sum(int(torch.count_nonzero(w)) for w in weights),
         macs=macs(model, inputs),
-        tensor_bytes=sum(t.numel() * t.element_size() for t in tensors),
+        tensor_bytes=tensor_bytes(model),
         csr_bytes={bits: math.ceil(sum(csr_bits(w, bits) for w in weights) / 8) for bits in INDEX_BITS},
     )
 
 
-def macs(model: nn.Module, inputs: tuple[Tensor, ...]) -> int:
+def tensor_bytes(model: nn.Module) -> int:
+    """Parameters and buffers as they lie in memory."""
+    return sum(t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers()))
+
+
+def macs(model: nn.Module, inputs: Inputs) -> int:
     """Multiply-adds of one sample of `inputs`, by torch's own counter (convolutions and matrix products)."""
     counter = FlopCounterMode(display=False)
     with observed(model) as twin, torch.no_grad(), counter:
-        twin(*(x[:1] for x in inputs))
+        run(twin, each(inputs, lambda x: x[:1]))
     return counter.get_total_flops() // 2
 
 
-def macs_by_fvcore(model: nn.Module, inputs: tuple[Tensor, ...]) -> int:
+def macs_by_fvcore(model: nn.Module, inputs: Inputs) -> int:
     """The same count by fvcore, as a cross-check: its convolutions and linear layers only."""
     with observed(model) as twin, quiet():
         from fvcore.nn import FlopCountAnalysis
 
-        analysis = FlopCountAnalysis(twin, tuple(x[:1] for x in inputs))
+        analysis = FlopCountAnalysis(twin, tuple(x[:1] for x in tensors(inputs)))
         counts = analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False).by_operator()
     return int(sum(counts[name] for name in ("conv", "linear", "addmm", "matmul")))
 
 
-def macs_by_thop(model: nn.Module, inputs: tuple[Tensor, ...]) -> int:
+def macs_by_thop(model: nn.Module, inputs: Inputs) -> int:
     """The same count by thop, as a cross-check: convolutions and linear layers only."""
     with observed(model) as twin, quiet():
         import thop
 
-        _, _, layers = thop.profile(twin, tuple(x[:1] for x in inputs), verbose=False, ret_layer_info=True)
+        _, _, layers = thop.profile(twin, tuple(x[:1] for x in tensors(inputs)), verbose=False, ret_layer_info=True)
         return int(_of_layers(twin, layers))
 
 

@@ -10,51 +10,111 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from compressor.errors import BadInput, WrongUsage
+from compressor.errors import BadInput, CompressError, WrongUsage, first_line
+from compressor.inputs import Inputs, as_inputs, run, suited
+from compressor.named import object_named
 from compressor.state import observed, tensors_in
 
 Batch = Any
-"""What the data yields: `(inputs, target)`, where `inputs` is a tensor `(batch, ...)` or a tuple of them."""
+"""What the data yields: `(inputs, target)`, where `inputs` is a tensor `(batch, ...)`, a tuple or a dict of them."""
 
 Loss = Callable[[Any, Batch], Tensor]
 """(outputs of the network, batch) -> mean loss of the batch, a scalar."""
 
 
-def cross_entropy(outputs: Tensor, batch: Batch) -> Tensor:
-    """The paper's loss: cross-entropy of logits `(batch, classes)`, averaged over the batch."""
-    return F.cross_entropy(outputs, batch[1])
+IGNORED = -100
+"""torch's label for pixels that do not count."""
 
 
-def nll_logits(outputs: Tensor, batch: Batch) -> Tensor:
+def cross_entropy(outputs: Any, batch: Batch) -> Tensor:
+    """The paper's loss: cross-entropy of logits `(batch, classes, ...)`, averaged over the batch (and its pixels)."""
+    logits, target = _only(outputs), batch[1]
+    _check_labels(logits, target)
+    return F.cross_entropy(logits, target)
+
+
+def nll_logits(outputs: Any, batch: Batch) -> Tensor:
     """What the SNIP-it authors' code computes: minus the mean logit of the true class, without log-softmax."""
-    return F.nll_loss(outputs, batch[1])
+    logits, target = _only(outputs), batch[1]
+    _check_labels(logits, target)
+    return F.nll_loss(logits, target)
 
 
-LOSSES: dict[str, Loss] = {"cross-entropy": cross_entropy, "nll-logits": nll_logits}
+def bce(outputs: Any, batch: Batch) -> Tensor:
+    """Binary cross-entropy of logits, each output a yes or no of its own: multi-label targets `(batch, labels)` in [0, 1]."""
+    logits = _only(outputs)
+    target = _alike(logits, batch[1])
+    if not bool(((target >= 0) & (target <= 1)).all()):
+        raise BadInput("bce needs targets in [0, 1]; for class labels use cross-entropy")
+    return F.binary_cross_entropy_with_logits(logits, target)
+
+
+def mse(outputs: Any, batch: Batch) -> Tensor:
+    """Mean squared error, for regression: targets shaped like the outputs."""
+    values = _only(outputs)
+    return F.mse_loss(values, _alike(values, batch[1]))
+
+
+LOSSES: dict[str, Loss] = {"cross-entropy": cross_entropy, "bce": bce, "mse": mse, "nll-logits": nll_logits}
 
 
 def loss_named(loss: str | Loss) -> Loss:
-    """A loss by its name on the command line, or the callable itself.
+    """A loss by its name on the command line, `module:function` or `file.py:function`, or the callable itself.
 
     Raises:
         WrongUsage: no loss has that name.
     """
     if callable(loss):
         return loss
+    if ":" in loss:
+        found = object_named(loss, "--loss")
+        if not callable(found):
+            raise WrongUsage(f"--loss {loss}: not a function of (outputs, batch)")
+        return found
     if loss not in LOSSES:
-        raise WrongUsage(f"no loss {loss!r}: choose {', '.join(LOSSES)}")
+        raise WrongUsage(f"no loss {loss!r}: choose {', '.join(LOSSES)}, or name a function as file.py:function")
     return LOSSES[loss]
 
 
-def inputs_of(batch: Batch) -> tuple[Tensor, ...]:
-    """The positional inputs in a batch `(inputs, target)`."""
-    inputs = batch[0] if isinstance(batch, (tuple, list)) else batch
-    return tuple(inputs) if isinstance(inputs, (tuple, list)) else (inputs,)
+def _only(outputs: Any) -> Tensor:
+    found = list(tensors_in(outputs))
+    if len(found) != 1:
+        raise BadInput(
+            f"the network has {len(found)} outputs, this loss takes one; "
+            "give a loss of your own: --loss file.py:function of (outputs, batch)"
+        )
+    return found[0]
+
+
+def _check_labels(logits: Tensor, target: Tensor) -> None:
+    if target.is_floating_point() or target.dim() == 0 or logits.dim() < 2:
+        return
+    lowest, highest = int(target.min()), int(target.max())
+    if (lowest < 0 and lowest != IGNORED) or highest >= logits.shape[1]:
+        raise BadInput(f"labels run from {lowest} to {highest}, the network has {logits.shape[1]} outputs; correct the data")
+
+
+def _alike(values: Tensor, target: Tensor) -> Tensor:
+    """The target in the outputs' precision and, where only a dimension of size 1 differs, in their shape."""
+    if target.shape != values.shape and target.numel() == values.numel() and 1 in values.shape:
+        target = target.reshape(values.shape)
+    if target.shape != values.shape:  # torch would broadcast, and compare every sample with every other
+        raise BadInput(f"targets {tuple(target.shape)} do not fit the network's outputs {tuple(values.shape)}; make them alike")
+    return target.to(values.dtype)
+
+
+def inputs_of(batch: Batch) -> Inputs:
+    """The network's inputs in a batch `(inputs, target)`.
+
+    Raises:
+        BadInput: they are not tensors.
+    """
+    return as_inputs(batch[0] if isinstance(batch, (tuple, list)) and len(batch) else batch)
 
 
 def call(model: nn.Module, batch: Batch) -> Any:
-    """The default forward pass: the batch's inputs as positional arguments."""
-    return model(*inputs_of(batch))
+    """The default forward pass: the batch's inputs, by position or, where they are a dict, by name."""
+    return run(model, inputs_of(batch))
 
 
 def size_of(batch: Batch) -> int:
@@ -102,14 +162,25 @@ class Objective:
         Raises:
             BadInput: the loss does not fit the outputs and targets.
         """
-        outputs = self.forward(model, batch)
+        return self.loss_from(self.forward(model, batch), batch)
+
+    def loss_from(self, outputs: Any, batch: Batch) -> Tensor:
+        """Mean loss of one batch whose outputs are known already.
+
+        Raises:
+            BadInput: the loss does not fit the outputs and targets.
+        """
         try:
             loss = self.loss(outputs, batch)
-        except (RuntimeError, ValueError, IndexError, TypeError) as error:
+        except CompressError:
+            raise
+        except Exception as error:  # a loss of the user's own may raise anything
             shapes = ", ".join(str(tuple(t.shape)) for t in tensors_in(outputs))
-            raise BadInput(f"the loss does not fit the network's outputs {shapes}: {error}") from error
-        if loss.dim() != 0:
-            raise BadInput(f"the loss must be one number per batch, not {tuple(loss.shape)}")
+            reason = f"{type(error).__name__}: {first_line(error)}"
+            raise BadInput(f"the loss does not fit the network's outputs {shapes} and the data's targets ({reason})") from error
+        if not isinstance(loss, Tensor) or loss.dim() != 0 or not loss.is_floating_point():
+            got = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
+            raise BadInput(f"the loss must be one number per batch, a scalar tensor, not {got}")
         return loss
 
 
@@ -124,12 +195,50 @@ def to_device(batch: Batch, device: str) -> Batch:
     return batch
 
 
-def accuracy(model: nn.Module, batches: Iterable[Batch], device: str = "cpu") -> tuple[float, int]:
-    """Share of samples whose arg-max is the target, and the number of samples. In eval mode."""
-    right = total = 0
+@dataclass(frozen=True)
+class Quality:
+    """How well a network does on some data.
+
+    Attributes:
+        loss: mean over the samples.
+        accuracy: share of samples whose arg-max is the label; None where targets are not one label per sample.
+        samples: number of samples seen.
+    """
+
+    loss: float
+    accuracy: float | None
+    samples: int
+
+
+def evaluate(model: nn.Module, objective: Objective) -> Quality:
+    """The loss and the accuracy of a network in eval mode, in its own precision."""
+    loss, right, labelled, total = 0.0, 0, 0, 0
     with observed(model) as twin, torch.no_grad():
-        for batch in batches:
-            x, y = to_device(batch, device)
-            right += int((twin(x).argmax(1) == y).sum())
-            total += len(y)
-    return right / total, total
+        for batch in objective.batches():
+            outputs, size = objective.forward(twin, suited_batch(twin, batch)), size_of(batch)
+            loss += size * float(objective.loss_from(outputs, batch))
+            right_here = _right(outputs, batch)
+            if right_here is not None:
+                right, labelled = right + right_here, labelled + size
+            total += size
+    return Quality(loss / total, right / labelled if labelled == total else None, total)
+
+
+def _right(outputs: Any, batch: Batch) -> int | None:
+    """How many of a batch's labels `(batch,)` are the arg-max of logits `(batch, classes)`."""
+    logits = next(tensors_in(outputs), None)
+    target = batch[1] if isinstance(batch, (tuple, list)) and len(batch) > 1 else None
+    if not isinstance(target, Tensor) or target.dim() != 1 or target.is_floating_point():
+        return None
+    if logits is None or logits.dim() != 2 or logits.shape[1] < 2:
+        return None
+    return int(torch.eq(logits.argmax(1), target).sum())
+
+
+def suited_batch(model: nn.Module, batch: Batch) -> Batch:
+    """A batch whose inputs are in the network's precision; a batch of another form is left to `forward`."""
+    try:
+        inputs = suited(model, inputs_of(batch))
+    except BadInput:
+        return batch
+    return (inputs, *batch[1:]) if isinstance(batch, (tuple, list)) else inputs

@@ -13,11 +13,13 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from compressor.calibrate import calibrated, is_fresh
-from compressor.cost import Cost, cost
+from compressor.cost import Cost, cost, tensor_bytes
 from compressor.equivalence import Equivalence
 from compressor.errors import BadInput, CompressError, NotEquivalent, UnsupportedNetwork, first_line
+from compressor.inputs import Inputs, as_inputs, precision_of, several
 from compressor.method import Method, make
-from compressor.objective import Batch, Loss, Objective, call, inputs_of, loss_named, to_device
+from compressor.objective import Batch, Loss, Objective, call, inputs_of, loss_named, suited_batch, to_device
+from compressor.precision import as_it_came, wide, working_copy
 from compressor.proof import prove, prove_else_freeze, prove_randomised
 from compressor.select import check_reachable, check_sparsity, select
 from compressor.state import origin_of, set_origin
@@ -30,8 +32,6 @@ Progress = Callable[[str, int, int], None]
 
 NEAR_COLLAPSE = 4
 """A group with fewer nodes than this is reported by name."""
-
-PROOF_SAMPLES = 16
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ def compress(
     *,
     loss: str | Loss = "cross-entropy",
     forward: Callable[[nn.Module, Batch], Any] = call,
-    example_inputs: tuple[Tensor, ...] | None = None,
+    example_inputs: Tensor | Inputs | None = None,
     floor: int = 1,
     seed: int = 0,
     calibrate_bn: bool = False,
@@ -102,13 +102,14 @@ def compress(
     """Remove nodes physically until `sparsity` is reached, and prove that only they are gone.
 
     Args:
-        model: any network that `torch.export` can trace. It stays intact unless `inplace`.
+        model: any network that `torch.export` can trace, of any precision (scored in float32). Intact unless `inplace`.
         method: a name (`snapit`, `snap`, `random`) or a `Method`.
-        data: batches `(inputs, target)`; a re-iterable is read afresh at each event, an iterator is cached.
+        data: batches `(inputs, target)`, inputs a tensor, a tuple or a dict of them; a re-iterable is read afresh at each
+            event, an iterator is cached. Batches of another form need `forward`, `loss` and `example_inputs`.
         sparsity: fraction of the nodes removed, in [0, 1).
         loss: a name, or a callable of (outputs, batch).
         forward: how a batch goes through the network.
-        example_inputs: positional inputs with a batch dimension; the first batch's by default.
+        example_inputs: a tensor `(batch, ...)`, a tuple, or a dict of named inputs; the first batch's by default.
         floor: nodes that every group keeps.
         seed: for a method's own random draws.
         calibrate_bn: first give batch norms the statistics of one pass over the data.
@@ -121,15 +122,20 @@ def compress(
     check_sparsity(sparsity)
     check_weights(model)
     chosen = _chosen(method, options)
-    device = str(next((p.device for p in model.parameters()), "cpu"))
-    objective = Objective(data if data is not None else (), loss_named(loss), forward, device, seed)
+    objective = Objective(data if data is not None else (), loss_named(loss), forward, _device_of(model), seed)
     if data is None and (chosen.uses_data or calibrate_bn or example_inputs is None):
         raise BadInput("no data: give batches of (inputs, target)")
     notes = []
     if chosen.uses_data and is_fresh(model) and not calibrate_bn:
         notes.append("The batch norms never saw data and do not normalise yet; --calibrate-bn gives them statistics first.")
-    dense = calibrated(model, objective) if calibrate_bn else model
     inputs = _example(objective, example_inputs)
+    dense = working_copy(model, inputs)
+    if dense is not model:
+        notes.append(
+            f"Scored and proven in {str(precision_of(dense)).removeprefix('torch.')}, saved in the precision it came in."
+        )
+        objective.forward = _widened(forward)
+    dense = calibrated(dense, objective) if calibrate_bn else dense
 
     clock = _Clock()
     progress("finding the groups", 0, 0)
@@ -155,17 +161,27 @@ def compress(
     clock.lap("proof")
     notes += [f"{e.sparsity:.3f}: the cut went through nodes of equal score." for e in state.plan.events if e.tie]
     name = method if isinstance(method, str) else type(chosen).__name__
+    summary = _summary(name, dataclasses.asdict(chosen), sparsity, model, dense, found, state, inputs, proofs, clock, notes)
+    return Result(_handed_over(state, model, inplace), state.plan, summary)
+
+
+def _summary(
+    name: str, options: dict[str, Any], asked: float, model: nn.Module, dense: nn.Module, found: Structure, state: _State,
+    inputs: Inputs, proofs: tuple[Equivalence, ...], clock: _Clock, notes: list[str],
+) -> Summary:  # fmt: skip
+    """The numbers; the small network is, in place, given the precision that `model` came in."""
     before, after = cost(dense, inputs), cost(state.model, inputs)
     if after.macs > before.macs:
         raise NotEquivalent("the small network needs more multiply-adds than the dense one; this is a bug, please report it")
-    summary = Summary(
+    as_it_came(state.model, model)
+    return Summary(
         method=name,
-        options=dataclasses.asdict(chosen),
-        asked=sparsity,
+        options=options,
+        asked=asked,
         reached=1 - state.structure.nodes / found.total_nodes,
         total_nodes=found.total_nodes,
-        before=before,
-        after=after,
+        before=dataclasses.replace(before, tensor_bytes=tensor_bytes(model)),
+        after=dataclasses.replace(after, tensor_bytes=tensor_bytes(state.model)),
         widths=_widths(found, state.structure),
         proofs=proofs,
         near_collapse=_near_collapse(found, state.structure),
@@ -175,7 +191,6 @@ def compress(
         seconds=clock.laps,
         notes=tuple(notes),
     )
-    return Result(_handed_over(state, model, inplace), state.plan, summary)
 
 
 def score(
@@ -185,32 +200,48 @@ def score(
     *,
     loss: str | Loss = "cross-entropy",
     forward: Callable[[nn.Module, Batch], Any] = call,
-    example_inputs: tuple[Tensor, ...] | None = None,
+    example_inputs: Tensor | Inputs | None = None,
     seed: int = 0,
     **options: Any,
 ) -> Scores:
     """The scores of the dense network, `(width,)` per prunable group, without pruning. Arguments as in `compress`."""
     check_weights(model)
-    device = str(next((p.device for p in model.parameters()), "cpu"))
-    objective = Objective(data if data is not None else (), loss_named(loss), forward, device, seed)
-    found = find_structure(model, _example(objective, example_inputs))
-    return _chosen(method, options).score(model, found, objective)
+    objective = Objective(data if data is not None else (), loss_named(loss), forward, _device_of(model), seed)
+    inputs = _example(objective, example_inputs)
+    working = working_copy(model, inputs)
+    if working is not model:
+        objective.forward = _widened(forward)
+    return _chosen(method, options).score(working, find_structure(working, inputs), objective)
 
 
-def apply_plan(plan: Plan, model: nn.Module, example_inputs: tuple[Tensor, ...]) -> nn.Module:
+def apply_plan(plan: Plan, model: nn.Module, example_inputs: Tensor | Inputs) -> nn.Module:
     """Replay a plan on any weights of its architecture; the result is proven, `model` stays intact.
 
     Raises:
         BadInput: `model` is of another architecture, or the plan is damaged.
     """
+    return replay(plan, model, example_inputs).model
+
+
+def replay(plan: Plan, model: nn.Module, example_inputs: Tensor | Inputs, progress: Progress = lambda *_: None) -> Result:
+    """What `apply_plan` does, with the numbers of `compress`. Errors as there."""
+    check_weights(model)
     if architecture_of(model) != plan.architecture:
         raise BadInput("the plan belongs to another architecture: the names or shapes of the tensors differ")
-    example_inputs = several(example_inputs)
-    found = find_structure(model, example_inputs).freeze(plan.frozen)
-    small = shrink(model, found, plan.kept)
-    _proofs(model, small, found, plan, example_inputs)
-    _remember(small, model, plan)
-    return small
+    inputs = _on_device_of(model, example_inputs)
+    dense, clock = working_copy(model, inputs), _Clock()
+    progress("finding the groups", 0, 0)
+    found = find_structure(dense, inputs).freeze(plan.frozen)
+    clock.lap("structure")
+    small = shrink(dense, found, plan.kept)
+    clock.lap("scoring and removing")
+    progress("proving the small network", 0, 0)
+    proofs = _proofs(dense, small, found, plan, inputs)
+    clock.lap("proof")
+    asked = plan.events[-1].sparsity if plan.events else 0.0
+    state = _State(small, found.shrink(plan.kept), plan)
+    summary = _summary("apply", {}, asked, model, dense, found, state, inputs, proofs, clock, [])
+    return Result(_handed_over(state, model, inplace=False), plan, summary)
 
 
 def architecture_of(model: nn.Module) -> str:
@@ -237,40 +268,38 @@ def _chosen(method: str | Method, options: dict[str, Any]) -> Method:
     return dataclasses.replace(method, **options) if options else method
 
 
-def _example(objective: Objective, given: tuple[Tensor, ...] | None) -> tuple[Tensor, ...]:
+def _example(objective: Objective, given: Tensor | Inputs | None) -> Inputs:
     """Inputs for tracing and proofs: more than one sample, so that a proof can see the output vary."""
-    inputs = to_device(given, objective.device) if given is not None else inputs_of(next(objective.batches()))
-    if not all(isinstance(x, Tensor) for x in inputs):
-        raise BadInput("batches are (inputs, target), inputs a tensor or several; for others give example_inputs= and forward=")
-    return tuple(x[:PROOF_SAMPLES] for x in several(inputs))
+    if given is None:
+        return several(wide(inputs_of(next(objective.batches()))))
+    return several(wide(as_inputs(to_device(given, objective.device))))
 
 
-def several(inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """At least two samples: of a single one, noisy copies beside it."""
-    if len(inputs[0]) > 1:
-        return inputs
-    generator = torch.Generator().manual_seed(0)
-
-    def copies(x: Tensor) -> Tensor:
-        repeated = x.repeat(PROOF_SAMPLES, *(1 for _ in x.shape[1:]))
-        if x.is_floating_point():
-            noise = torch.randn(repeated.shape, generator=generator).to(repeated)
-            repeated[1:] += (noise * (x.std() if x.numel() > 1 else 1))[1:]
-        return repeated
-
-    return tuple(copies(x) for x in inputs)
+def _on_device_of(model: nn.Module, given: Tensor | Inputs) -> Inputs:
+    return _example(Objective((), device=_device_of(model)), given)
 
 
-def _runnable_structure(model: nn.Module, inputs: tuple[Tensor, ...]) -> Structure:
+def _device_of(model: nn.Module) -> str:
+    return str(next((p.device for p in model.parameters()), "cpu"))
+
+
+def _widened(forward: Callable[[nn.Module, Batch], Any]) -> Callable[[nn.Module, Batch], Any]:
+    """A forward pass that takes batches in half precision into a network that works in float32."""
+
+    def widened(model: nn.Module, batch: Batch) -> Any:
+        return forward(model, suited_batch(model, batch))
+
+    return widened
+
+
+def _runnable_structure(model: nn.Module, inputs: Inputs) -> Structure:
     found = prove_else_freeze(model, find_structure(model, inputs), inputs)
     if not found.prunable:
         raise UnsupportedNetwork(f"nothing can be pruned: {'; '.join(sorted(set(_reasons(found).values())))}")
     return found
 
 
-def _proofs(
-    dense: nn.Module, small: nn.Module, found: Structure, plan: Plan, inputs: tuple[Tensor, ...]
-) -> tuple[Equivalence, ...]:
+def _proofs(dense: nn.Module, small: nn.Module, found: Structure, plan: Plan, inputs: Inputs) -> tuple[Equivalence, ...]:
     real = prove(dense, small, found, plan.kept, inputs)
     for seed in range(3):
         random = prove_randomised(dense, found, plan.kept, inputs, seed)

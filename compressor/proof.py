@@ -15,6 +15,7 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from compressor.equivalence import TORCH_TOLERANCE, Equivalence
 from compressor.errors import UnsupportedNetwork, first_line
+from compressor.inputs import Inputs, run
 from compressor.state import observed, outputs_of
 from compressor.surgery import shrink, zero_reads, zeroed_reads
 from compressor.types import Group, Kept, Structure
@@ -23,19 +24,17 @@ DRAWS = 2
 """Random removals that a group must survive before it may be pruned."""
 
 
-def prove(model: nn.Module, small: nn.Module, structure: Structure, kept: Kept, inputs: tuple[Tensor, ...]) -> Equivalence:
+def prove(model: nn.Module, small: nn.Module, structure: Structure, kept: Kept, inputs: Inputs) -> Equivalence:
     """Compare `small` with `model`, whose reads of removed nodes are zeroed, on the weights as they are.
 
     Args:
-        inputs: positional inputs `(batch, ...)`; more than one sample.
+        inputs: what the network is called with, more than one sample.
     """
     reference = outputs_of(model, inputs, zeroed_reads(model, structure, kept))
     return Equivalence.of("dense with zeroed reads = small", reference, outputs_of(small, inputs), TORCH_TOLERANCE)
 
 
-def prove_randomised(
-    model: nn.Module, structure: Structure, kept: Kept, inputs: tuple[Tensor, ...], seed: int = 0
-) -> Equivalence:
+def prove_randomised(model: nn.Module, structure: Structure, kept: Kept, inputs: Inputs, seed: int = 0) -> Equivalence:
     """The same proof with random weights and norms. Inconclusive where the output hardly varies even so."""
     random = randomised(model, seed, structure, kept)
     small = shrink(random, structure, kept)
@@ -75,7 +74,7 @@ def _random_like(module: nn.Module, name: str, tensor: Tensor, generator: torch.
     return noise.to(tensor)
 
 
-def prove_else_freeze(model: nn.Module, structure: Structure, inputs: tuple[Tensor, ...]) -> Structure:
+def prove_else_freeze(model: nn.Module, structure: Structure, inputs: Inputs) -> Structure:
     """The structure with every group frozen whose removal does not give the same network.
 
     A random number of nodes of every group is removed, with random weights; the smaller network must also run in train mode.
@@ -119,11 +118,11 @@ def prove_else_freeze(model: nn.Module, structure: Structure, inputs: tuple[Tens
     return structure.freeze(frozen)
 
 
-def runs_in_training(model: nn.Module, inputs: tuple[Tensor, ...]) -> bool:
+def runs_in_training(model: nn.Module, inputs: Inputs) -> bool:
     """Whether a copy of the network runs in train mode, where some have branches of their own."""
     with observed(model) as twin, torch.no_grad():
         try:
-            twin.train()(*inputs)
+            run(twin.train(), inputs)
         except (RuntimeError, ValueError, IndexError, TypeError, AttributeError):  # the network's own code
             return False
     return True

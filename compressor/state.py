@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from compressor.inputs import Inputs, arguments
 from compressor.types import Origin
 
 
@@ -37,10 +38,10 @@ def set_origin(model: nn.Module, origin: Origin) -> None:
     model.__dict__["origin"] = origin
 
 
-def outputs_of(model: nn.Module, inputs: tuple[Tensor, ...], parameters: dict[str, Tensor] | None = None) -> list[Tensor]:
+def outputs_of(model: nn.Module, inputs: Inputs, parameters: dict[str, Tensor] | None = None) -> list[Tensor]:
     """All output tensors of one forward pass in eval mode; `parameters` replace the network's own where given."""
     with observed(model) as twin, torch.no_grad():
-        outputs = functional_call(twin, parameters, inputs) if parameters else twin(*inputs)
+        outputs = functional_call(twin, parameters or {}, *arguments(inputs))
     return list(tensors_in(outputs))
 
 

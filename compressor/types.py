@@ -7,16 +7,18 @@ network), `Scores` (one number per node), `Plan` (what is kept).
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from types import NoneType
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from compressor.errors import BadInput
+from compressor.errors import BadInput, WrongUsage, first_line
 
 Kept = Mapping[str, Tensor]
 """Group name -> sorted indices `(kept,)` of the nodes that stay."""
@@ -307,11 +309,53 @@ class Plan:
             if raw["schema"] != cls.SCHEMA:
                 raise BadInput(f"plan schema {raw['schema']}, this version reads {cls.SCHEMA}: update compressor")
             events = tuple(
-                Event(e["sparsity"], {n: tuple(i) for n, i in e["kept"].items()}, e["tie"], e["loss"]) for e in raw["events"]
+                Event(float(e["sparsity"]), {n: tuple(i) for n, i in e["kept"].items()}, e["tie"], e["loss"])
+                for e in raw["events"]
             )
-            return cls(raw["widths"], raw["architecture"], events, raw["frozen"])
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise BadInput(f"not a plan: {error}") from error
+            plan = cls(dict(raw["widths"]), raw["architecture"], events, dict(raw["frozen"]))
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise BadInput(f"not a plan: {type(error).__name__} {first_line(error)}") from error
+        plan._check()
+        return plan
+
+    def _check(self) -> None:
+        """Refuse what no pruning could have made."""
+        texts = (self.architecture, *self.frozen, *self.frozen.values())
+        if not all(isinstance(text, str) for text in texts) or not all(_is_index(w) and w > 0 for w in self.widths.values()):
+            raise BadInput("not a plan: its widths, reasons or fingerprint are not what they should be")
+        if sum(self.widths.values()) > MOST_NODES:
+            raise BadInput(f"not a plan: more than {MOST_NODES:,} nodes")
+        before: dict[str, frozenset[int]] = {}
+        for number, event in enumerate(self.events, 1):
+            where = f"plan, event {number}"
+            numbers = isinstance(event.tie, bool) and isinstance(event.loss, (float, int, NoneType))
+            if not numbers or not 0 <= event.sparsity < 1:
+                raise BadInput(f"{where}: its sparsity, tie or loss is not what it should be")
+            if event.kept.keys() != self.widths.keys():
+                raise BadInput(f"{where}: it speaks of other groups than the plan has widths for")
+            for name, indices in event.kept.items():
+                _check_indices(f"{where}, group {name}", indices, self.widths[name])
+                if name in before and not before[name].issuperset(indices):
+                    raise BadInput(f"{where}, group {name}: a node comes back that an earlier event removed")
+                before[name] = frozenset(indices)
+
+
+MOST_NODES = 10_000_000
+"""Far above any network's; a plan that claims more is damaged."""
+
+
+def _is_index(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _check_indices(where: str, indices: tuple[Any, ...], width: int) -> None:
+    """Refuse kept indices that no pruning could have made."""
+    if not indices:
+        raise BadInput(f"{where}: no node would be left; keep at least one")
+    if not all(_is_index(i) for i in indices) or min(indices) < 0 or max(indices) >= width:
+        raise BadInput(f"{where}: index out of range for its {width} nodes")
+    if any(one >= other for one, other in itertools.pairwise(indices)):
+        raise BadInput(f"{where}: indices must rise, each once")
 
 
 def fingerprint(shapes: Iterable[tuple[str, tuple[int, ...]]]) -> str:
@@ -321,22 +365,68 @@ def fingerprint(shapes: Iterable[tuple[str, tuple[int, ...]]]) -> str:
 
 
 @dataclass(frozen=True)
+class InputSpec:
+    """One input of a network: `3x224x224`, `int64:128`, or with the argument's name `ids:int64:128`.
+
+    Attributes:
+        shape: of one sample, without the batch.
+        dtype: name of the data type.
+        name: the argument of `forward`; None for an input given by position.
+    """
+
+    shape: tuple[int, ...]
+    dtype: str = "float32"
+    name: str | None = None
+
+    DTYPES = ("float32", "float64", "float16", "bfloat16", "int64", "int32", "uint8", "bool")
+
+    def __str__(self) -> str:
+        shape = "x".join(map(str, self.shape))
+        named = [self.name] if self.name else []
+        return ":".join([*named, *([self.dtype] if named or self.dtype != "float32" else []), shape])
+
+    @classmethod
+    def parse(cls, text: str) -> InputSpec:
+        """Read `[name:][dtype:]3x224x224`.
+
+        Raises:
+            WrongUsage: it is written otherwise, or a size is 0.
+        """
+        *before, size = text.split(":")
+        dtype = before.pop() if before and before[-1] in cls.DTYPES else "float32"
+        if len(before) > 1 or not all(name.isidentifier() for name in before):
+            raise WrongUsage(f"input {text}: write SHAPE, DTYPE:SHAPE or NAME:DTYPE:SHAPE; DTYPE is {', '.join(cls.DTYPES)}")
+        sizes = size.split("x")
+        if not all(part.isascii() and part.isdigit() and len(part) < 10 and int(part) > 0 for part in sizes):
+            raise WrongUsage(f"input {text}: a shape is sizes of at least 1 without the batch, such as 3x224x224")
+        return cls(tuple(int(part) for part in sizes), dtype, before[0] if before else None)
+
+
+@dataclass(frozen=True)
 class Origin:
     """Where a network comes from; travels with it as `model.origin` and in our checkpoints.
 
     Attributes:
-        network: name of the builder in `compressor.networks`.
+        network: its builder: a name in `compressor.networks`, `torchvision:resnet50`, `timm:...`, `package.module:factory`
+            or `file.py:factory`; None for a network that was loaded as a whole.
         arguments: what the builder was called with.
-        input_shape: shape of one sample, without the batch.
+        inputs: what it takes; empty where that is not known.
         data: name or path of the data set it belongs to; None for none.
         plan: what was removed since it was built.
+        preprocessing: mean and standard deviation that images are normalised with, where they were chosen.
     """
 
-    network: str
+    network: str | None
     arguments: Mapping[str, Any]
-    input_shape: tuple[int, ...]
+    inputs: tuple[InputSpec, ...] = ()
     data: str | None = None
     plan: Plan | None = None
+    preprocessing: Mapping[str, Any] | None = None
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Shape of one sample of the first input."""
+        return self.inputs[0].shape if self.inputs else ()
 
 
 def total_by_layer(structure: Structure) -> dict[str, int]:

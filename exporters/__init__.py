@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from torch import Tensor, nn
+from torch import nn
 
 from compressor.checkpoint import SUFFIXES as CHECKPOINTS
+from compressor.checkpoint import load
 from compressor.checkpoint import write as write_checkpoint
 from compressor.equivalence import Equivalence
-from compressor.errors import NotEquivalent
+from compressor.errors import CompressError, NotEquivalent
 from compressor.files import check_target, staged
+from compressor.inputs import Inputs, as_inputs, each
+from compressor.state import origin_of
 from exporters.equivalence import check_equivalence
 
 __all__ = ["SUFFIXES", "check_equivalence", "export"]
@@ -18,45 +23,82 @@ __all__ = ["SUFFIXES", "check_equivalence", "export"]
 SCALES = (1, 100, 10_000)
 """Factors on the inputs of a proof, tried in turn until the output depends on them."""
 
-SUFFIXES = (".onnx", *CHECKPOINTS)
+SUFFIXES = (".onnx", ".pt2", *CHECKPOINTS)
 
 
 def export(
-    model: nn.Module, *paths: str | Path, example_inputs: tuple[Tensor, ...], providers: tuple[str, ...] = ("cpu",)
+    model: nn.Module,
+    *paths: str | Path,
+    example_inputs: Inputs,
+    providers: tuple[str, ...] = ("cpu",),
+    opset: int | None = None,
 ) -> list[Equivalence]:
     """Write a network to every path, by suffix; all are proven equal to `model` before any appears.
 
     Args:
         model: the network to write; it is left as found.
-        paths: `.onnx`, `.safetensors`, `.pt`.
-        example_inputs: positional inputs `(batch, ...)` for tracing and proof, real samples where there are some.
+        paths: `.onnx`, `.pt2`, `.safetensors`, `.pt`.
+        example_inputs: positional or named inputs `(batch, ...)` for tracing and proof, real samples where there are some.
         providers: where ONNX files are run for the proof, `cpu` and/or `cuda`.
+        opset: of ONNX files; the exporter's own choice by default.
     Raises:
         NotEquivalent: a written file computes something else; nothing is left behind.
+        UnsupportedNetwork: a format cannot hold the network.
         BadInput: a target cannot be written.
     """
     targets = [Path(path) for path in paths]
     for target in targets:
         check_target(target, SUFFIXES)
+    example_inputs = as_inputs(example_inputs)
     proofs: list[Equivalence] = []
     with staged(*targets) as temporary:
         for path, target in zip(temporary, targets, strict=True):
-            if path.suffix == ".onnx":
-                from exporters.onnx import write
-
-                write(model, path, example_inputs)
-            else:
-                write_checkpoint(model, path)
-            for provider in providers if path.suffix == ".onnx" else ("cpu",):
-                proofs.append(_proven(model, path, target, example_inputs, provider))
+            with named_as(path, target):
+                proofs += _written(model, path, target, example_inputs, providers, opset)
     return proofs
 
 
-def _proven(model: nn.Module, path: Path, target: Path, example_inputs: tuple[Tensor, ...], provider: str) -> Equivalence:
+def _written(
+    model: nn.Module, path: Path, target: Path, inputs: Inputs, providers: tuple[str, ...], opset: int | None
+) -> list[Equivalence]:
+    """Write one file and prove it."""
+    if path.suffix == ".onnx":
+        from exporters.onnx import write as write_onnx
+
+        write_onnx(model, path, inputs, opset)
+        return [_proven(model, path, target, inputs, provider) for provider in providers]
+    if path.suffix == ".pt2":
+        from exporters.torch_export import write as write_program
+
+        write_program(model, path, inputs)
+        return [_proven(model, path, target, inputs)]
+    write_checkpoint(model, path)
+    origin = origin_of(model)
+    return [_proven(model, load(path, network=origin.network if origin else None), target, inputs)]
+
+
+@contextmanager
+def named_as(path: Path, target: Path) -> Iterator[None]:
+    """Errors speak of the target, not of the temporary file."""
+    try:
+        yield
+    except CompressError as error:
+        if path.name not in str(error):
+            raise
+        raise type(error)(str(error).replace(str(path), str(target)).replace(path.name, target.name)) from error
+
+
+def _scaled(inputs: Inputs, scale: int) -> Inputs:
+    return each(inputs, lambda x: x * scale if x.is_floating_point() else x)
+
+
+def _proven(
+    model: nn.Module, written: Path | nn.Module, target: Path, example_inputs: Inputs, provider: str = "cpu"
+) -> Equivalence:
     """The proof of a written file, on inputs large enough that the output depends on them: a constant proves nothing."""
     for scale in SCALES:
-        inputs = tuple(x * scale if x.is_floating_point() else x for x in example_inputs)
-        proof = check_equivalence(model, path, inputs, what=f"small = {target.name}", provider=provider)
+        inputs = _scaled(example_inputs, scale)
+        proof = check_equivalence(model, written, inputs, what=f"small = {target.name}", provider=provider)
         if not proof:
             raise NotEquivalent(
                 f"{target}: differs from the network by {proof.needed_tolerance:.1e} of its output's range, "

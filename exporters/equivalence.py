@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 
 from compressor.checkpoint import load
 from compressor.equivalence import TORCH_TOLERANCE, Equivalence
-from compressor.errors import BadInput
+from compressor.inputs import Inputs, as_inputs, each, precision_of, samples, suited
 from compressor.state import outputs_of
 
 BATCHES = (1, 2, 7)
@@ -18,14 +19,17 @@ BATCHES = (1, 2, 7)
 
 ONNX_TOLERANCE = {"cpu": 1e-4, "cuda": 1e-3}
 
+TOLERANCE = {torch.float16: 5e-3, torch.bfloat16: 4e-2}
+"""Where a network computes in half precision: some roundings, of 2^-11 and 2^-8, add up."""
+
 Network = nn.Module | str | Path
-Runner = Callable[[tuple[Tensor, ...]], list[Tensor]]
+Runner = Callable[[Inputs], list[Tensor]]
 
 
 def check_equivalence(
     a: Network,
     b: Network,
-    inputs: tuple[Tensor, ...],
+    inputs: Inputs,
     *,
     what: str | None = None,
     tolerance: float | None = None,
@@ -34,52 +38,55 @@ def check_equivalence(
     """Run both networks on batches of 1, 2 and 7 samples, then on the rest of `inputs`, and compare every output.
 
     Args:
-        a: the reference: a module, or a path to `.pt`, `.safetensors` or `.onnx`.
+        a: the reference: a module, or a path to `.onnx`, `.pt2` or a checkpoint that says of which network it is.
         b: the other one.
-        inputs: positional inputs `(samples, ...)`; fewer than ten samples are repeated.
+        inputs: positional or named inputs `(samples, ...)`; fewer than ten samples are repeated.
         what: name of the comparison for reports.
         tolerance: allowed difference as a fraction of the reference's output range; by default 1e-5 between torch networks,
-            1e-4 with ONNX Runtime on a CPU, 1e-3 on CUDA without TF32.
+            1e-4 with ONNX Runtime on a CPU, 1e-3 on CUDA without TF32; 5e-3 in float16, 4e-2 in bfloat16.
         provider: where ONNX files run, `cpu` or `cuda`.
     Returns:
         The outcome, true or false like a boolean, with the tolerance that would have been needed.
     """
+    compared = [_opened(n, provider) for n in (a, b)]
     if tolerance is None:
-        has_onnx = any(not isinstance(n, nn.Module) and Path(n).suffix == ".onnx" for n in (a, b))
-        tolerance = ONNX_TOLERANCE[provider] if has_onnx else TORCH_TOLERANCE
-    samples = max(sum(BATCHES), len(inputs[0]))
-    rows = torch.arange(samples) % len(inputs[0])
-    spread = tuple(x[rows.to(x.device)] for x in inputs)
-    reference, candidate = (_in_batches(runner(n, provider), spread) for n in (a, b))
+        tolerance = max(loosest for _, loosest in compared)
+    inputs = as_inputs(inputs)
+    count = max(sum(BATCHES), samples(inputs))
+    rows = torch.arange(count) % samples(inputs)
+    spread = each(inputs, lambda x: x[rows.to(x.device)])
+    reference, candidate = (_in_batches(run, spread) for run, _ in compared)
     return Equivalence.of(what or f"{_name(a)} = {_name(b)}", reference, candidate, tolerance)
 
 
-def runner(network: Network, provider: str = "cpu") -> Runner:
-    """A function from positional inputs to output tensors.
+def _opened(network: Network, provider: str) -> tuple[Runner, float]:
+    """A function from inputs to output tensors, and the difference that its arithmetic may make.
 
     Raises:
         BadInput: no such file, or one that cannot be run.
         MissingEnvironment: CUDA was asked and is not there.
     """
     if isinstance(network, nn.Module):
-        device = next((p.device for p in network.parameters()), torch.device("cpu"))
-        return lambda inputs: outputs_of(network, tuple(x.to(device) for x in inputs))
+        allowed = TOLERANCE.get(precision_of(network), TORCH_TOLERANCE)
+        return lambda inputs: outputs_of(network, suited(network, inputs)), allowed
     path = Path(network)
     if path.suffix == ".onnx":
         from exporters.onnx import session_runner
 
-        return session_runner(path, provider)
-    if path.suffix not in (".pt", ".safetensors"):
-        raise BadInput(f"{path}: unknown suffix; verify reads .pt, .safetensors and .onnx")
-    model = load(path)
-    return lambda inputs: outputs_of(model, inputs)
+        return session_runner(path, provider), ONNX_TOLERANCE[provider]
+    if path.suffix == ".pt2":
+        from exporters.torch_export import program_runner
+
+        return program_runner(path), TORCH_TOLERANCE
+    return _opened(load(path), provider)
 
 
-def _in_batches(run: Runner, inputs: tuple[Tensor, ...]) -> list[Tensor]:
+def _in_batches(run: Runner, inputs: Inputs) -> list[Tensor]:
     sizes = list(BATCHES)
-    while (left := len(inputs[0]) - sum(sizes)) > 0:
+    while (left := samples(inputs) - sum(sizes)) > 0:
         sizes.append(min(BATCHES[-1], left))
-    parts = [run(batch) for batch in zip(*(x.split(sizes) for x in inputs), strict=True)]
+    starts = [sum(sizes[:n]) for n in range(len(sizes))]
+    parts = [run(each(inputs, operator.itemgetter(slice(a, a + size)))) for a, size in zip(starts, sizes, strict=True)]
     return [torch.cat([torch.atleast_1d(part[n].cpu()) for part in parts]) for n in range(len(parts[0]))]
 
 

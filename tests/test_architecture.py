@@ -16,11 +16,13 @@ SOURCES = [*sorted(p for folder in FOLDERS for p in (ROOT / folder).rglob("*.py"
 LEVELS = (
     {"compressor.errors", "compressor.quiet"},
     {"compressor.types", "compressor.equivalence", "compressor.files", "compressor.environment"},
+    {"compressor.named", "compressor.inputs"},
     {"compressor.state"},
-    {"compressor.objective", "compressor.schedule", "compressor.fast", "compressor.surgery", "compressor.networks",
+    {"compressor.objective", "compressor.precision", "compressor.unpickle",
+     "compressor.schedule", "compressor.fast", "compressor.surgery", "compressor.networks",
      "compressor.data"},
     {"compressor.structure", "compressor.criteria", "compressor.select", "compressor.method", "compressor.cost",
-     "compressor.checkpoint", "compressor.calibrate", "compressor.proof"},
+     "compressor.checkpoint", "compressor.calibrate", "compressor.proof", "compressor.source"},
     {"compressor.methods"},
     {"compressor.pipeline"},
     {"compressor"},
@@ -35,7 +37,7 @@ HOMES = {
     "fvcore": {"compressor/cost.py"},
     "thop": {"compressor/cost.py"},
     "click": {"cli.py"},
-    "rich": {"cli.py", "benchmarks/report/terminal.py"},
+    "rich": {"cli.py", "benchmarks/report/terminal.py", "benchmarks/report/network.py"},
     "onnx": {"exporters/onnx.py"},
     "onnxruntime": {"exporters/onnx.py"},
     "datasets": {"compressor/data/_folder.py"},
@@ -44,7 +46,7 @@ HOMES = {
     "scipy": {"compressor/structure/labels.py"},
 }
 EXPORTERS_MAY_USE = {
-    f"compressor.{name}" for name in ("equivalence", "types", "errors", "files", "checkpoint", "state", "quiet")
+    f"compressor.{name}" for name in ("equivalence", "types", "errors", "files", "checkpoint", "inputs", "state", "quiet")
 }
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from compressor.environment import environment
 from compressor.equivalence import Equivalence
+from compressor.objective import Quality
 from compressor.pipeline import Result
 
 SCHEMA = 1
@@ -15,14 +16,14 @@ UNTRAINED = "A pruned network that was not trained afterwards is expected to be 
 
 
 def make_document(
-    result: Result, proofs: list[Equivalence], accuracies: list[tuple[float, int]] | None, files: tuple[Path, ...], data: str,
+    result: Result, proofs: list[Equivalence], qualities: list[Quality] | None, files: tuple[Path, ...], data: str,
     remarks: list[str], device: str, seed: int,
 ) -> dict[str, Any]:  # fmt: skip
     """The report as data, ready for JSON: raw values, no ratios (readers compute those).
 
     Args:
         proofs: of the written files; the proofs of the surgery are in the result.
-        accuracies: (accuracy, samples) of the dense and of the small network, where the data has labels.
+        qualities: how well the dense and the small network do, where there is data to tell.
         files: the dense network's file, then those that were written.
         data: name of the data that was scored on.
         remarks: sentences that come before the result's own notes.
@@ -49,7 +50,8 @@ def make_document(
         "tensor_bytes": both("tensor_bytes"),
         "csr_bytes": both("csr_bytes"),
         "files": [{"path": str(path), "bytes": path.stat().st_size} for path in files],
-        "accuracy": accuracies and {"dense": accuracies[0][0], "small": accuracies[1][0], "samples": accuracies[0][1]},
+        "loss": _quality(qualities, "loss"),
+        "accuracy": _quality(qualities, "accuracy"),
         "widths": {layer: {"dense": w[0], "small": w[1]} for layer, w in s.widths.items()},
         "near_collapse": s.near_collapse,
         "frozen": s.frozen,
@@ -60,3 +62,10 @@ def make_document(
         "notes": [*remarks, *s.notes, UNTRAINED],
     }
     return json.loads(json.dumps(document))
+
+
+def _quality(qualities: list[Quality] | None, name: str) -> dict[str, Any] | None:
+    """Dense and small, or None where the data cannot tell."""
+    if not qualities or getattr(qualities[0], name) is None:
+        return None
+    return {"dense": getattr(qualities[0], name), "small": getattr(qualities[1], name), "samples": qualities[0].samples}

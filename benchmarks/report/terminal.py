@@ -32,6 +32,8 @@ def show(d: dict[str, Any]) -> None:
     if d["accuracy"]:
         a = d["accuracy"]
         table.add_row(f"accuracy on {a['samples']:,} samples", f"{a['dense']:.1%}", f"{a['small']:.1%}", "")
+    elif d["loss"]:
+        table.add_row(f"loss on {d['loss']['samples']:,} samples", f"{d['loss']['dense']:.4g}", f"{d['loss']['small']:.4g}", "")
     console.print(table)
     console.print(
         f"\nnode sparsity {sparsity['reached']:.5f} reached, {sparsity['asked']:g} asked; "

@@ -104,6 +104,8 @@ def _finite(loss: Tensor) -> Tensor:
 
 def _elastic(sums: Mapping[str, Tensor], loss_sum: float, samples: int, unit: Literal["node", "weight"]) -> Scores:
     """Sums over samples of dL/dc as elasticities |dL/dc| / |L|."""
+    if loss_sum == 0:
+        raise BadInput("the loss is 0 on every sample: there is nothing to score; check the loss and the targets")
     if not any(bool(total.any()) for total in sums.values()):
         raise BadInput("every score is 0: the loss does not depend on the network (constant outputs, or dead nodes)")
     loss = loss_sum / samples

@@ -1,4 +1,4 @@
-"""Real data for scoring and for accuracy: `digits`, folders of images, local Hugging Face data sets."""
+"""Data for scoring and for accuracy: `digits`, folders of images, hub data sets, `.npz` files, batches of the user's code."""
 
 from __future__ import annotations
 
@@ -9,33 +9,60 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from compressor.data._images import Images, Split
+from compressor.data._arrays import Arrays, Columns, Rows
+from compressor.data._batches import Batches
+from compressor.data._draw import Drawn
+from compressor.data._images import USUAL, Images, Preprocessing, Split
 from compressor.errors import BadInput
+from compressor.named import is_named
 
-__all__ = ["Images", "Samples", "Split", "Synthetic", "open_data"]
+__all__ = ["Arrays", "Batches", "Columns", "Images", "Preprocessing", "Rows", "Samples", "Split", "Synthetic", "open_data"]
+
+FORMS = "a folder of class folders or parquet files, a .npz file, file.py:factory, a data set of the hub, or `digits`"
 
 
-def open_data(name: str) -> Images:
+def open_data(name: str) -> Images | Arrays | Batches:
     """The data set behind `--data`.
 
     Args:
-        name: `digits`, or a folder: of class folders of images, or of parquet files in the Hugging Face layout.
+        name: `digits`; a folder: of class folders of images, or of parquet files in the Hugging Face layout; a `.npz`
+            file; `file.py:factory` or `package.module:factory`; or a data set of the Hugging Face hub, `org/name`.
     Raises:
-        BadInput: no such folder, nothing readable in it, or no labelled images.
+        BadInput: no such folder, file or data set, nothing readable in it, or no labelled images.
+        WrongUsage: no such module or factory.
     """
     if name == "digits":
         from compressor.data._digits import digits
 
         return digits()
-    if not Path(name).is_dir():
-        raise BadInput(f"data {name}: no such folder; name a folder of class folders, of parquet files, or `digits`")
-    from compressor.data._folder import folder
+    path = Path(name)
+    try:
+        is_folder, is_file = path.is_dir(), path.is_file()
+    except (OSError, ValueError) as error:  # a name too long, or with a NUL in it
+        raise BadInput(f"data {name[:80]!r}: no such folder; name {FORMS}") from error
+    if name and is_folder:
+        from compressor.data._folder import folder
 
-    return folder(Path(name))
+        return folder(path)
+    if path.suffix.lower() == ".npz":
+        from compressor.data._arrays import npz
+
+        return npz(path)
+    if is_file:
+        raise BadInput(f"data {name}: is a file of an unknown kind; name {FORMS}")
+    if is_named(name):
+        from compressor.data._batches import batches
+
+        return batches(name)
+    from compressor.data._folder import hub, looks_like_hub
+
+    if looks_like_hub(name):
+        return hub(name)
+    raise BadInput(f"data {name}: no such folder; name {FORMS}")
 
 
 @dataclass
-class Samples:
+class Samples(Drawn):
     """Batches `(inputs (batch, c, h, w), labels (batch,))` drawn from a split, afresh at each iteration.
 
     Attributes:
@@ -44,6 +71,7 @@ class Samples:
         count: samples of one iteration; all there are when the split is smaller.
         batch_size: samples of a batch.
         seed: of the shuffle; iteration n uses a shuffle of its own. None keeps the first `count` in order.
+        preprocessing: how the images are normalised.
     """
 
     split: Split
@@ -51,25 +79,17 @@ class Samples:
     count: int
     batch_size: int
     seed: int | None = 0
+    preprocessing: Preprocessing = USUAL
     _iterations: int = field(default=0, init=False)
 
     @property
-    def size(self) -> int:
-        """Samples of one iteration."""
-        return min(self.count, len(self.split.labels))
-
-    def __len__(self) -> int:
-        return -(-self.size // self.batch_size)
+    def available(self) -> int:
+        """Samples there are."""
+        return len(self.split.labels)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        if self.seed is None:
-            order = torch.arange(self.size)
-        else:
-            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self._iterations)
-            order = torch.randperm(len(self.split.labels), generator=generator)[: self.size]
-            self._iterations += 1
-        for chosen in order.split(self.batch_size):
-            yield self.split.read(chosen, self.input_shape), self.split.labels[chosen]
+        for chosen in self.draw():
+            yield self.split.read(chosen, self.input_shape, self.preprocessing), self.split.labels[chosen]
 
 
 @dataclass

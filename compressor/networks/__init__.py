@@ -6,16 +6,22 @@ A file holds `INPUT` (the default input shape) and `make(in_channels, classes, i
 from __future__ import annotations
 
 import importlib
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from compressor.errors import WrongUsage
+from compressor.networks._foreign import inputs_of, is_code
+from compressor.networks._foreign import make as make_foreign
 from compressor.networks._initialise import initialise
 from compressor.state import set_origin
-from compressor.types import Origin
+from compressor.types import InputSpec, Origin
+
+__all__ = ["build", "default_input", "inputs_of", "is_code", "names", "recognised", "size_text", "skeleton", "unfilled"]
 
 
 def names() -> list[str]:
@@ -77,7 +83,46 @@ def skeleton(
         except RuntimeError as error:
             raise WrongUsage(f"{name}: an image of {size_text(shape)} is too small for it ({error})") from error
     model.train()
-    return model, Origin(name, arguments, shape)
+    return model, Origin(name, arguments, (InputSpec(shape),))
+
+
+def unfilled(spec: str, arguments: Mapping[str, Any]) -> tuple[nn.Module, Origin]:
+    """A network to load weights into, by any builder: one of ours, `torchvision:...`, `timm:...` or `file.py:factory`.
+
+    Raises:
+        WrongUsage: no such builder, or it does not take the arguments.
+        MissingEnvironment: its library cannot be imported.
+    """
+    if ":" in spec:
+        model = make_foreign(spec, arguments)
+        return model, Origin(spec, dict(arguments), inputs_of(model))
+    if unknown := sorted(set(arguments) - {"in_channels", "classes", "image_size"}):
+        raise WrongUsage(f"--network-arg {unknown[0]}: {spec} takes in_channels, classes and image_size")
+    return skeleton(spec, **arguments)
+
+
+def recognised(state: Mapping[str, Tensor]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The networks of ours whose tensors have the names and shapes in `state`, with the arguments that make them so."""
+    matrices = [t for t in state.values() if t.dim() > 1]
+    if not matrices:
+        return
+    for name in names():
+        channels, size, _ = default_input(name)
+        for image_size in dict.fromkeys((size, 28, 32, 64, 224)):
+            flat = matrices[0].dim() == 2
+            arguments = {"in_channels": channels if flat else matrices[0].shape[1], "classes": matrices[-1].shape[0]}
+            try:
+                model, _ = skeleton(name, image_size=image_size, **arguments)
+            except WrongUsage:
+                continue
+            if _shapes(model.state_dict()) == _shapes(state):
+                yield name, {**arguments, "image_size": image_size}
+                break
+
+
+def _shapes(state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    """Without the batch norms' counters, which old files lack."""
+    return {name: tuple(t.shape) for name, t in state.items() if not name.endswith("num_batches_tracked")}
 
 
 def size_text(shape: tuple[int, ...]) -> str:

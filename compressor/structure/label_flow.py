@@ -18,6 +18,7 @@ from torch.export.graph_signature import InputKind
 from torch.nn.modules.conv import _ConvNd
 
 from compressor.errors import CompressError, first_line
+from compressor.inputs import Inputs, arguments
 from compressor.quiet import quiet
 from compressor.state import observed
 from compressor.structure.flow import Constant, Flow, Parameter, flat
@@ -35,7 +36,7 @@ class Untraceable(CompressError):
     """`torch.export` cannot trace the network."""
 
 
-def by_label_flow(model: nn.Module, example_inputs: tuple[Tensor, ...]) -> Structure:
+def by_label_flow(model: nn.Module, example_inputs: Inputs) -> Structure:
     """The groups of `model`, found on one sample in eval mode.
 
     Raises:
@@ -43,7 +44,7 @@ def by_label_flow(model: nn.Module, example_inputs: tuple[Tensor, ...]) -> Struc
     """
     with observed(model) as twin, quiet():
         try:
-            program = torch.export.export(twin, example_inputs)
+            program = torch.export.export(twin, *arguments(example_inputs))
         except Exception as error:  # torch.export raises whatever the network's code provokes
             raise Untraceable(f"{type(error).__name__}: {first_line(error)}") from error
         flow = Flow({name: m for name, m in twin.named_modules() if isinstance(m, LAYERS)})

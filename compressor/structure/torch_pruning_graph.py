@@ -9,11 +9,12 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
 from compressor.errors import UnsupportedNetwork, first_line
+from compressor.inputs import Inputs
 from compressor.quiet import quiet
 from compressor.state import observed
 from compressor.structure.flow import Flow, Parameter
@@ -21,7 +22,7 @@ from compressor.structure.grouping import groups_of
 from compressor.types import OUTPUT, Role, Structure
 
 
-def by_torch_pruning(model: nn.Module, example_inputs: tuple[Tensor, ...]) -> Structure:
+def by_torch_pruning(model: nn.Module, example_inputs: Inputs) -> Structure:
     """The groups of `model` as torch-pruning couples them.
 
     Raises:

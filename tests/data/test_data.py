@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
+import io
+import re
+import time
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +15,7 @@ import torch
 from PIL import Image
 
 from compressor.data import Samples, Synthetic, open_data
+from compressor.data._folder import decode
 from compressor.errors import BadInput
 
 
@@ -107,22 +113,182 @@ def test_what_is_no_data(tmp_path: Path) -> None:
             open_data(str(tmp_path / name))
 
 
-def test_a_broken_image_is_named_and_one_class_is_not_enough(tmp_path: Path) -> None:
+def test_a_broken_image_is_named(tmp_path: Path) -> None:
     path = folder_of_images(tmp_path / "images")
     for name in ("cat", "dog", "owl"):
         (path / name / "3.png").write_bytes(b"not a png")
     images = open_data(str(path))
     with pytest.raises(BadInput, match=r"3\.png: not a readable image"):
         list(Samples(images.train, (3, 8, 8), 99, 9))
-    with pytest.raises(BadInput, match="two class folders at least"):
-        open_data(str(one_class(tmp_path / "one")))
 
 
-def one_class(path: Path) -> Path:
-    (path / "cat").mkdir(parents=True)
+@pytest.mark.parametrize("layout", ["cat", "train/cat", "deep/deeper/cat"])
+def test_one_class_is_not_enough(tmp_path: Path, layout: str) -> None:
+    (tmp_path / "one" / layout).mkdir(parents=True)
     for n in range(6):
-        Image.new("RGB", (8, 8), (n, n, n)).save(path / "cat" / f"{n}.png")
-    return path
+        Image.new("RGB", (8, 8), (n, n, n)).save(tmp_path / "one" / layout / f"{n}.png")
+    with pytest.raises(BadInput, match=r"has one class \(cat\); a score needs at least two"):
+        open_data(str(tmp_path / "one"))
+
+
+def test_images_beside_each_other_have_no_classes(tmp_path: Path) -> None:
+    for n in range(6):
+        Image.new("RGB", (8, 8), (n, n, n)).save(tmp_path / f"{n}.png")
+    with pytest.raises(BadInput, match="two class folders at least"):
+        open_data(str(tmp_path))
+
+
+def png(size: tuple[int, int] = (8, 6), form: str = "PNG", **options) -> bytes:
+    file = io.BytesIO()
+    pixels = np.random.default_rng(0).integers(0, 256, (*size[::-1], 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(file, form, **options)
+    return file.getvalue()
+
+
+def parquet(path: Path, labels: list, names: tuple[str, ...] = ("cat", "dog"), images: list | None = None) -> str:
+    """A table of images and labels as the hub holds them, written past the checks of `datasets`."""
+    import json
+
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    rows = [{"bytes": png(), "path": f"{n}.png"} for n in range(len(labels))] if images is None else images
+    features = {"image": {"_type": "Image"}, "label": {"names": list(names), "_type": "ClassLabel"}}
+    kind = pa.struct({"bytes": pa.binary(), "path": pa.string()})
+    table = pa.table({"image": pa.array(rows, kind), "label": pa.array(labels, pa.int64())})
+    path.mkdir()
+    table = table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
+    pq.write_table(table, path / "train-00000-of-00001.parquet")
+    return str(path)
+
+
+def test_labels_of_a_table(tmp_path: Path) -> None:
+    assert open_data(parquet(tmp_path / "good", [0, 1] * 5)).classes == 2
+    for name, labels, message in (
+        (
+            "unlabelled",
+            [0, 1, -1, -1, 0, 1, 0, 1, -1, 1],
+            r"train has 3 of 10 rows without a label in 0\.\.1; remove those rows",
+        ),
+        ("null", [0, 1, None, 0, 1, 0], r"train has 1 of 6 rows without a label"),
+        ("above", [0, 1, 2, 0, 1, 0], r"1 of 6 rows without a label|cannot be read \("),
+    ):
+        with pytest.raises(BadInput, match=message):
+            open_data(parquet(tmp_path / name, labels))
+    with pytest.raises(BadInput, match=r"has one class \(cat\)"):
+        open_data(parquet(tmp_path / "one", [0] * 6, ("cat",)))
+
+
+def test_a_broken_image_of_a_table_is_named_by_its_row(tmp_path: Path) -> None:
+    good = {"bytes": png(), "path": None}
+    for name, bad in (
+        ("null", None),
+        ("no_bytes", {"bytes": None, "path": None}),
+        ("cut", {"bytes": png()[:99], "path": None}),
+    ):
+        images = open_data(parquet(tmp_path / name, [0, 1] * 5, images=[*[good] * 9, bad]))
+        with pytest.raises(BadInput, match="row 9: not a readable image"):
+            [list(Samples(split, (3, 8, 8), 99, 9)) for split in (images.train, images.test)]
+
+
+def test_a_damaged_table(tmp_path: Path, capfd) -> None:
+    name = Path(parquet(tmp_path / "data", [0, 1] * 5)) / "train-00000-of-00001.parquet"
+    content = name.read_bytes()
+    for part in (b"", b"PAR1", content[: len(content) // 2]):
+        name.write_bytes(part)
+        with pytest.raises(BadInput, match="cannot be read"):
+            open_data(str(tmp_path / "data"))
+    assert capfd.readouterr() == ("", "")
+
+
+BROKEN = {
+    "empty.png": b"",
+    "half.png": png()[:80],
+    "header.png": png()[:20],
+    "half.jpg": png(form="JPEG")[:400],
+    "crc.png": png()[:45] + bytes([png()[45] ^ 255]) + png()[46:],
+    "palette.gif": png(form="GIF")[:30],
+    "half.bmp": png(form="BMP")[:40],
+    "half.tiff": png(form="TIFF")[:60],
+    "half.webp": png(form="WEBP")[:50],
+}
+
+
+def test_every_broken_file_is_named_and_nothing_is_shown(tmp_path: Path, capfd) -> None:
+    for name, content in BROKEN.items():
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(BadInput, match=f"{re.escape(name)}: not a readable image; remove or replace it"):
+            decode({"bytes": None, "path": str(tmp_path / name)}, "row 0")
+    gc.collect()  # an open file left behind would warn now
+    assert capfd.readouterr() == ("", "")
+
+
+def test_an_image_of_too_many_pixels(tmp_path: Path, monkeypatch, capfd) -> None:
+    (tmp_path / "large.png").write_bytes(png((30, 20)))
+    stored = {"bytes": None, "path": str(tmp_path / "large.png")}
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 400)  # PIL warns above, and raises above twice as many
+    assert decode(stored, "row 0").shape == (3, 20, 30)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 200)
+    with pytest.raises(BadInput, match=r"large\.png: not a readable image, it has too many pixels"):
+        decode(stored, "row 0")
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_damaged_exif_block_breaks_nothing(capfd) -> None:
+    exif = Image.Exif()
+    exif[0x0112], exif[0x010F] = 6, "maker" * 9
+    whole = png(form="JPEG", exif=exif)
+    assert decode({"bytes": whole, "path": None}, "row 0").shape == (3, 8, 6)  # turned by a quarter
+    place = whole.index(b"Exif")
+    for offset in range(6, 40):
+        content = bytearray(whole)
+        content[place + offset] ^= 0xFF
+        with contextlib.suppress(BadInput):
+            assert decode({"bytes": bytes(content), "path": None}, "row 0").dim() == 3
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("name", ["cifar10", "org/name", "uoft-cs/cifar10", "a/name-v1.0"])
+def test_a_hub_name_without_the_hub_fails_fast(name: str, tmp_path: Path, monkeypatch, capfd) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")  # nothing listens there
+    start = time.perf_counter()
+    with pytest.raises(BadInput, match=f"data {name}: no such folder, and not on the hub or no network") as caught:
+        open_data(name)
+    assert time.perf_counter() - start < 10
+    assert "\n" not in str(caught.value)
+    assert capfd.readouterr() == ("", "")
+
+
+NO_HUB_NAMES = (
+    *("./cifar10", "/tmp/nowhere/x", "../x", "a/b/c", "images.zip", "org/data.csv", "~/x", "x/", ".hidden", ""),
+    *("a b", "x\0y", "n" * 5000, "timm:resnet18"),
+)
+
+
+@pytest.mark.parametrize("name", NO_HUB_NAMES)
+def test_a_path_never_goes_to_the_hub(name: str, tmp_path: Path, monkeypatch) -> None:
+    def reached(*_args, **_options) -> None:
+        raise AssertionError("asked the hub")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", reached)
+    with pytest.raises(BadInput, match="no such folder"):
+        open_data(name)
+
+
+def test_a_hub_data_set_is_read_as_a_folder_is(tmp_path: Path, monkeypatch) -> None:
+    """The hub itself cannot be had in a test: a real table stands in for what it would send."""
+    import datasets
+
+    monkeypatch.chdir(tmp_path)
+    table = parquet(tmp_path / "table", [0, 1] * 5)
+    load = datasets.load_dataset
+    monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", lambda *_args, **_options: None)
+    monkeypatch.setattr(datasets, "load_dataset", lambda name: load(table) if name == "org/name" else None)
+    images = open_data("org/name")
+    assert (images.name, images.classes, images.native) == ("org/name", 2, (3, 6, 8))
 
 
 def test_noise_repeats_by_seed() -> None:

@@ -1,0 +1,86 @@
+"""A network's structure, as data and as a tree: who produces, passes on and reads each group, and what stays whole."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.tree import Tree
+from torch import Tensor, nn
+
+from compressor.cost import cost
+from compressor.inputs import Inputs, precision_of
+from compressor.state import origin_of
+from compressor.types import Group, Structure, total_by_layer
+
+SCHEMA = 1
+WIDE = 500
+"""Columns where no terminal sets a limit."""
+
+ROLES = {"produce": "produced by", "pass": "passed on by", "carry": "carried by", "read": "read by"}
+
+
+def describe(path: Path, model: nn.Module, found: Structure, working: nn.Module, inputs: Inputs) -> dict[str, Any]:
+    """What `compress show --json` prints.
+
+    Args:
+        model: as it came; `working` is what it was examined in (float32), on `inputs`.
+    """
+    origin, size = origin_of(model), cost(working, inputs)
+    nodes = total_by_layer(found)
+    return {
+        "schema": SCHEMA,
+        "file": {"path": str(path), "bytes": path.stat().st_size},
+        "network": origin.network if origin else None,
+        "class": type(model).__name__,
+        "arguments": dict(origin.arguments) if origin else {},
+        "inputs": [str(spec) for spec in origin.inputs] if origin else [],
+        "data": origin.data if origin else None,
+        "precision": str(precision_of(model)).removeprefix("torch."),
+        "parameters": size.parameters,
+        "macs": size.macs,
+        "nodes": found.nodes,
+        "prunable_nodes": sum(g.width * g.multiplicity for g in found.prunable),
+        "events": len(origin.plan.events) if origin and origin.plan else 0,
+        "found_by": found.found_by,
+        "layers": [
+            {"name": name, "kind": type(model.get_submodule(name)).__name__, "nodes": width, "output": name in found.outputs}
+            for name, width in {**nodes, **{name: _width(model, name) for name in sorted(found.outputs)}}.items()
+        ],
+        "groups": [_group(g) for g in found.groups],
+    }
+
+
+def _group(group: Group) -> dict[str, Any]:
+    reads = {role: list(group.layers(role)) for role in ROLES}  # type: ignore[arg-type]
+    return {"name": group.name, "width": group.width, "multiplicity": group.multiplicity, "frozen": group.frozen, **reads}
+
+
+def _width(model: nn.Module, layer: str) -> int:
+    weight = getattr(model.get_submodule(layer), "weight", None)
+    return len(weight) if isinstance(weight, Tensor) else 0
+
+
+def show_structure(d: dict[str, Any]) -> None:
+    """Write a described network to stdout, as a tree."""
+    what = d["network"] or d["class"]
+    tree = Tree(
+        escape(
+            f"{d['file']['path']}: {what}, input {', '.join(d['inputs'])}, {d['precision']}, {d['parameters']:,} parameters, "
+            f"{d['macs']:,} MACs, {d['nodes']:,} nodes, {d['prunable_nodes']:,} of them can be removed"
+        )
+    )
+    for group in d["groups"]:
+        state = f"stays whole: {group['frozen']}" if group["frozen"] else f"{group['width']:,} can be removed"
+        branch = tree.add(escape(f"{group['name']}  {group['width']:,} nodes  {state}"))
+        for role, words in ROLES.items():
+            layers = [layer or "the network itself" for layer in group[role] if layer != group["name"]]
+            if layers:
+                branch.add(escape(f"{words} {', '.join(layers)}"))
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else WIDE)
+    console.print(tree)
+    if d["found_by"] != "label flow":
+        console.print(f"The groups come from {d['found_by']}.")

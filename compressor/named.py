@@ -1,0 +1,126 @@
+"""Objects of the user's own code, named on the command line: `package.module:name` or `path/to/file.py:name`."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import importlib
+import importlib.util
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from compressor.errors import WrongUsage, first_line
+
+LIBRARIES = ("torchvision", "timm")
+"""Prefixes that name a network of a library, not a module to import."""
+
+
+def is_named(text: str) -> bool:
+    """Whether a text has the form `module:name` or `file.py:name`; a Windows path `C:\\x` and `timm:x` do not."""
+    place, _, attributes = text.rpartition(":")
+    if not place or not attributes or place in LIBRARIES:
+        return False
+    return place.endswith(".py") or all(part.isidentifier() for part in attributes.split("."))
+
+
+def object_named(name: str, what: str) -> Any:
+    """The Python object behind `package.module:name` or `path/to/file.py:name`; dots after the colon reach inside it.
+
+    A file is loaded once per process, so that two names from one file share its state.
+
+    Args:
+        name: where the object is; modules are also looked for in the working folder.
+        what: the option it was given to, for messages: `--loss`.
+    Raises:
+        WrongUsage: no colon, no such file, module or object, or the code raises while it loads.
+    """
+    place, _, attributes = name.rpartition(":")
+    if not place or not attributes:
+        raise WrongUsage(f"{what} {name}: name an object as package.module:name or path/to/file.py:name")
+    is_file = place.endswith(".py") or "/" in place or "\\" in place
+    found: Any = _file(Path(place), f"{what} {name}") if is_file else _module(place, f"{what} {name}")
+    reached = place
+    for attribute in attributes.split("."):
+        found = _attribute(found, attribute, reached, f"{what} {name}")
+        reached = f"{reached}.{attribute}" if ":" in reached[2:] else f"{reached}:{attribute}"
+    return found
+
+
+def _attribute(owner: Any, attribute: str, reached: str, label: str) -> Any:
+    try:
+        return getattr(owner, attribute)
+    except AttributeError as error:
+        names = [n for n in dir(owner) if not n.startswith("_")]
+        close = difflib.get_close_matches(attribute, names, n=1)
+        hint = f"did you mean {close[0]}?" if close else f"it has {', '.join(names[:8]) or 'no public name'}"
+        raise WrongUsage(f"{label}: {reached} has no {attribute}; {hint}") from error
+    except Exception as error:  # a module's own __getattr__ or a property is foreign code: it may raise anything
+        raise WrongUsage(f"{label}: {reached}.{attribute} raises {_said(error)}") from error
+
+
+def _module(place: str, label: str) -> ModuleType:
+    importlib.invalidate_caches()
+    try:
+        with _on_path(str(Path.cwd()), last=True):  # a console script does not see the working folder by itself
+            return importlib.import_module(place)
+    except ModuleNotFoundError as error:
+        if error.name and (place == error.name or place.startswith(f"{error.name}.")):
+            raise WrongUsage(f"{label}: no module {error.name} can be imported; check the name, or name a .py file") from error
+        raise WrongUsage(f"{label}: {place} raises {_said(error)}") from error
+    except (Exception, SystemExit) as error:  # importing runs foreign code: it may raise anything, or even exit
+        raise WrongUsage(f"{label}: {place} raises {_said(error)}") from error
+
+
+def _file(path: Path, label: str) -> ModuleType:
+    try:
+        path = path.expanduser().resolve()
+        is_there = path.is_file()
+    except (OSError, RuntimeError, ValueError) as error:  # a name too long, a NUL in it, an unknown user
+        raise WrongUsage(f"{label}: no such file ({first_line(error)})") from error
+    if not is_there:
+        raise WrongUsage(f"{label}: {path} {'is a folder; name a .py file' if path.is_dir() else 'does not exist'}")
+    # Under a name of its own: a file called torch.py must not replace torch, and pickling looks classes up by this name.
+    stem = re.sub(r"\W", "_", path.stem)
+    unique = f"_compressor_named_{stem}_{hashlib.sha256(str(path).encode(errors='surrogatepass')).hexdigest()[:12]}"
+    if unique in sys.modules:
+        return sys.modules[unique]
+    spec = importlib.util.spec_from_file_location(unique, path)
+    if spec is None or spec.loader is None:
+        raise WrongUsage(f"{label}: {path} is no Python file; name a .py file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[unique] = module  # before it runs: a dataclass looks its own module up there
+    importlib.invalidate_caches()
+    try:
+        with _on_path(str(path.parent)):
+            spec.loader.exec_module(module)
+    except (Exception, SystemExit) as error:  # loading runs foreign code: it may raise anything, or even exit
+        del sys.modules[unique]
+        raise WrongUsage(f"{label}: {path.name} raises {_said(error)}") from error
+    except BaseException:
+        del sys.modules[unique]
+        raise
+    return module
+
+
+@contextmanager
+def _on_path(folder: str, *, last: bool = False) -> Iterator[None]:
+    """Imports also look in `folder`, first or last, while the body runs; what the body adds to the path stays."""
+    sys.path.insert(len(sys.path) if last else 0, folder)
+    try:
+        yield
+    finally:
+        if last:
+            sys.path.reverse()
+        if folder in sys.path:
+            sys.path.remove(folder)
+        if last:
+            sys.path.reverse()
+
+
+def _said(error: BaseException) -> str:
+    return f"{type(error).__name__}: {first_line(error)}" if str(error).strip() else type(error).__name__

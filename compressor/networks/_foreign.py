@@ -1,0 +1,83 @@
+"""Networks that other libraries, or a file of the user's, can build."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from compressor.errors import BadInput, MissingEnvironment, WrongUsage, first_line
+from compressor.named import object_named
+from compressor.quiet import quiet
+from compressor.types import InputSpec
+
+LIBRARIES = ("torchvision", "timm")
+
+FETCHING = frozenset(["pretrained", "weights", "weights_backbone", "checkpoint_path", "cache_dir", "pretrained_cfg"])
+"""Arguments with which a builder would fetch or read other files; the weights come from the checkpoint alone."""
+
+
+def is_code(spec: str) -> bool:
+    """Whether a builder is code of the user's (`file.py:factory`), which no file may name by itself."""
+    return ":" in spec and spec.partition(":")[0] not in LIBRARIES
+
+
+def make(spec: str, arguments: Mapping[str, Any]) -> nn.Module:
+    """A network with whatever weights its builder gives it, on the CPU; random state is left alone.
+
+    Raises:
+        WrongUsage: no such builder, or it does not take the arguments.
+        MissingEnvironment: the library cannot be imported.
+        BadInput: the builder returns no network.
+    """
+    library, _, name = spec.partition(":")
+    if taken := sorted(FETCHING & arguments.keys()):
+        raise WrongUsage(f"--network-arg {taken[0]}: the weights come from the checkpoint; leave it out")
+    factory = _of_library(library, name) if library in LIBRARIES else object_named(spec, "--network")
+    with torch.random.fork_rng(devices=[]), quiet():
+        torch.manual_seed(0)
+        try:
+            model = factory(**arguments)
+        except Exception as error:  # a builder may raise anything
+            raise WrongUsage(f"{spec}: cannot be built ({type(error).__name__}: {first_line(error)})") from error
+    if not isinstance(model, nn.Module):
+        raise BadInput(f"{spec}: gives {type(model).__name__}, not a torch.nn.Module")
+    return model
+
+
+def inputs_of(model: nn.Module) -> tuple[InputSpec, ...]:
+    """What a network says of its own input, as timm's do; nothing for others."""
+    described = getattr(model, "pretrained_cfg", None) or getattr(model, "default_cfg", None)
+    size = described.get("input_size") if isinstance(described, Mapping) else None
+    if isinstance(size, (tuple, list)) and size and all(isinstance(n, int) and n > 0 for n in size):
+        return (InputSpec(tuple(size)),)
+    return ()
+
+
+def _of_library(library: str, name: str) -> Any:
+    try:
+        with quiet():
+            module = importlib.import_module("torchvision.models" if library == "torchvision" else library)
+    except Exception as error:  # a library that does not fit the installed torch may raise anything
+        advice = f"pip install {library}" if isinstance(error, ModuleNotFoundError) else f"install the {library} of this torch"
+        raise MissingEnvironment(f"{library} cannot be imported ({first_line(error)}); {advice}") from error
+    known = module.list_models()
+    if name.partition(".")[0] not in known:  # timm's `resnet18.a1_in1k` names weights too
+        raise WrongUsage(f"{library} has no network {name!r}{_near(name, known)}")
+    if library == "timm":
+        return lambda **options: module.create_model(name, pretrained=False, **options)
+    takes = inspect.signature(module.get_model_builder(name)).parameters
+    fixed = {"weights": None}
+    if "weights_backbone" in takes:
+        fixed["weights_backbone"] = None  # else it is fetched
+    return lambda **options: module.get_model(name, **fixed, **options)
+
+
+def _near(name: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(name, known, 3)
+    return f"; did you mean {', '.join(close)}?" if close else ""

@@ -1,0 +1,37 @@
+"""Half precision: scored and proven in float32, handed back as it came."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor, nn
+
+from compressor.inputs import Inputs, each, tensors
+
+
+def working_copy(model: nn.Module, inputs: Inputs) -> nn.Module:
+    """The network in the precision to work in: float32, or float64 where the inputs are. Itself where it already is."""
+    wide = any(x.dtype == torch.float64 for x in tensors(inputs))
+    precision = torch.float64 if wide else torch.float32
+    floats = [t for t in (*model.parameters(), *model.buffers()) if t.is_floating_point()]
+    if all(t.dtype == precision for t in floats):
+        return model
+    memo: dict[int, Tensor] = {}
+    for t in floats:  # deepcopy takes these instead of copying: the network is never held three times
+        value = t.detach().to(precision, copy=True)
+        memo[id(t)] = nn.Parameter(value, requires_grad=t.requires_grad) if isinstance(t, nn.Parameter) else value
+    return copy.deepcopy(model, memo)
+
+
+def wide(inputs: Inputs) -> Inputs:
+    """Inputs in half precision as float32; all others as they are."""
+    return each(inputs, lambda x: x.float() if x.dtype in (torch.float16, torch.bfloat16) else x)
+
+
+def as_it_came(small: nn.Module, model: nn.Module) -> None:
+    """Give, in place, every tensor of `small` the data type that the tensor of that name has in `model`."""
+    came = {name: t.dtype for name, t in (*model.named_parameters(), *model.named_buffers())}
+    for name, t in (*small.named_parameters(), *small.named_buffers()):
+        if name in came and t.dtype != came[name]:
+            t.data = t.data.to(came[name])

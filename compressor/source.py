@@ -1,0 +1,235 @@
+"""What a network is scored on: named data, the data that its checkpoint remembers, or noise; and inputs to prove it with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from compressor.data import Arrays, Batches, Images, Preprocessing, Samples, open_data
+from compressor.errors import BadInput, WrongUsage, first_line
+from compressor.inputs import Inputs, as_inputs, each, several, suited, tensors
+from compressor.objective import Batch, inputs_of
+from compressor.state import origin_of, outputs_of
+from compressor.types import InputSpec, Origin
+
+SYNTHETIC = "Scored on synthetic noise, for no data was given: name real data with --data."
+TEST_SAMPLES = 1000
+PROOF_SAMPLES = 64
+
+
+@dataclass(frozen=True)
+class Source:
+    """Data, ready for one network.
+
+    Attributes:
+        name: as the user gave it, or `synthetic`.
+        train: batches for scoring.
+        test: batches for accuracy and loss, read from the start at each use; None for noise.
+        inputs: up to 64 samples to trace and prove with.
+        remarks: sentences for the reader.
+    """
+
+    name: str
+    train: Iterable[Batch]
+    test: Iterable[Batch] | None
+    inputs: Inputs
+    remarks: tuple[str, ...] = ()
+
+
+def source_for(
+    model: nn.Module, named: str | None, *, loss: str = "cross-entropy", count: int = 2560, batch_size: int = 64, seed: int = 0,
+    proof_samples: int = PROOF_SAMPLES,
+) -> Source:  # fmt: skip
+    """Open the data for a loaded network: `named`, else what its checkpoint remembers, else noise.
+
+    Raises:
+        BadInput: the data cannot be used, does not fit the network, or the network's input shape is not known.
+    """
+    origin = origin_of(model) or Origin(None, {})
+    name = named or origin.data
+    if name in (None, "synthetic"):
+        return _noise(model, _known(origin), loss, count, batch_size, seed, proof_samples)
+    try:
+        data = open_data(name)
+    except BadInput as error:
+        raise error if named else BadInput(f"{error} (remembered by the checkpoint; name another with --data)") from error
+    if isinstance(data, Images):
+        return _of_images(model, data, _known(origin), count, batch_size, seed, proof_samples)
+    return _of_batches(data) if isinstance(data, Batches) else _of_arrays(model, data, count, batch_size, seed, proof_samples)
+
+
+def noise_like(specs: tuple[InputSpec, ...], samples: int, generator: torch.Generator, highest: int = 2) -> Inputs:
+    """Random inputs: normal floats, integers below `highest`."""
+    parts = [_random(spec, samples, generator, highest) for spec in specs]
+    if all(spec.name for spec in specs):
+        return {str(spec.name): part for spec, part in zip(specs, parts, strict=True)}
+    return tuple(parts)
+
+
+def example_of(model: nn.Module, samples: int = PROOF_SAMPLES, seed: int = 0) -> Inputs:
+    """Noise that fits a loaded network's inputs.
+
+    Raises:
+        BadInput: they are not known.
+    """
+    specs = _known(origin_of(model) or Origin(None, {})).inputs
+    return noise_like(specs, samples, torch.Generator().manual_seed(seed), _vocabulary(model))
+
+
+def _known(origin: Origin) -> Origin:
+    if not origin.inputs:
+        raise BadInput(
+            "the network's input shape is not known; add --input 3x224x224 (channels, height, width, without the batch)"
+        )
+    if len({bool(spec.name) for spec in origin.inputs}) > 1:
+        raise WrongUsage("--input: name all inputs or none")
+    return origin
+
+
+def _of_images(model: nn.Module, images: Images, origin: Origin, count: int, batch_size: int, seed: int, few: int) -> Source:
+    shape = origin.input_shape
+    if len(origin.inputs) > 1:
+        raise BadInput(
+            f"data {images.name} are images, the network takes {len(origin.inputs)} inputs; give --data file.py:factory"
+        )
+    preprocessing = Preprocessing.from_dict(origin.preprocessing) if origin.preprocessing else Preprocessing()
+
+    def draw(split, samples: int, size: int, seed: int) -> Samples:
+        return Samples(split, shape, samples, size, seed, preprocessing)
+
+    batches = draw(images.train, count, batch_size, seed)
+    inputs = inputs_of(next(iter(draw(images.test, few, few, seed))))
+    if origin.inputs[0].name:
+        inputs = {str(origin.inputs[0].name): tensors(inputs)[0]}
+    outputs = _outputs(model, inputs)
+    if outputs.dim() == 2 and outputs.shape[1] < images.classes:
+        raise BadInput(
+            f"data {images.name} has {images.classes} classes, the network {outputs.shape[1]} outputs; use other data"
+        )
+    remarks = _fewer(batches.size, count, images.name)
+    if images.native != tuple(shape):
+        shapes = ["x".join(map(str, s)) for s in (images.native, shape)]
+        remarks.append(f"Images of {shapes[0]} were converted to the network's input of {shapes[1]}.")
+    if origin.preprocessing:
+        remarks.append(f"Images were normalised with {preprocessing.said()}.")
+    test = _Afresh(lambda: draw(images.test, TEST_SAMPLES, batch_size, seed))
+    return Source(images.name, _named(batches, origin), _named(test, origin), inputs, tuple(remarks))
+
+
+def _of_arrays(model: nn.Module, arrays: Arrays, count: int, batch_size: int, seed: int, few: int) -> Source:
+    batches = arrays.batches("train", count, batch_size, seed)
+    inputs = inputs_of(next(iter(arrays.batches("test", few, few, seed))))
+    _outputs(model, inputs)
+    test = _Afresh(lambda: arrays.batches("test", TEST_SAMPLES, batch_size, seed))
+    return Source(arrays.name, batches, test, inputs, tuple(_fewer(batches.size, count, arrays.name)))
+
+
+def _of_batches(data: Batches) -> Source:
+    """Batches of the user's own; an iterator is kept, so that the first batch can be looked at."""
+    train = list(data.train) if isinstance(data.train, Iterator) else data.train
+    test = list(data.test) if isinstance(data.test, Iterator) else data.test
+    first = next(iter(train), None)
+    if first is None:
+        raise BadInput(f"data {data.name}: yields no batch")
+    return Source(data.name, train, test, each(inputs_of(first), lambda x: x[:PROOF_SAMPLES]))
+
+
+def _noise(model: nn.Module, origin: Origin, loss: str, count: int, batch_size: int, seed: int, few: int) -> Source:
+    inputs = example_of(model, few, seed)
+    if ":" in loss:
+        raise BadInput("a loss of your own needs data with its targets: --data file.py:factory")
+    batches = Noise(
+        origin.inputs, _vocabulary(model), _outputs(model, several(inputs)).shape[1:], loss, count, batch_size, seed
+    )
+    return Source("synthetic", batches, None, inputs, (SYNTHETIC,))
+
+
+@dataclass
+class Noise:
+    """Batches of noise with random targets that fit a loss, for networks without data. What it says of accuracy is nothing.
+
+    Attributes:
+        specs: the network's inputs.
+        vocabulary: integers are below it.
+        outputs: shape of the network's output for one sample.
+        loss: name of the loss that the targets are for.
+        count: samples of one iteration, in batches of `batch_size`.
+    """
+
+    specs: tuple[InputSpec, ...]
+    vocabulary: int
+    outputs: tuple[int, ...]
+    loss: str
+    count: int
+    batch_size: int
+    seed: int = 0
+    _iterations: int = field(default=0, init=False)
+
+    def __len__(self) -> int:
+        return -(-self.count // self.batch_size)
+
+    def __iter__(self) -> Iterator[tuple[Inputs, Tensor]]:
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self._iterations)
+        self._iterations += 1
+        for start in range(0, self.count, self.batch_size):
+            size = min(self.batch_size, self.count - start)
+            inputs = noise_like(self.specs, size, generator, self.vocabulary)
+            yield inputs, self._targets(size, generator)
+
+    def _targets(self, size: int, generator: torch.Generator) -> Tensor:
+        if self.loss == "mse":
+            return torch.randn(size, *self.outputs, generator=generator)
+        if self.loss == "bce":
+            return torch.randint(2, (size, *self.outputs), generator=generator).float()
+        return torch.randint(self.outputs[0], (size, *self.outputs[1:]), generator=generator)
+
+
+@dataclass(frozen=True)
+class _Afresh:
+    """The same batches at each iteration, whatever was drawn before."""
+
+    make: Callable[[], Iterable[Batch]]
+
+    def __iter__(self) -> Iterator[Batch]:
+        return iter(self.make())
+
+
+def _named(batches: Iterable[Batch], origin: Origin) -> Iterable[Batch]:
+    """Batches whose input goes to the argument that the user named."""
+    name = origin.inputs[0].name
+    return batches if name is None else _Afresh(lambda: (({name: x}, *rest) for x, *rest in batches))
+
+
+def _outputs(model: nn.Module, inputs: Inputs) -> Tensor:
+    """The network's first output on a few inputs.
+
+    Raises:
+        BadInput: it does not run on them in eval mode.
+    """
+    few = suited(model, several(as_inputs(inputs)))
+    try:
+        return outputs_of(model, few)[0]
+    except Exception as error:  # whatever the network's own code raises
+        shapes = ", ".join(str(tuple(x.shape)) for x in tensors(few))
+        raise BadInput(
+            f"the network does not run in eval mode on inputs {shapes}: {first_line(error)}; give other data or --input"
+        ) from error
+
+
+def _fewer(size: int, count: int, name: str) -> list[str]:
+    return [f"Scored on {size:,} samples instead of {count:,}: {name} has no more."] if size < count else []
+
+
+def _vocabulary(model: nn.Module) -> int:
+    """What integers must stay below, for the smallest embedding has so many rows."""
+    return min((m.num_embeddings for m in model.modules() if isinstance(m, nn.Embedding)), default=2)
+
+
+def _random(spec: InputSpec, samples: int, generator: torch.Generator, highest: int) -> Tensor:
+    shape, dtype = (samples, *spec.shape), getattr(torch, spec.dtype)
+    if dtype.is_floating_point:
+        return torch.randn(shape, generator=generator).to(dtype)
+    return torch.randint(2 if dtype == torch.bool else highest, shape, generator=generator).to(dtype)

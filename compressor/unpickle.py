@@ -1,0 +1,202 @@
+"""Reading what `torch.save` wrote, without running code from the file.
+
+The names in the pickle are listed first; then exactly those that are known to be harmless are allowed, and torch's own
+restricted unpickler does the reading. Everything else is refused with the names found.
+"""
+
+from __future__ import annotations
+
+import importlib
+import io
+import pickletools
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from compressor.errors import BadInput, first_line
+from compressor.quiet import quiet
+
+NETWORKS = (
+    "torch.nn",
+    "torchvision.models",
+    "torchvision.ops",
+    "timm.models",
+    "timm.layers",
+    "transformers.models",
+    "compressor",
+)
+"""Packages whose `nn.Module` classes may be named by a file."""
+
+NEVER = ("torch.nn.parallel.distributed", "torch.nn.quantized", "torch.nn.intrinsic", "torch.nn.qat")
+
+HELPERS = frozenset(
+    [
+        "argparse.Namespace", "compressor.types.Event", "compressor.types.InputSpec", "compressor.types.Origin",
+        "compressor.types.Plan", "collections.defaultdict", "datetime.date", "datetime.datetime", "datetime.timedelta",
+        "functools.partial", "numpy.core.multiarray._reconstruct", "numpy.core.multiarray.scalar",
+        "numpy._core.multiarray._reconstruct", "numpy._core.multiarray.scalar", "numpy.dtype", "numpy.ndarray",
+        "pathlib.PosixPath", "pathlib.PurePosixPath", "timm.layers.format.Format",
+        "torch._C._nn.gelu", "torch._C._nn.silu", "torch.nn.functional.gelu", "torch.nn.functional.relu",
+        "torch.nn.functional.relu6", "torch.nn.functional.silu",
+    ]
+)  # fmt: skip
+"""Inert values and pure functions that checkpoints hold. `getattr` is not among them: a network that needs it stays refused."""
+
+KINDS = (
+    (("torch.ao.", "torch.nn.quantized", "torch.nn.intrinsic", "torch._utils._rebuild_qtensor"),
+     "a quantised network; prune the float network first and quantise afterwards"),
+    (("ultralytics.", "models.yolo", "models.common"),
+     "an Ultralytics file; save its weights there with torch.save(YOLO(file).model.float().state_dict(), 'weights.pt') "
+     "and name the network with --network file.py:factory"),
+)  # fmt: skip
+"""Names by which foreign kinds of file are known, and the way out."""
+
+LEGACY_MAGIC = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
+"""How files begin that torch wrote before version 1.6."""
+
+LARGEST_RATIO = 200
+"""Unpacked over packed bytes of a record, beyond which it is a bomb; torch packs nothing."""
+
+
+def read(path: Path, *, trust: bool = False) -> Any:
+    """The object in a file written by `torch.save`: tensors on the CPU, containers, and networks of known classes.
+
+    Args:
+        trust: run whatever code the file names. The user's own decision, never for a file from elsewhere.
+    Raises:
+        BadInput: it is no such file, is damaged, or names code; nothing of it was run.
+    """
+    is_zip = zipfile.is_zipfile(path)
+    try:
+        pickles = list(_of_zip(path) if is_zip else _of_legacy(path))
+        names = sorted({name for content in pickles for name in _names(content)})
+        allowed = [] if trust else _allowed(path, names)
+        with quiet(), torch.serialization.safe_globals(allowed):
+            return torch.load(path, map_location="cpu", weights_only=not trust, mmap=is_zip)
+    except BadInput:
+        raise
+    except MemoryError as error:
+        raise BadInput(f"{path}: damaged checkpoint, or larger than this machine's memory") from error
+    except Exception as error:  # damage may provoke anything in the readers
+        raise BadInput(f"{path}: damaged checkpoint ({_cause(error)})") from error
+
+
+def _cause(error: Exception) -> str:
+    """The line of torch's long advice that says what was wrong."""
+    lines = [line.strip() for line in str(error).splitlines()]
+    return next((line for line in lines if line.startswith(("WeightsUnpickler", "Trying", "Unsupported"))), first_line(error))[
+        :160
+    ]
+
+
+def _of_zip(path: Path) -> Iterator[bytes]:
+    """The pickles of a zip file, after every record was checked."""
+    with zipfile.ZipFile(path) as archive:
+        members = archive.infolist()
+        for member in members:
+            name = member.filename
+            if name.startswith(("/", "\\")) or ".." in name.replace("\\", "/").split("/") or ":" in name:
+                raise BadInput(
+                    f"{path}: refused, its record {name!r} would climb out of its folder; get the file from its source"
+                )
+            if member.file_size > LARGEST_RATIO * max(member.compress_size, 1024):
+                raise BadInput(f"{path}: refused, its record {name!r} claims to unpack to {member.file_size:,} bytes")
+        ends = {member.filename.partition("/")[2] for member in members}
+        if "constants.pkl" in ends or any(end.startswith("code/") for end in ends):
+            way = "save the state dict of the network it was made from, and name that with --network"
+            raise BadInput(f"{path}: a TorchScript file, which holds no network that can be changed; {way}")
+        if "archive_format" in ends:
+            raise BadInput(f"{path}: an exported program, which cannot be pruned; give the network that it was made from")
+        if damaged := archive.testzip():
+            raise BadInput(f"{path}: damaged checkpoint (record {damaged} fails its checksum)")
+        found = [member for member in members if member.filename.partition("/")[2] == "data.pkl"]
+        if len(found) != 1:
+            raise BadInput(f"{path}: not a PyTorch checkpoint (a zip file with {len(found)} records data.pkl)")
+        yield archive.read(found[0])
+
+
+def _of_legacy(path: Path) -> Iterator[bytes]:
+    """The five pickles at the start of a file that an old torch wrote."""
+    with path.open("rb") as file:
+        head = file.read(64)
+        if LEGACY_MAGIC not in head:
+            plain = head[:1] == b"\x80" and 2 <= head[1] <= 5
+            what = "a plain pickle, which is never run" if plain else "or cut short"
+            raise BadInput(f"{path}: not a PyTorch checkpoint, {what}; save the network or its state dict with torch.save")
+        file.seek(0)
+        for _ in range(5):
+            start = file.tell()
+            for _ in pickletools.genops(file):
+                pass
+            end = file.tell()
+            file.seek(start)
+            yield file.read(end - start)
+
+
+def _names(content: bytes) -> Iterator[str]:
+    """Everything that a pickle names."""
+    for operation, argument, _ in pickletools.genops(io.BytesIO(content)):
+        if operation.name in ("GLOBAL", "INST"):
+            yield str(argument).replace(" ", ".")
+        elif operation.name == "STACK_GLOBAL" or operation.name.startswith("EXT"):
+            yield f"{operation.name} (a name that is made as it is read)"
+
+
+def _allowed(path: Path, names: list[str]) -> list[Any]:
+    """The objects behind the names that torch does not know itself.
+
+    Raises:
+        BadInput: a name is not known to be harmless.
+    """
+    for prefixes, what in KINDS:
+        if any(name.startswith(prefixes) for name in names):
+            raise BadInput(f"{path}: {what}")
+    foreign = [name for name in names if not _known_to_torch(name)]
+    found = {name: _resolved(path, name) for name in foreign}
+    refused = [name for name, value in found.items() if value is None]
+    if refused:
+        listed = ", ".join(refused[:5]) + (" ..." if len(refused) > 5 else "")
+        raise BadInput(
+            f"{path}: refused without running it, because its pickle names {listed}; "
+            "save a state dict instead, or, if you trust the file, --trust-pickle"
+        )
+    return [(value, name) for name, value in found.items()]
+
+
+def _known_to_torch(name: str) -> bool:
+    from torch._weights_only_unpickler import _get_allowed_globals
+
+    return name.replace("__builtin__.", "builtins.", 1) in _get_allowed_globals() or name in _get_allowed_globals()
+
+
+def _resolved(path: Path, name: str) -> Any:
+    """The class or helper of that name; None for one that may not be named."""
+    module, _, attribute = name.rpartition(".")
+    is_network = _under(module, NETWORKS) and not _under(module, NEVER)
+    if module.startswith("transformers.") and not module.rpartition(".")[2].startswith("modeling_"):
+        is_network = False  # its other modules are scripts, which run when they are imported
+    if not is_network and name not in HELPERS:
+        return None
+    try:
+        with quiet():
+            value = getattr(importlib.import_module(module), attribute)
+    except ModuleNotFoundError as error:
+        library = (error.name or module).partition(".")[0]
+        if library == module.partition(".")[0] and error.name == library:
+            raise BadInput(f"{path}: needs the library {library}, which is not installed: pip install {library}") from error
+        return None
+    except Exception as error:  # a library that does not fit the installed torch may raise anything
+        library = module.partition(".")[0]
+        raise BadInput(f"{path}: needs the library {library}, which cannot be imported here ({first_line(error)})") from error
+    if name in HELPERS:
+        return value
+    is_class = isinstance(value, type) and issubclass(value, nn.Module)
+    return value if is_class and f"{value.__module__}.{value.__qualname__}" == name else None  # no alias for something else
+
+
+def _under(module: str, packages: tuple[str, ...]) -> bool:
+    return any(module == package or module.startswith(f"{package}.") for package in packages)

@@ -1,0 +1,242 @@
+"""Files that someone else made: state dicts wherever they lie, whole networks, every precision, builders of every kind."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from compressor import compress, load, networks, save
+from compressor.errors import BadInput, CompressError, WrongUsage
+from compressor.state import origin_of
+from compressor.types import InputSpec
+
+FACTORY = """
+import torch
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self, width=8, classes=5):
+        super().__init__()
+        self.c = nn.Conv2d(3, width, 3, padding=1)
+        self.n = nn.BatchNorm2d(width)
+        self.fc = nn.Linear(width, classes)
+
+    def forward(self, x):
+        return self.fc(torch.relu(self.n(self.c(x))).mean((2, 3)))
+
+def net(**options):
+    return Net(**options)
+
+def broken():
+    raise ValueError("no such luck")
+
+def number():
+    return 3
+"""
+
+
+@pytest.fixture
+def factory(tmp_path: Path) -> str:
+    (tmp_path / "mine.py").write_text(FACTORY)
+    return f"{tmp_path / 'mine.py'}:net"
+
+
+def same(a: nn.Module, b: nn.Module) -> bool:
+    one, other = a.state_dict(), b.state_dict()
+    return one.keys() == other.keys() and all(torch.equal(one[n], other[n]) for n in one)
+
+
+@pytest.fixture
+def dense() -> nn.Module:
+    return networks.build("lenet5", seed=3)
+
+
+WRAPPINGS = {
+    "bare": lambda s: s,
+    "state_dict": lambda s: {"state_dict": s, "epoch": 3, "optimizer": {"lr": 0.1, "state": {}}},
+    "model": lambda s: {"model": s, "best": 0.5},
+    "ema": lambda s: {"ema": s, "epoch": 1},
+    "module.": lambda s: {f"module.{n}": t for n, t in s.items()},
+    "_orig_mod.": lambda s: {f"_orig_mod.{n}": t for n, t in s.items()},
+    "both": lambda s: {"state_dict": {f"module._orig_mod.{n}": t for n, t in s.items()}},
+    "averaged": lambda s: {"n_averaged": torch.tensor(4), **{f"module.{n}": t for n, t in s.items()}},
+    "counted by thop": lambda s: {**s, "total_ops": torch.zeros(1), "features.0.total_params": torch.zeros(1)},
+    "without counters": lambda s: {n: t for n, t in s.items() if "num_batches" not in n},
+}
+
+
+@pytest.mark.parametrize("wrapping", WRAPPINGS)
+@pytest.mark.parametrize("suffix", [".pt", ".pth", ".ckpt", ".bin"])
+def test_state_dicts_are_found_and_recognised(wrapping: str, suffix: str, dense: nn.Module, tmp_path: Path) -> None:
+    path = tmp_path / f"weights{suffix}"
+    torch.save(WRAPPINGS[wrapping](dense.state_dict()), path)
+    for model in (load(path), load(path, network="lenet5")):
+        assert same(model, dense)
+        assert origin_of(model).network == "lenet5"
+        assert origin_of(model).input_shape == (1, 28, 28)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_precision_stays_as_it_came(dtype: torch.dtype, dense: nn.Module, tmp_path: Path, digits) -> None:
+    torch.save(dense.to(dtype).state_dict(), tmp_path / "half.pth")
+    model = load(tmp_path / "half.pth")
+    assert same(model, dense)
+    small = compress(model, "snapit", digits, 0.5).model
+    for suffix in (".pt", ".safetensors"):
+        save(small, tmp_path / f"small{suffix}")
+        again = load(tmp_path / f"small{suffix}")
+        assert same(again, small)
+        assert again.features[0].weight.dtype == dtype
+
+
+def test_a_key_chooses_the_weights(dense: nn.Module, tmp_path: Path) -> None:
+    other = networks.build("lenet5", seed=4)
+    torch.save({"model": dense.state_dict(), "ema": other.state_dict(), "mine": other}, tmp_path / "two.pt")
+    assert same(load(tmp_path / "two.pt"), dense)
+    assert same(load(tmp_path / "two.pt", key="ema"), other)
+    assert same(load(tmp_path / "two.pt", key="mine"), other)
+    with pytest.raises(BadInput, match="no weights under nowhere; it holds model, ema, mine"):
+        load(tmp_path / "two.pt", key="nowhere")
+
+
+def test_a_factory_of_ones_own(factory: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = networks.unfilled(factory, {"width": 12})[0]
+    torch.save(model.state_dict(), tmp_path / "w.pth")
+    spec = InputSpec((3, 8, 8))
+    loaded = load(tmp_path / "w.pth", network=factory, arguments={"width": 12}, inputs=[spec])
+    assert same(loaded, model)
+    data = [(torch.randn(8, 3, 8, 8), torch.randint(5, (8,)))]
+    small = compress(loaded, "snapit", data, 0.5).model
+    for suffix in (".pt", ".safetensors"):
+        save(small, tmp_path / f"small{suffix}")
+        with pytest.raises(BadInput, match="is built by code; if you trust it, name it: --network"):
+            load(tmp_path / f"small{suffix}")
+        again = load(tmp_path / f"small{suffix}", network=factory)
+        assert same(again, small)
+        assert origin_of(again).inputs == (spec,)
+        assert origin_of(again).arguments == {"width": 12}
+        with pytest.raises(WrongUsage, match=r"its network is .*mine.py:net, not lenet5"):
+            load(tmp_path / f"small{suffix}", network="lenet5")
+
+
+def test_a_whole_network_is_saved_as_one_and_comes_back(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 12), nn.ReLU(), nn.Linear(12, 3))
+    torch.save(nn.DataParallel(model), tmp_path / "whole.pt")
+    loaded = load(tmp_path / "whole.pt", inputs=[InputSpec((6,))])
+    assert same(loaded, model)
+    small = compress(loaded, "snapit", [(torch.randn(9, 6), torch.randint(3, (9,)))], 0.5).model
+    save(small, tmp_path / "small.pt")
+    again = load(tmp_path / "small.pt")
+    assert same(again, small)
+    assert origin_of(again).inputs == (InputSpec((6,)),)
+    assert origin_of(again).plan == origin_of(small).plan
+    with pytest.raises(BadInput, match=r"needs a network with a named builder .*write \.pt2"):
+        save(small, tmp_path / "small.safetensors")
+    code = (
+        f"import torch; m = torch.load({str(tmp_path / 'small.pt')!r}, weights_only=False)['model']; "
+        "print(m(torch.ones(1, 6)).shape)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert "[1, 3]" in done.stdout, done.stderr
+
+
+def test_a_whole_network_of_unknown_classes_is_pointed_elsewhere(factory: str, tmp_path: Path) -> None:
+    model = networks.unfilled(factory, {})[0]
+    with pytest.raises(BadInput, match=r"not made of known classes alone; write \.pt2"):
+        save(model, tmp_path / "x.pt")
+    assert [p.name for p in tmp_path.iterdir() if p.suffix == ".pt"] == []
+
+
+def test_tied_weights_stay_tied(tmp_path: Path) -> None:
+    (tmp_path / "tied.py").write_text(
+        "from torch import nn\n\ndef net():\n    a = nn.Linear(4, 4)\n"
+        "    return nn.Sequential(a, nn.ReLU(), a, nn.Linear(4, 2))\n"
+    )
+    spec = f"{tmp_path}/tied.py:net"
+    model = networks.unfilled(spec, {})[0]
+    torch.save(model.state_dict(), tmp_path / "t.pt")
+    loaded = load(tmp_path / "t.pt", network=spec)
+    assert loaded[0].weight is loaded[2].weight
+    save(loaded, tmp_path / "t.safetensors")
+    assert same(load(tmp_path / "t.safetensors", network=spec), model)
+
+
+def refusals(dense: nn.Module) -> dict[str, tuple]:
+    state = dense.state_dict()
+    less, more = dict(state), {**state, "extra.weight": torch.zeros(2)}
+    del less["features.0.weight"]
+    wide = {**state, "classifier.4.weight": torch.zeros(99, 84)}
+    kernel = {**state, "features.0.weight": state["features.0.weight"][..., :3]}
+    return {
+        "a missing tensor": (less, {"network": "lenet5"}, "lacks tensors of the network: features.0.weight"),
+        "one too many": (more, {"network": "lenet5"}, "has tensors that the network lacks: extra.weight"),
+        "too wide": (wide, {"network": "lenet5"}, r"classifier.4.weight has shape \(99, 84\), the network at most \(10, 84\)"),
+        "another kernel": (kernel, {"network": "lenet5"}, "features.0.weight has shape"),
+        "another network": (state, {"network": "vgg16"}, "the state dict"),
+        "unnamed": ({"a.weight": torch.zeros(3, 3)}, {}, "does not say of which network; name its builder: --network"),
+        "nothing in it": ({"epoch": 3}, {}, "no weights under state_dict, model, ema; it holds epoch"),
+        "a number": (3, {}, "holds int, neither a network nor a state dict"),
+        "a tensor": (torch.zeros(3), {}, "holds Tensor, neither"),
+        "a sparse tensor": ({**state, "classifier.4.bias": torch.zeros(10).to_sparse()}, {"network": "lenet5"}, "not a dense"),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("case", refusals(networks.build("lenet5")))
+def test_state_dicts_that_do_not_fit(case: str, dense: nn.Module, tmp_path: Path) -> None:
+    content, options, words = refusals(dense)[case]
+    torch.save(content, tmp_path / "x.pt")
+    with pytest.raises(CompressError, match=words):
+        load(tmp_path / "x.pt", **options)
+
+
+@pytest.mark.parametrize(
+    ("network", "arguments", "words"),
+    [
+        ("nosuch", {}, "no network 'nosuch'"),
+        ("lenet5", {"width": 3}, "lenet5 takes in_channels"),
+        ("nowhere.py:net", {}, "nowhere.py"),
+        ("{folder}/mine.py:nett", {}, "net"),
+        ("{folder}/mine.py:broken", {}, "cannot be built .*no such luck"),
+        ("{folder}/mine.py:number", {}, "gives int, not a torch.nn.Module"),
+        ("{folder}/mine.py:net", {"widht": 3}, "widht"),
+        ("timm:resnet18", {"pretrained": True}, "the weights come from the checkpoint"),
+        ("torchvision:resnet18", {"weights": "DEFAULT"}, "the weights come from the checkpoint"),
+    ],
+)
+def test_builders_that_cannot(network: str, arguments, words: str, factory: str, dense, tmp_path: Path) -> None:
+    torch.save(dense.state_dict(), tmp_path / "x.pt")
+    with pytest.raises(CompressError, match=words):
+        load(tmp_path / "x.pt", network=network.format(folder=tmp_path), arguments=arguments)
+
+
+def test_a_newer_checkpoint_is_named(dense: nn.Module, tmp_path: Path) -> None:
+    import json
+
+    save(dense, tmp_path / "x.pt")
+    content = torch.load(tmp_path / "x.pt", weights_only=True)
+    header = json.loads(content["compressor"]) | {"schema": 99}
+    torch.save({**content, "compressor": json.dumps(header)}, tmp_path / "x.pt")
+    with pytest.raises(BadInput, match=r"made by a newer version \(schema 99\)"):
+        load(tmp_path / "x.pt")
+
+
+def test_a_header_cannot_run_code(dense: nn.Module, tmp_path: Path) -> None:
+    """A file that names a module or file as its builder is not believed."""
+    import json
+
+    (tmp_path / "evil.py").write_text(f"open({str(tmp_path / 'trace')!r}, 'w')\ndef net(): pass\n")
+    save(dense, tmp_path / "x.pt")
+    content = torch.load(tmp_path / "x.pt", weights_only=True)
+    for builder in (f"{tmp_path}/evil.py:net", "os:system", "timm:hf-hub:evil/net", "torchvision:os.system"):
+        header = json.loads(content["compressor"]) | {"network": builder, "arguments": {}}
+        torch.save({**content, "compressor": json.dumps(header)}, tmp_path / "x.pt")
+        with pytest.raises(CompressError):
+            load(tmp_path / "x.pt")
+    assert not (tmp_path / "trace").exists()
