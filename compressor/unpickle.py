@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -70,8 +71,8 @@ def read(path: Path, *, trust: bool = False) -> Any:
     Raises:
         BadInput: it is no such file, is damaged, or names code; nothing of it was run.
     """
-    is_zip = zipfile.is_zipfile(path)
     try:
+        is_zip = zipfile.is_zipfile(path)
         pickles = list(_of_zip(path) if is_zip else _of_legacy(path))
         names = sorted({name for content in pickles for name in _names(content)})
         allowed = [] if trust else _allowed(path, names)
@@ -82,6 +83,9 @@ def read(path: Path, *, trust: bool = False) -> Any:
     except MemoryError as error:
         raise BadInput(f"{path}: damaged checkpoint, or larger than this machine's memory") from error
     except Exception as error:  # damage may provoke anything in the readers
+        if "Only persistent_load of storage is allowed" in str(error):
+            way = "save its state dict, save it again with a newer torch, or, if you trust the file, --trust-pickle"
+            raise BadInput(f"{path}: a whole network in the format of before torch 1.6; {way}") from error
         raise BadInput(f"{path}: damaged checkpoint ({_cause(error)})") from error
 
 
@@ -164,7 +168,8 @@ def _allowed(path: Path, names: list[str]) -> list[Any]:
             f"{path}: refused without running it, because its pickle names {listed}; "
             "save a state dict instead, or, if you trust the file, --trust-pickle"
         )
-    return [(value, name) for name, value in found.items()]
+    scalars = [getattr(np.dtypes, name) for name in np.dtypes.__all__] if "numpy.dtype" in found else []  # what it makes
+    return [*((value, name) for name, value in found.items()), *scalars]
 
 
 def _known_to_torch(name: str) -> bool:
