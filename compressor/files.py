@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import secrets
+import shutil
+import subprocess
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from compressor.errors import BadInput, WrongUsage
+from compressor.errors import BadInput, CompressError, WrongUsage
 
 
 def check_target(path: Path, suffixes: tuple[str, ...]) -> None:
@@ -25,37 +29,87 @@ def check_target(path: Path, suffixes: tuple[str, ...]) -> None:
         raise BadInput(f"{path}: the folder {folder} does not exist; make it first")
     if path.is_dir():
         raise BadInput(f"{path}: is a folder; name a file")
+    if path.exists() and not path.is_file():
+        raise BadInput(f"{path}: is a device or pipe; name a file")
     try:
-        descriptor, probe = tempfile.mkstemp(dir=folder, prefix=f".{path.name}.")
+        with tempfile.TemporaryFile(dir=folder):  # nameless where the system can: it leaves nothing, even when killed
+            pass
     except OSError as error:
         raise BadInput(f"{path}: cannot write into {folder} ({error.strerror}); choose another folder") from error
-    os.close(descriptor)
-    os.unlink(probe)
 
 
 @contextmanager
 def staged(*targets: Path) -> Iterator[list[Path]]:
     """Temporary files beside their targets: all renamed when the body ends well, all removed when it does not.
 
+    Not even a process that is killed leaves them behind: a watcher, which outlives it, removes them.
+
     Example:
         with staged(Path("small.onnx")) as [temporary]:
             temporary.write_bytes(content)
+
+    Raises:
+        BadInput: the disk is full, or a quota is.
     """
-    temporary: list[Path] = []
     targets = tuple(target.resolve() for target in targets)  # through links, as writing to them would
-    try:
-        for target in targets:
-            descriptor, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.stem}.", suffix=target.suffix)
-            os.close(descriptor)
-            temporary.append(Path(name))
-        yield temporary
+    temporary = [t.with_name(f".{t.stem[:100]}.{secrets.token_hex(4)}{t.suffix}") for t in targets]
+    with _removed_after(temporary):
         for path in temporary:
-            _settle(path)
+            os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+        try:
+            yield temporary
+            for path in temporary:
+                _settle(path)
+        except CompressError:
+            raise
+        except Exception as error:  # what libraries raise for a full disk has no common base
+            if reason := _cannot_grow(temporary, error):
+                named = ", ".join(target.name for target in targets)
+                raise BadInput(f"{named}: cannot be written ({reason}); make room or choose another folder") from error
+            raise
         for path, target in zip(temporary, targets, strict=True):
             os.replace(path, target)
+
+
+@contextmanager
+def _removed_after(paths: list[Path]) -> Iterator[None]:
+    """The files are gone afterwards, whatever happens to this process: the watcher waits for its end of the pipe to close."""
+    watcher = None
+    if shell := shutil.which("sh"):
+        script = 'read _; rm -f -- "$@"'
+        watcher = subprocess.Popen(
+            [shell, "-c", script, "sh", *map(str, paths)],
+            stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
+        )  # fmt: skip
+    try:
+        yield
     finally:
-        for path in temporary:
+        for path in paths:
             path.unlink(missing_ok=True)
+        if watcher is not None:
+            watcher.communicate()
+
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def _cannot_grow(paths: list[Path], error: Exception) -> str | None:
+    """Why a file cannot take another megabyte, if that is so; libraries disguise it as errors of their own."""
+    if isinstance(error, OSError) and error.errno in FULL:
+        return os.strerror(error.errno)
+    for path in paths:
+        try:
+            with path.open("ab") as file:
+                file.write(bytes(PROBE))
+                os.fsync(file.fileno())
+        except OSError as found:
+            if found.errno in FULL:
+                return os.strerror(found.errno)
+    return None
+
+
+PROBE = 1 << 20
+"""Bytes added to see whether a disk is full."""
 
 
 def _settle(path: Path) -> None:

@@ -107,8 +107,10 @@ def inputs_of(batch: Batch) -> Inputs:
     """The network's inputs in a batch `(inputs, target)`.
 
     Raises:
-        BadInput: they are not tensors.
+        BadInput: they are not tensors, or the batch is a dict of the user's own form.
     """
+    if isinstance(batch, Mapping):
+        raise BadInput("batches are (inputs, target); for others give example_inputs= and forward=")
     return as_inputs(batch[0] if isinstance(batch, (tuple, list)) and len(batch) else batch)
 
 

@@ -24,13 +24,15 @@ def blocks(language: str) -> list[str]:
 def test_the_commands_run(tmp_path: Path) -> None:
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     [commands] = blocks("sh")
-    assert commands.count("compress ") == 3
+    assert commands.count("compress ") == 5
     done = subprocess.run(
         ["bash", "-euc", commands], cwd=tmp_path, capture_output=True, text=True, env={**os.environ, "PATH": path}
     )
     assert done.returncode == 0, done.stderr
     assert "node sparsity 0.93000 reached" in done.stdout
-    assert {p.name for p in tmp_path.iterdir()} == {"vgg16.pt", "small.onnx", "small.safetensors", "report.json"}
+    assert {p.name for p in tmp_path.iterdir()} == {
+        "vgg16.pt", "small.onnx", "small.safetensors", "report.json", "plan.json", "again.safetensors"
+    }  # fmt: skip
     assert (tmp_path / "small.onnx").stat().st_size < 2_000_000 < 200_000_000 < (tmp_path / "vgg16.pt").stat().st_size
 
 

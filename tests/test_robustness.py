@@ -221,8 +221,8 @@ def test_dictionaries_count_their_samples() -> None:
     ("join", "error", "message"),
     [
         (lambda n, x: n.fc(gap(n.d(n.c(x)))).log(), UnsupportedNetwork, "even with nothing removed"),
-        (lambda n, x: n.fc(gap(n.d(n.c(x))))[:, :9].view(3, -1), BadInput, "does not run on the example inputs"),
-        (lambda n, x: n.c(x) @ 3, BadInput, "does not run on the example inputs"),
+        (lambda n, x: n.fc(gap(n.d(n.c(x))))[:, :9].view(3, -1), BadInput, "does not run in eval mode on its inputs"),
+        (lambda n, x: n.c(x) @ 3, BadInput, "does not run in eval mode on its inputs"),
     ],
 )
 def test_what_cannot_be_proven_or_run_is_refused(join, error, message: str) -> None:

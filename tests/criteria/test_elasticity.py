@@ -191,6 +191,8 @@ def test_a_loss_that_is_not_finite_is_refused() -> None:
 def test_scores_that_are_all_zero_are_refused() -> None:
     model, found, _, batches = prepared("Plain")
     with pytest.raises(BadInput, match="every score is 0"):
+        node_elasticity(model, found, Objective(batches, lambda outputs, batch: outputs.sum() * 0 + 1))
+    with pytest.raises(BadInput, match="the loss is 0 on every sample"):
         node_elasticity(model, found, Objective(batches, lambda outputs, batch: outputs.sum() * 0))
     with pytest.raises(BadInput, match="does not fit"):
         node_elasticity(model, found, Objective([(batches[0][0], torch.zeros(3))]))

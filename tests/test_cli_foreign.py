@@ -1,0 +1,223 @@
+"""The command line on files that someone else made, and on every kind of bad input: real processes, one line each."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from test_foreign import FACTORY
+from torch import nn
+
+from compressor import load, networks
+
+COMMAND = [sys.executable, "-m", "cli"]
+
+MINE = (
+    FACTORY
+    + """
+class Two(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.words, self.a, self.b = nn.Embedding(30, 6), nn.Linear(6, 12), nn.Linear(8, 12)
+        self.one, self.two = nn.Linear(12, 3), nn.Linear(12, 2)
+
+    def forward(self, ids, mask):
+        x = torch.relu(self.a(self.words(ids).mean(1))) + torch.relu(self.b(mask.float()))
+        return self.one(x), self.two(x)
+
+def two():
+    return Two()
+
+def two_batches():
+    g = torch.Generator().manual_seed(0)
+    return [({"ids": torch.randint(30, (8, 5), generator=g), "mask": torch.randint(2, (8, 8), generator=g)},
+             torch.randint(3, (8,), generator=g)) for _ in range(3)]
+
+def two_loss(outputs, batch):
+    return nn.functional.cross_entropy(outputs[0], batch[1]) + outputs[1].square().mean()
+
+def zero_loss(outputs, batch):
+    return 0 * outputs.sum()
+
+def nan_loss(outputs, batch):
+    return outputs.sum() * float("nan")
+
+class FailsInEval(Net):
+    def forward(self, x):
+        if not self.training:
+            raise RuntimeError("only for training")
+        return super().forward(x)
+
+def fails():
+    return FailsInEval()
+
+class Whole(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(12, 3)
+
+    def forward(self, x):
+        return self.fc(x.flatten(1))
+
+def one_layer():
+    return Whole()
+"""
+)
+
+
+def run(*arguments, cwd: Path) -> subprocess.CompletedProcess:
+    return subprocess.run([*COMMAND, *map(str, arguments)], capture_output=True, text=True, cwd=cwd, timeout=300)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """Weights of several networks, none of which says whose they are."""
+    path = tmp_path_factory.mktemp("foreign")
+    (path / "mine.py").write_text(MINE)
+    torch.manual_seed(0)
+    for name in ("net", "two", "fails", "one_layer"):
+        torch.save(networks.unfilled(f"{path}/mine.py:{name}", {})[0].state_dict(), path / f"{name}.pth")
+    torch.save(networks.build("lenet5").half().state_dict(), path / "half.ckpt")
+    broken = networks.build("lenet5").state_dict()
+    broken["features.0.weight"][0] = float("inf")
+    torch.save(broken, path / "infinite.pt")
+    generator = np.random.default_rng(0)
+    images = generator.integers(0, 255, (60, 10, 10, 3), dtype=np.uint8)
+    np.savez(path / "images.npz", x=images, y=np.arange(60) % 5)
+    np.savez(path / "many.npz", x=images, y=np.arange(60) % 12)
+    return path
+
+
+NET = ("net.pth", "--network", "mine.py:net", "--input", "3x8x8")
+
+
+def test_a_factory_with_npz_and_every_output(folder: Path, tmp_path: Path) -> None:
+    outputs = [part for suffix in ("onnx", "pt2", "safetensors", "pt") for part in ("-o", tmp_path / f"small.{suffix}")]
+    chosen = ("--mean", "0.5", "--std", "0.25", "--data", "images.npz", "--plan", tmp_path / "plan.json", "--json")
+    done = run("snapit", *NET, "--sparsity", "0.5", *outputs, *chosen, cwd=folder)
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert len(report["equivalence"]) == 6
+    assert report["accuracy"]["samples"] == 12
+    assert report["loss"]["dense"] > 0
+    assert "Images were normalised with mean 0.5, std 0.25." in report["notes"]
+    assert "Images of 3x10x10 were converted to the network's input of 3x8x8." in report["notes"]
+    applied = run("apply", tmp_path / "plan.json", *NET, "-o", tmp_path / "again.onnx", "--data", "images.npz", cwd=folder)
+    assert applied.returncode == 0, applied.stderr
+    same = run("verify", tmp_path / "again.onnx", tmp_path / "small.pt2", "--input", "3x8x8", cwd=folder)
+    assert same.returncode == 0, same.stdout + same.stderr
+    refused = run("apply", tmp_path / "plan.json", "half.ckpt", "-o", tmp_path / "no.onnx", cwd=folder)
+    assert refused.returncode == 1
+    assert "another architecture" in refused.stderr
+    assert not (tmp_path / "no.onnx").exists()
+
+
+def test_a_program_runs_without_this_package(folder: Path, tmp_path: Path, monkeypatch) -> None:
+    done = run("random", *NET, "--sparsity", "0.5", "-o", tmp_path / "small.pt2", "-o", tmp_path / "small.pt", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "small.pt2").stat().st_size < 100_000
+    assert str(folder) not in (tmp_path / "small.pt2").read_bytes().decode("latin1")
+    x = torch.randn(3, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    torch.save(x, tmp_path / "x.pt")
+    code = (
+        f"import sys; sys.path.append({sysconfig.get_paths()['purelib']!r})\n"
+        "try:\n    import compressor; sys.exit('compressor is here')\nexcept ImportError: pass\n"
+        "import torch\n"
+        "program = torch.export.load('small.pt2').module()\n"
+        "y = program(torch.load('x.pt')); assert program(torch.load('x.pt')[:1]).shape == (1, 5)\n"
+        "torch.save(y, 'y.pt')\n"
+    )  # -S: no .pth file is read, so an editable install is not seen
+    outside = subprocess.run([sys.executable, "-I", "-S", "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert outside.returncode == 0, outside.stderr
+    monkeypatch.chdir(folder)
+    model = load(tmp_path / "small.pt", network="mine.py:net").eval()
+    assert torch.allclose(model(x), torch.load(tmp_path / "y.pt"), atol=1e-6)
+
+
+def test_several_named_inputs_with_a_loss_of_ones_own(folder: Path, tmp_path: Path) -> None:
+    done = run(
+        "snapit", "two.pth", "--network", "mine.py:two", "--input", "ids:int64:5", "--input", "mask:int64:8",
+        "--data", "mine.py:two_batches", "--loss", "mine.py:two_loss", "--sparsity", "0.4",
+        "-o", tmp_path / "two.onnx", "-o", tmp_path / "two.pt2", "--json", cwd=folder,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert all(proof["equivalent"] for proof in json.loads(done.stdout)["equivalence"])
+
+
+def test_half_precision_comes_back_as_it_was(folder: Path, tmp_path: Path) -> None:
+    outputs = ("-o", tmp_path / "small.safetensors", "-o", tmp_path / "small.onnx")
+    done = run("snapit", "half.ckpt", "--sparsity", "0.5", *outputs, "--data", "digits", "--samples", "320", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    assert "saved in the precision it came in" in done.stdout
+    assert load(tmp_path / "small.safetensors").features[0].weight.dtype == torch.float16
+
+
+def test_show_says_who_is_coupled_with_whom(folder: Path) -> None:
+    done = run("show", *NET, "--json", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    groups = {g["name"]: g for g in found["groups"]}
+    assert groups["c"]["produce"] == ["c"]
+    assert groups["c"]["read"] == ["fc"]
+    assert groups["fc"]["frozen"] == "it is the network's output"
+    assert found["prunable_nodes"] == 8
+    tree = run("show", *NET, cwd=folder).stdout
+    assert "c  8 nodes  8 can be removed" in tree
+    assert "read by fc" in tree
+
+
+def test_the_opset_is_as_asked(folder: Path, tmp_path: Path) -> None:
+    import onnx
+
+    done = run("random", *NET, "--sparsity", "0.5", "-o", tmp_path / "a.onnx", "--opset", "20", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    assert [o.version for o in onnx.load(tmp_path / "a.onnx").opset_import if o.domain == ""] == [20]
+
+
+BAD = {
+    "no input shape": (("net.pth", "--network", "mine.py:net"), 1, "input shape is not known; add --input 3x224x224"),
+    "no builder": (("net.pth",), 1, "name its builder: --network"),
+    "another builder": (("net.pth", "--network", "vgg16"), 1, "the state dict lacks tensors"),
+    "a bad shape": (("net.pth", "--network", "mine.py:net", "--input", "3,8,8"), 2, "a shape is sizes"),
+    "a bad argument": ((*NET, "--network-arg", "width"), 2, "write KEY=VALUE"),
+    "too wide": ((*NET, "--network-arg", "width=4"), 1, "has shape (8, 3, 3, 3), the network at most (4, 3, 3, 3)"),
+    "infinite weights": (("infinite.pt",), 1, "features.0.weight has NaN or infinite values"),
+    "too many classes": ((*NET, "--data", "many.npz"), 1, "has 12 classes, the network 5 outputs"),
+    "an unknown loss": ((*NET, "--loss", "bec"), 2, "no loss 'bec'"),
+    "a loss of zero": ((*NET, "--data", "images.npz", "--loss", "mine.py:zero_loss"), 1, "the loss is 0 on every sample"),
+    "a loss of NaN": ((*NET, "--data", "images.npz", "--loss", "mine.py:nan_loss"), 1, "the loss is nan"),
+    "a loss that does not fit": ((*NET, "--data", "images.npz", "--loss", "mse"), 1, "do not fit the network's outputs"),
+    "fails in eval mode": (("fails.pth", "--network", "mine.py:fails", "--input", "3x8x8"), 1, "only for training"),
+    "nothing prunable": (("one_layer.pth", "--network", "mine.py:one_layer", "--input", "12"), 1, "nothing can be pruned"),
+    "a size that does not fit": (("half.ckpt", "--image-size", "8"), 1, "does not run in eval mode"),
+    "a std of zero": ((*NET, "--data", "images.npz", "--mean", "0", "--std", "0"), 2, "must be positive"),
+    "no such data": ((*NET, "--data", "./nowhere"), 1, "no such folder"),
+    "a mean in words": ((*NET, "--mean", "grey"), 2, "write numbers"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_one_line(case: str, folder: Path, tmp_path: Path) -> None:
+    arguments, code, words = BAD[case]
+    (tmp_path / "small.onnx").write_bytes(b"old")
+    done = run("snapit", *arguments, "--sparsity", "0.5", "-o", tmp_path / "small.onnx", "--samples", "64", cwd=folder)
+    assert done.returncode == code, done.stderr
+    assert done.stdout == ""
+    assert done.stderr.startswith("compress: ")
+    assert len(done.stderr.splitlines()) == 1
+    assert words in done.stderr
+    assert [(p.name, p.read_bytes()) for p in tmp_path.iterdir()] == [("small.onnx", b"old")]
+
+
+def test_more_than_an_onnx_file_holds() -> None:
+    from compressor.errors import UnsupportedNetwork
+    from exporters.onnx import check_size
+
+    with pytest.raises(UnsupportedNetwork, match=r"2\.0 GiB, one ONNX file holds less than 2; write \.safetensors"):
+        check_size(nn.Linear(23_200, 23_200, device="meta"))
