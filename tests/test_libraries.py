@@ -1,0 +1,68 @@
+"""Networks of torchvision and timm, saved whole and as state dicts, where those libraries can be imported."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+IMPORT = """
+import sys
+import torch
+try:
+    import torchvision
+except RuntimeError:  # a CPU-only torch may lack its compiled operators: declare them
+    for module in [m for m in sys.modules if m.startswith("torchvision")]:
+        del sys.modules[module]
+    declared = torch.library.Library("torchvision", "DEF")
+    for name in ("nms", "qnms"):
+        declared.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    import torchvision
+import timm
+"""
+
+ROUND = """
+import sys
+from compressor import compress, load, save
+from compressor.types import InputSpec
+
+kind, name, folder = sys.argv[1:]
+model = torchvision.models.get_model(name, weights=None) if kind == "torchvision" else timm.create_model(name)
+spec = [InputSpec((3, 64, 64))]
+torch.save(model.state_dict(), f"{folder}/state.pth")
+torch.save(model, f"{folder}/whole.pth")
+loaded = [load(f"{folder}/state.pth", network=f"{kind}:{name}", inputs=spec), load(f"{folder}/whole.pth", inputs=spec)]
+for other in loaded:
+    pairs = zip(model.state_dict().items(), other.state_dict().items(), strict=True)
+    assert all(a == b and torch.equal(x, y) for (a, x), (b, y) in pairs)
+data = [(torch.randn(4, 3, 64, 64), torch.randint(1000, (4,)))]
+for other in loaded:
+    result = compress(other, "snap", data, 0.3)
+    assert all(result.summary.proofs) and abs(result.summary.reached - 0.3) < 0.01
+    save(result.model, f"{folder}/small.pt")
+    again = load(f"{folder}/small.pt").eval()
+    assert torch.equal(again(data[0][0]), result.model.eval()(data[0][0]))
+print("done")
+"""
+
+
+def python(code: str, *arguments: str | Path) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, "-W", "ignore", "-c", code, *map(str, arguments)], capture_output=True, text=True)
+
+
+@pytest.fixture(scope="module")
+def libraries() -> None:
+    tried = python(IMPORT)
+    if tried.returncode:
+        pytest.skip(f"torchvision and timm cannot be imported: {tried.stderr.strip().splitlines()[-1]}")
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [("torchvision", "resnet18"), ("torchvision", "mobilenet_v3_small"), ("timm", "resnet18")],
+)
+def test_saved_whole_and_as_state_dict(kind: str, name: str, libraries: None, tmp_path: Path) -> None:
+    done = python(IMPORT + ROUND, kind, name, tmp_path)
+    assert done.stdout == "done\n", done.stderr[-2000:]
