@@ -45,13 +45,15 @@ def settled(folder: Path) -> set[str]:
 
 
 def killed(folder: Path, kills: int, from_share: float) -> int:
-    """Kill the command `kills` times after a random share of its duration; how often that met it still running."""
+    """Kill the command `kills` times after a random share of its duration; how many met it still running."""
     save(networks.build("lenet5", data="digits"), folder / "net.pt")
     start = time.monotonic()
     subprocess.run(command(folder), cwd=folder, check=True)
     duration, met = time.monotonic() - start, 0
     draw = random.Random(0)
-    for _ in range(kills):
+    for _ in range(3 * kills):
+        if met == kills:
+            break
         for name in TARGETS:
             (folder / name).write_bytes(b"old")
         running = subprocess.Popen(command(folder), cwd=folder, stderr=subprocess.DEVNULL)
@@ -69,12 +71,12 @@ def killed(folder: Path, kills: int, from_share: float) -> int:
 
 
 def test_killed_while_it_writes(tmp_path: Path) -> None:
-    assert killed(tmp_path, 5, 0.4) >= 1
+    assert killed(tmp_path, 4, 0.4) >= 1
 
 
 @pytest.mark.slow
 def test_killed_fifty_times(tmp_path: Path) -> None:
-    assert killed(tmp_path, 50, 0.0) >= 40
+    assert killed(tmp_path, 50, 0.0) == 50
 
 
 def test_killed_between_the_first_byte_and_the_last(tmp_path: Path) -> None:
