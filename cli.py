@@ -421,6 +421,10 @@ def _opened(
     """A network to compare: files that run by themselves as they are, all others loaded."""
     if not path.is_file():
         raise BadInput(f"{path}: no such file")
+    if path.suffix == ".pt2" and not model_options["trust_pickle"]:
+        raise BadInput(
+            f"{path}: torch reads exported programs by unpickling and evaluating them; if you trust it, --trust-pickle"
+        )
     return path if path.suffix in (".onnx", ".pt2") else _load(path, mean, std, **model_options)
 
 

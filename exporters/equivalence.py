@@ -39,6 +39,7 @@ def check_equivalence(
 
     Args:
         a: the reference: a module, or a path to `.onnx`, `.pt2` or a checkpoint that says of which network it is.
+            Torch runs what a `.pt2` holds: only for files that are trusted.
         b: the other one.
         inputs: positional or named inputs `(samples, ...)`; fewer than ten samples are repeated.
         what: name of the comparison for reports.

@@ -43,7 +43,7 @@ def write(model: nn.Module, path: Path, example_inputs: Inputs) -> None:
 
 
 def program_runner(path: Path) -> Callable[[Inputs], list[Tensor]]:
-    """A `.pt2` file as a function from inputs to outputs.
+    """A `.pt2` file as a function from inputs to outputs. Only for a file that is trusted: torch unpickles and evaluates it.
 
     Raises:
         BadInput: not such a file.

@@ -110,8 +110,11 @@ def test_a_factory_with_npz_and_every_output(folder: Path, tmp_path: Path) -> No
     assert "Images of 3x10x10 were converted to the network's input of 3x8x8." in report["notes"]
     applied = run("apply", tmp_path / "plan.json", *NET, "-o", tmp_path / "again.onnx", "--data", "images.npz", cwd=folder)
     assert applied.returncode == 0, applied.stderr
-    same = run("verify", tmp_path / "again.onnx", tmp_path / "small.pt2", "--input", "3x8x8", cwd=folder)
+    same = run("verify", tmp_path / "again.onnx", tmp_path / "small.pt2", "--input", "3x8x8", "--trust-pickle", cwd=folder)
     assert same.returncode == 0, same.stdout + same.stderr
+    untrusted = run("verify", tmp_path / "again.onnx", tmp_path / "small.pt2", "--input", "3x8x8", cwd=folder)
+    assert untrusted.returncode == 1
+    assert "if you trust it, --trust-pickle" in untrusted.stderr
     refused = run("apply", tmp_path / "plan.json", "half.ckpt", "-o", tmp_path / "no.onnx", cwd=folder)
     assert refused.returncode == 1
     assert "another architecture" in refused.stderr
