@@ -188,12 +188,16 @@ def show(model: Path, as_json: bool, **model_options: Any) -> None:
     from compressor.source import example_of
     from compressor.structure import structure
 
-    network = _load(model, None, None, **model_options)
-    inputs = example_of(network, samples=2)
-    working = working_copy(network, inputs)
-    found = structure(working, inputs, prunable=False)
-    found = prove_else_freeze(working, found, inputs) if found.prunable else found
-    document = describe(model, network, found, working, inputs)
+    with _progress(quiet=as_json) as progress:
+        progress("loading", 0, 0)
+        network = _load(model, None, None, **model_options)
+        inputs = example_of(network, samples=2)
+        working = working_copy(network, inputs)
+        progress("finding the groups", 0, 0)
+        found = structure(working, inputs, prunable=False)
+        progress("proving them", 0, 0)
+        found = prove_else_freeze(working, found, inputs) if found.prunable else found
+        document = describe(model, network, found, working, inputs)
     if as_json:
         _print_json(document)
     else:
@@ -268,7 +272,7 @@ def _prune_parameters() -> None:
     """Carries the options that all methods share."""
 
 
-_PRUNE_OPTIONS: list[click.Parameter] = list(reversed(_prune_parameters.__click_params__))  # type: ignore[attr-defined]
+_PRUNE_OPTIONS: list[click.Parameter] = list(reversed(vars(_prune_parameters)["__click_params__"]))
 
 
 def _prune(
@@ -503,8 +507,10 @@ def main() -> None:
         code = _fail(error.format_message(), error.exit_code)
     except (KeyboardInterrupt, click.Abort):
         code = _fail("interrupted; no file was left half-written", 130)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:
+        if not isinstance(error, BrokenPipeError):  # a reader that went away wants no message
+            _fail(f"{error.filename or 'standard output'}: {error.strerror or error}", 1)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is still buffered goes nowhere
         code = 1
     sys.exit(code if isinstance(code, int) else 0)
 

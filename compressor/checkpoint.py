@@ -63,8 +63,8 @@ def write(model: nn.Module, path: Path) -> None:
 
 def _unshared(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Tensors that share memory (tied weights), each with its own: the format knows no sharing."""
-    seen: set[int] = set()
-    return {n: t.clone() if t.data_ptr() in seen or seen.add(t.data_ptr()) else t for n, t in state.items()}  # type: ignore[func-returns-value]
+    first = {t.data_ptr(): name for name, t in reversed(state.items())}
+    return {name: t if first[t.data_ptr()] == name else t.clone() for name, t in state.items()}
 
 
 def _write_whole(model: nn.Module, header: str, path: Path) -> None:

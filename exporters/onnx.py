@@ -121,7 +121,8 @@ def session_runner(path: Path, provider: str = "cpu") -> Callable[[Inputs], list
         try:
             session = onnxruntime.InferenceSession(str(path), options, providers=[(PROVIDERS[provider], settings)])
         except Exception as error:  # onnxruntime raises a class of its own for each failure
-            raise BadInput(f"{path}: ONNX Runtime cannot run it ({first_line(error)})") from error
+            hint = "; it knows few operators in bfloat16: write .safetensors, .pt2 or .pt" if _is_bfloat16(path) else ""
+            raise BadInput(f"{path}: ONNX Runtime cannot run it ({first_line(error)}){hint}") from error
     if session.get_providers()[0] != PROVIDERS[provider]:
         raise MissingEnvironment(f"ONNX Runtime has no working {PROVIDERS[provider]} here; use --device cpu")
     takes = {i.name: _PRECISION.get(i.type) for i in session.get_inputs()}
@@ -137,6 +138,10 @@ def session_runner(path: Path, provider: str = "cpu") -> Callable[[Inputs], list
 
 
 _PRECISION = {"tensor(float)": torch.float32, "tensor(float16)": torch.float16, "tensor(double)": torch.float64}
+
+
+def _is_bfloat16(path: Path) -> bool:
+    return any(tensor.data_type == onnx.TensorProto.BFLOAT16 for tensor in _load(path).graph.initializer)
 
 
 def _load(path: Path) -> onnx.ModelProto:

@@ -6,15 +6,18 @@ import json
 import subprocess
 import sys
 import sysconfig
+import warnings
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from test_foreign import FACTORY
 from torch import nn
 
-from compressor import load, networks
+from compressor import load, networks, save
 
 COMMAND = [sys.executable, "-m", "cli"]
 
@@ -91,6 +94,30 @@ def folder(tmp_path_factory) -> Path:
     images = generator.integers(0, 255, (60, 10, 10, 3), dtype=np.uint8)
     np.savez(path / "images.npz", x=images, y=np.arange(60) % 5)
     np.savez(path / "many.npz", x=images, y=np.arange(60) % 12)
+    np.savez(path / "negative.npz", x=images, y=np.arange(60) % 3 - 1)
+    net = networks.unfilled(f"{path}/mine.py:net", {})[0]
+    with warnings.catch_warnings(action="ignore"):  # torch deprecates both
+        torch.jit.save(torch.jit.trace(net.eval(), torch.randn(2, 3, 8, 8)), path / "script.pt")
+        quantised = torch.ao.quantization.quantize_dynamic(net, {nn.Linear}, torch.qint8)
+    torch.save(quantised, path / "quantised.pt")
+    torch.save(quantised.state_dict(), path / "quantised_state.pt")
+    of_ultralytics = type("DetectionModel", (nn.Module,), {"__module__": "ultralytics.nn.tasks"})
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("ultralytics", "ultralytics.nn", "ultralytics.nn.tasks"):
+            patch.setitem(sys.modules, name, ModuleType(name))
+        sys.modules["ultralytics.nn.tasks"].DetectionModel = of_ultralytics
+        torch.save({"model": of_ultralytics()}, path / "yolo.pt")
+    for name in ("single/a/0", "single/a/1", "broken/a/0", "broken/a/1", "broken/b/0", "broken/b/1"):
+        (path / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(images[0]).save(path / f"{name}.png")
+    (path / "broken/b/0.png").write_bytes(b"no image")
+    save(networks.build("lenet300100", image_size=8), path / "ours.pt")
+    ours = torch.load(path / "ours.pt")
+    newer = json.loads(ours["compressor"]) | {"schema": 2}
+    torch.save(ours | {"compressor": json.dumps(newer)}, path / "newer.pt")
+    arguments = ("snap", "ours.pt", "--sparsity", "0.5", "-o", "ours_small.pt", "--plan", "plan.json", "--quiet")
+    done = run(*arguments, cwd=path)
+    assert done.returncode == 0, done.stderr
     return path
 
 
@@ -201,6 +228,14 @@ BAD = {
     "a size that does not fit": (("half.ckpt", "--image-size", "8"), 1, "does not run in eval mode"),
     "a std of zero": ((*NET, "--data", "images.npz", "--mean", "0", "--std", "0"), 2, "must be positive"),
     "no such data": ((*NET, "--data", "./nowhere"), 1, "no such folder"),
+    "labels below zero": ((*NET, "--data", "negative.npz"), 1, "label"),
+    "TorchScript": (("script.pt",), 1, "script.pt: a TorchScript file"),
+    "a quantised network": (("quantised.pt",), 1, "quantised.pt: a quantised network; prune the float network first"),
+    "quantised weights": (("quantised_state.pt",), 1, "a quantised network; prune the float network first"),
+    "Ultralytics": (("yolo.pt",), 1, "yolo.pt: an Ultralytics file; save its weights there"),
+    "a folder of one class": ((*NET, "--data", "single"), 1, "has one class (a)"),
+    "an unreadable image": ((*NET, "--data", "broken"), 1, "broken/b/0.png: not a readable image"),
+    "a newer checkpoint": (("newer.pt",), 1, "made by a newer version (schema 2); update compressor"),
     "a mean in words": ((*NET, "--mean", "grey"), 2, "write numbers"),
 }  # fmt: skip
 
@@ -216,6 +251,46 @@ def test_bad_input_is_one_line(case: str, folder: Path, tmp_path: Path) -> None:
     assert len(done.stderr.splitlines()) == 1
     assert words in done.stderr
     assert [(p.name, p.read_bytes()) for p in tmp_path.iterdir()] == [("small.onnx", b"old")]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda kept: kept + kept[-1:], "indices must rise, each once"),
+        (lambda kept: [*kept, 300], "index out of range for its 300 nodes"),
+        (lambda kept: [], "no node would be left"),
+    ],
+)
+def test_a_plan_that_no_pruning_made(change, words: str, folder: Path, tmp_path: Path) -> None:
+    plan = json.loads((folder / "plan.json").read_text())
+    kept = plan["events"][-1]["kept"]
+    kept["1"] = change(kept["1"])
+    (tmp_path / "bad.json").write_text(json.dumps(plan))
+    done = run("apply", tmp_path / "bad.json", "ours.pt", "-o", tmp_path / "small.pt", cwd=folder)
+    assert done.returncode == 1
+    assert words in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert not (tmp_path / "small.pt").exists()
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+@pytest.mark.parametrize("arguments", [("--help",), ("show", "ours.pt"), ("show", "ours.pt", "--json")])
+def test_no_room_for_what_is_printed(arguments: tuple[str, ...], folder: Path) -> None:
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run([*COMMAND, *arguments], stdout=full, stderr=subprocess.PIPE, text=True, cwd=folder)
+    assert (done.returncode, done.stderr) == (1, "compress: standard output: No space left on device\n")
+
+
+def test_bfloat16_has_no_onnx_but_a_way_out(folder: Path, tmp_path: Path) -> None:
+    torch.save(networks.build("lenet5").bfloat16().state_dict(), tmp_path / "net.pt")
+    kept = ("-o", "small.pt", "-o", "small.safetensors", "-o", "small.pt2")
+    refused = run("random", "net.pt", "--sparsity", "0.5", *kept, "-o", "small.onnx", cwd=tmp_path)
+    assert refused.returncode == 1
+    assert "few operators in bfloat16: write .safetensors" in refused.stderr
+    assert [p.name for p in tmp_path.iterdir()] == ["net.pt"]
+    done = run("random", "net.pt", "--sparsity", "0.5", *kept, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert load(tmp_path / "small.safetensors").features[0].weight.dtype == torch.bfloat16
 
 
 def test_more_than_an_onnx_file_holds() -> None:

@@ -14,13 +14,13 @@ from torch import Tensor, nn
 from compressor.cost import cost
 from compressor.inputs import Inputs, precision_of
 from compressor.state import origin_of
-from compressor.types import Group, Structure, total_by_layer
+from compressor.types import Group, Role, Structure, total_by_layer
 
 SCHEMA = 1
 WIDE = 500
 """Columns where no terminal sets a limit."""
 
-ROLES = {"produce": "produced by", "pass": "passed on by", "carry": "carried by", "read": "read by"}
+ROLES: dict[Role, str] = {"produce": "produced by", "pass": "passed on by", "carry": "carried by", "read": "read by"}
 
 
 def describe(path: Path, model: nn.Module, found: Structure, working: nn.Module, inputs: Inputs) -> dict[str, Any]:
@@ -55,7 +55,7 @@ def describe(path: Path, model: nn.Module, found: Structure, working: nn.Module,
 
 
 def _group(group: Group) -> dict[str, Any]:
-    reads = {role: list(group.layers(role)) for role in ROLES}  # type: ignore[arg-type]
+    reads: dict[str, list[str]] = {role: list(group.layers(role)) for role in ROLES}
     return {"name": group.name, "width": group.width, "multiplicity": group.multiplicity, "frozen": group.frozen, **reads}
 
 

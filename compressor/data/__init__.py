@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from compressor.data._arrays import Arrays, Columns, Rows
@@ -16,7 +15,7 @@ from compressor.data._images import USUAL, Images, Preprocessing, Split
 from compressor.errors import BadInput
 from compressor.named import is_named
 
-__all__ = ["Arrays", "Batches", "Columns", "Images", "Preprocessing", "Rows", "Samples", "Split", "Synthetic", "open_data"]
+__all__ = ["Arrays", "Batches", "Columns", "Images", "Preprocessing", "Rows", "Samples", "Split", "open_data"]
 
 FORMS = "a folder of class folders or parquet files, a .npz file, file.py:factory, a data set of the hub, or `digits`"
 
@@ -90,26 +89,3 @@ class Samples(Drawn):
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         for chosen in self.draw():
             yield self.split.read(chosen, self.input_shape, self.preprocessing), self.split.labels[chosen]
-
-
-@dataclass
-class Synthetic:
-    """Batches of normal noise with random labels, for networks without data. What it says of accuracy is nothing."""
-
-    input_shape: tuple[int, ...]
-    classes: int
-    count: int
-    batch_size: int
-    seed: int = 0
-    _iterations: int = field(default=0, init=False)
-
-    def __len__(self) -> int:
-        return -(-self.count // self.batch_size)
-
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self._iterations)
-        self._iterations += 1
-        for start in range(0, self.count, self.batch_size):
-            size = min(self.batch_size, self.count - start)
-            x = torch.randn(size, *self.input_shape, generator=generator)
-            yield x, torch.randint(self.classes, (size,), generator=generator)

@@ -14,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
-from compressor.data import Samples, Synthetic, open_data
+from compressor.data import Samples, open_data
 from compressor.data._folder import decode
 from compressor.errors import BadInput
 
@@ -289,11 +289,3 @@ def test_a_hub_data_set_is_read_as_a_folder_is(tmp_path: Path, monkeypatch) -> N
     monkeypatch.setattr(datasets, "load_dataset", lambda name: load(table) if name == "org/name" else None)
     images = open_data("org/name")
     assert (images.name, images.classes, images.native) == ("org/name", 2, (3, 6, 8))
-
-
-def test_noise_repeats_by_seed() -> None:
-    a, b = Synthetic((3, 4, 4), 5, 10, 4, 1), Synthetic((3, 4, 4), 5, 10, 4, 1)
-    assert [x.shape[0] for x, _ in a] == [4, 4, 2]
-    assert len(a) == 3
-    next(iter(b))
-    assert torch.equal(next(iter(a))[0], next(iter(b))[0])

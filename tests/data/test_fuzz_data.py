@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import gc
 import io
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from damage import damages
 from PIL import Image
 
 from compressor.data import Arrays, Rows, Samples, open_data
@@ -18,24 +18,6 @@ from compressor.data._images import convert
 from compressor.errors import BadInput
 
 MUTATIONS = 200
-
-
-def mutations(content: bytes, seed: int, count: int = MUTATIONS) -> Iterator[bytes]:
-    """The content with bytes flipped, cut off or put in; half of them in the first 100 bytes, where the headers are."""
-    generator = np.random.default_rng(seed)
-    for n in range(count):
-        mutated = bytearray(content)
-        place = int(generator.integers(min(100, len(content)) if n % 2 else len(content)))
-        kind = n % 5
-        if kind < 2:
-            mutated[place] ^= 1 << int(generator.integers(8))
-        elif kind == 2:
-            mutated[place : place + 4] = generator.bytes(4)
-        elif kind == 3:
-            del mutated[max(place, 1) :]
-        else:
-            mutated[place:place] = generator.bytes(int(generator.integers(1, 20)))
-        yield bytes(mutated)
 
 
 def image(form: str) -> bytes:
@@ -51,7 +33,7 @@ def image(form: str) -> bytes:
 def test_images_of_a_folder(tmp_path: Path, form: str, capfd) -> None:
     path = tmp_path / f"mutated.{form.lower()}"
     refused = []
-    for content in mutations(image(form), seed=1):
+    for content in damages(image(form), MUTATIONS):
         path.write_bytes(content)
         try:
             pixels = decode({"bytes": None, "path": str(path)}, "row 0")
@@ -72,7 +54,7 @@ def test_npz(tmp_path: Path, compressed: bool, kind: type, capfd) -> None:
     save(file, x=np.random.default_rng(0).integers(0, 9, (20, 4, 4)).astype(kind), y=np.arange(20) % 3)
     path = tmp_path / "mutated.npz"
     refused = []
-    for content in mutations(file.getvalue(), seed=2):
+    for content in damages(file.getvalue(), MUTATIONS):
         path.write_bytes(content)
         try:
             data = open_data(str(path))
