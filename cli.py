@@ -63,6 +63,11 @@ def _numbers(ctx: click.Context, parameter: click.Parameter, value: str | None) 
         raise WrongUsage(f"--{parameter.name} {value}: write numbers, such as 0.5 or 0.485,0.456,0.406") from None
 
 
+_loss_option = click.option(
+    "--loss", default="cross-entropy", show_default=True, help="cross-entropy, bce, mse, nll-logits or file.py:function"
+)
+
+
 def _model_options(command: Callable[..., None]) -> Callable[..., None]:
     """Options of every command that opens a network someone else may have saved."""
     for decorate in (
@@ -205,6 +210,70 @@ def show(model: Path, as_json: bool, **model_options: Any) -> None:
 
 
 @cli.command()
+@click.argument("dense", type=click.Path(path_type=Path))
+@click.argument("smalls", metavar="SMALL...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option(
+    "-o", "--output", "outputs", multiple=True, type=click.Path(path_type=Path), help=".html, .md or .json; may be repeated"
+)
+@click.option("--batch", "batches", multiple=True, type=click.IntRange(1), help="batch size; 1 and 64 by default")
+@click.option("--rounds", default=9, show_default=True, type=click.IntRange(2), help="values of each time")
+@click.option("--no-memory", is_flag=True, help="leave out peak memory, which starts fresh processes")
+@_loss_option
+@_model_options
+@_shared_options
+def bench(
+    dense: Path, smalls: tuple[Path, ...], outputs: tuple[Path, ...], batches: tuple[int, ...], rounds: int, no_memory: bool,
+    loss: str, data: str | None, device: str, threads: int | None, seed: int, as_json: bool, quiet: bool,
+    mean: tuple[float, ...] | None, std: tuple[float, ...] | None, **model_options: Any,
+) -> None:  # fmt: skip
+    """Measure a dense network against small ones: operations, times, memory, storage."""
+    from benchmarks.report import PAGES, headlines, render
+
+    _check_targets(tuple(dict.fromkeys((dense, *smalls))), outputs, None, None, suffixes=PAGES)
+    _prepare(device, threads)
+    from benchmarks.bench import bench as measure
+    from benchmarks.networks import open_network, source_of
+    from compressor.objective import loss_named
+
+    loss_named(loss)
+    image_size = model_options.pop("image_size")
+    loading = {**model_options, "arguments": dict(_argument(text) for text in model_options["arguments"])}
+    networks = [open_network(path, **loading) for path in (dense, *smalls)]
+    for network in networks:
+        if network.module is not None:
+            _adapt(network.module, image_size, mean, std)
+    source = source_of(networks, data, model_options["inputs"], loss=loss, seed=seed)
+    with _progress(quiet) as progress:
+        document = measure(
+            networks, source, loss=loss, batches=sorted(set(batches)) or (1, 64), rounds=rounds, device=device, threads=threads,
+            seed=seed, memory=not no_memory, loading=loading, progress=progress,
+        )  # fmt: skip
+    _write_pages(outputs, document)
+    if as_json:
+        _print_json(document)
+    elif not quiet and outputs:
+        for name, said in headlines(document).items():
+            click.echo(f"{name}: {', '.join(said)}")
+        click.echo(f"written: {', '.join(map(str, outputs))}")
+    elif not quiet:
+        click.echo(render(document, ".md"), nl=False)
+
+
+@cli.command()
+@click.argument("document", metavar="REPORT", type=click.Path(path_type=Path))
+@click.option(
+    "-o", "--output", "outputs", required=True, multiple=True, type=click.Path(path_type=Path),
+    help=".html, .md or .json; may be repeated",
+)  # fmt: skip
+def report(document: Path, outputs: tuple[Path, ...]) -> None:
+    """Render a report of `compress bench`, which is its .json, as a page or as Markdown."""
+    from benchmarks.report import PAGES, read
+
+    _check_targets((document,), outputs, None, None, suffixes=PAGES)
+    _write_pages(outputs, _read(document, read))
+
+
+@cli.command()
 @click.argument("plan", type=click.Path(path_type=Path))
 @click.argument("model", type=click.Path(path_type=Path))
 @click.option(
@@ -226,8 +295,9 @@ def apply(
 
     from compressor.pipeline import replay
     from compressor.source import source_for
+    from compressor.types import Plan
 
-    decided = _read_plan(plan)
+    decided = _read(plan, Plan.from_json)
     dense = _load(model, mean, std, **model_options).to(device)
     source = source_for(dense, data, seed=seed)
     with _progress(quiet) as progress:
@@ -259,9 +329,7 @@ def _method_command(name: str) -> click.Command:
 @click.option("--report", type=click.Path(path_type=Path), help="write the report as JSON")
 @click.option("--plan", type=click.Path(path_type=Path), help="write what was kept as JSON, for `compress apply`")
 @click.option("--opset", type=click.IntRange(1), help="of .onnx files; the exporter's own choice by default")
-@click.option(
-    "--loss", default="cross-entropy", show_default=True, help="cross-entropy, bce, mse, nll-logits or file.py:function"
-)
+@_loss_option
 @click.option("--samples", default=2560, show_default=True, type=click.IntRange(1), help="scored at each event")
 @click.option("--batch-size", default=64, show_default=True, type=click.IntRange(1), help="samples of a micro-batch")
 @click.option("--floor", default=1, show_default=True, type=click.IntRange(1), help="nodes that every group keeps")
@@ -338,11 +406,10 @@ def _tell(document: dict[str, Any], report: Path | None, as_json: bool, quiet: b
         show_report(document)
 
 
-def _read_plan(path: Path) -> Any:
-    from compressor.types import Plan
-
+def _read(path: Path, parse: Callable[[str], Any]) -> Any:
+    """What a text file says."""
     try:
-        return Plan.from_json(path.read_text(encoding="utf-8"))
+        return parse(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise BadInput(f"{path}: no such file") from None
     except (OSError, ValueError, BadInput) as error:
@@ -355,7 +422,6 @@ def _load(
 ) -> nn.Module:  # fmt: skip
     """The network in a file, with what the user said of it."""
     from compressor.checkpoint import load
-    from compressor.state import origin_of, set_origin
     from compressor.types import InputSpec
 
     specs = tuple(InputSpec.parse(text) for text in inputs)
@@ -363,13 +429,21 @@ def _load(
         path, network=network, arguments=dict(_argument(text) for text in arguments), inputs=specs, key=key,
         trust_pickle=trust_pickle,
     )  # fmt: skip
+    _adapt(model, image_size, mean, std)
+    return model
+
+
+def _adapt(model: nn.Module, image_size: int | None, mean: tuple[float, ...] | None, std: tuple[float, ...] | None) -> None:
+    """Let the network remember, in place, what the user said of its images."""
+    from compressor.state import origin_of, set_origin
+    from compressor.types import InputSpec
+
     origin = origin_of(model)
     if image_size is not None and origin is not None:
         known = origin.inputs or (InputSpec((3, image_size, image_size)),)
         resized = replace(known[0], shape=(*known[0].shape[:-2], image_size, image_size))
         set_origin(model, replace(origin, inputs=(resized, *known[1:])))
     _choose(model, mean, std)
-    return model
 
 
 def _choose(model: nn.Module, mean: tuple[float, ...] | None, std: tuple[float, ...] | None) -> None:
@@ -393,12 +467,17 @@ def _argument(text: str) -> tuple[str, Any]:
         return key, value
 
 
-def _check_targets(read: tuple[Path, ...], outputs: tuple[Path, ...], report: Path | None, plan: Path | None) -> None:
+def _check_targets(
+    read: tuple[Path, ...], outputs: tuple[Path, ...], report: Path | None, plan: Path | None,
+    suffixes: tuple[str, ...] | None = None,
+) -> None:  # fmt: skip
+    """Refuse targets that cannot be written; by default they are networks."""
     from compressor.files import check_target
-    from exporters import SUFFIXES
 
+    if suffixes is None:
+        from exporters import SUFFIXES as suffixes
     for target in outputs:
-        check_target(target, SUFFIXES)
+        check_target(target, suffixes)
     told = [path for path in (report, plan) if path is not None]
     for path in told:
         check_target(path, (".json",))
@@ -471,6 +550,16 @@ def _write_text(path: Path, text: str) -> None:
 
     with staged(path) as [temporary]:
         temporary.write_text(text + "\n", encoding="utf-8")
+
+
+def _write_pages(paths: tuple[Path, ...], document: dict[str, Any]) -> None:
+    """A benchmark's document in every form asked for: all of them or none."""
+    from benchmarks.report import render
+    from compressor.files import staged
+
+    with staged(*paths) as files:
+        for file in files:
+            file.write_text(render(document, file.suffix), encoding="utf-8")
 
 
 @contextmanager

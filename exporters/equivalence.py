@@ -72,9 +72,9 @@ def _opened(network: Network, provider: str) -> tuple[Runner, float]:
         return lambda inputs: outputs_of(network, suited(network, inputs)), allowed
     path = Path(network)
     if path.suffix == ".onnx":
-        from exporters.onnx import session_runner
+        from exporters.onnx import Session
 
-        return session_runner(path, provider), ONNX_TOLERANCE[provider]
+        return Session(path, provider), ONNX_TOLERANCE[provider]
     if path.suffix == ".pt2":
         from exporters.torch_export import program_runner
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import onnx
 import torch
@@ -64,6 +66,13 @@ def write(model: nn.Module, path: Path, example_inputs: Inputs, wanted: int | No
     return opset(written)
 
 
+def available() -> tuple[str, ...]:
+    """Version of ONNX Runtime and the providers that it was built with."""
+    import onnxruntime
+
+    return (onnxruntime.__version__, *onnxruntime.get_available_providers())
+
+
 def check_size(model: nn.Module) -> None:
     """Refuse a network whose weights are more than one ONNX file can hold.
 
@@ -104,37 +113,56 @@ _DTYPES = {
 }  # fmt: skip
 
 
-def session_runner(path: Path, provider: str = "cpu") -> Callable[[Inputs], list[Tensor]]:
-    """A runtime session on exactly that provider, as a function from inputs to outputs.
+class Session:
+    """A runtime session on exactly one provider: a function from inputs to outputs, or bound to fixed inputs for a clock.
 
     Raises:
         BadInput: not an ONNX file that the runtime takes.
         MissingEnvironment: the session fell back to another provider.
     """
-    import onnxruntime
 
-    _load(path)
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4
-    settings = {"use_tf32": 0} if provider == "cuda" else {}
-    with quiet():
-        try:
-            session = onnxruntime.InferenceSession(str(path), options, providers=[(PROVIDERS[provider], settings)])
-        except Exception as error:  # onnxruntime raises a class of its own for each failure
-            hint = "; it knows few operators in bfloat16: write .safetensors, .pt2 or .pt" if _is_bfloat16(path) else ""
-            raise BadInput(f"{path}: ONNX Runtime cannot run it ({first_line(error)}){hint}") from error
-    if session.get_providers()[0] != PROVIDERS[provider]:
-        raise MissingEnvironment(f"ONNX Runtime has no working {PROVIDERS[provider]} here; use --device cpu")
-    takes = {i.name: _PRECISION.get(i.type) for i in session.get_inputs()}
+    def __init__(self, path: Path, provider: str = "cpu", threads: int | None = None) -> None:
+        import onnxruntime
 
-    def run(inputs: Inputs) -> list[Tensor]:
+        _load(path)
+        self.path, self.provider = path, provider
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 4
+        if threads is not None:
+            options.intra_op_num_threads = threads
+        settings = {"use_tf32": 0} if provider == "cuda" else {}
+        with quiet():
+            try:
+                self._session = onnxruntime.InferenceSession(str(path), options, providers=[(PROVIDERS[provider], settings)])
+            except Exception as error:  # onnxruntime raises a class of its own for each failure
+                hint = "; it knows few operators in bfloat16: write .safetensors, .pt2 or .pt" if _is_bfloat16(path) else ""
+                raise BadInput(f"{path}: ONNX Runtime cannot run it ({first_line(error)}){hint}") from error
+        if self._session.get_providers()[0] != PROVIDERS[provider]:
+            raise MissingEnvironment(f"ONNX Runtime has no working {PROVIDERS[provider]} here; use --device cpu")
+        self._takes = {i.name: _PRECISION.get(i.type) for i in self._session.get_inputs()}
+
+    def __call__(self, inputs: Inputs) -> list[Tensor]:
+        """The outputs of one batch, on the CPU."""
+        return [torch.from_numpy(y) for y in self._session.run(None, self._feed(inputs))]
+
+    def bound(self, inputs: Inputs) -> Callable[[], object]:
+        """One pass over inputs that already lie on the provider's device, outputs left there: what is worth timing."""
+        import onnxruntime
+
+        binding = self._session.io_binding()
+        for name, x in self._feed(inputs).items():
+            binding.bind_ortvalue_input(name, onnxruntime.OrtValue.ortvalue_from_numpy(x, self.provider, 0))
+        for output in self._session.get_outputs():
+            binding.bind_output(output.name, self.provider)
+        return lambda: self._session.run_with_iobinding(binding)
+
+    def _feed(self, inputs: Inputs) -> dict[str, Any]:
+        takes = self._takes
         given = dict(inputs) if isinstance(inputs, Mapping) else dict(zip(takes, inputs, strict=False))
         if given.keys() != takes.keys() or len(given) != len(tensors(inputs)):
-            raise BadInput(f"{path}: takes {', '.join(takes)}; name them so with --input NAME:DTYPE:SHAPE")
+            raise BadInput(f"{self.path}: takes {', '.join(takes)}; name them so with --input NAME:DTYPE:SHAPE")
         cast = {n: x.to(takes[n]) if takes[n] and x.is_floating_point() else x for n, x in given.items()}
-        return [torch.from_numpy(y) for y in session.run(None, {n: x.detach().cpu().numpy() for n, x in cast.items()})]
-
-    return run
+        return {n: x.detach().cpu().numpy() for n, x in cast.items()}
 
 
 _PRECISION = {"tensor(float)": torch.float32, "tensor(float16)": torch.float16, "tensor(double)": torch.float64}
@@ -152,3 +180,65 @@ def _load(path: Path) -> onnx.ModelProto:
     if not model.graph.input:
         raise BadInput(f"{path}: not an ONNX file (it has no inputs)")
     return model
+
+
+def count(path: Path) -> tuple[dict[str, int], tuple[str, ...]]:
+    """Multiply-adds of one sample, operator -> number, and the operators that may multiply and are not counted.
+
+    Raises:
+        BadInput: not an ONNX file, or one whose shapes cannot be inferred.
+    """
+    model = _load(path)
+    for value in model.graph.input:
+        value.type.tensor_type.shape.dim[0].dim_value = 1
+    del model.graph.value_info[:]
+    for value in model.graph.output:
+        value.type.tensor_type.ClearField("shape")
+    try:
+        graph = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
+    except Exception as error:  # its errors share no base
+        raise BadInput(f"{path}: its shapes cannot be inferred ({first_line(error)})") from error
+    shapes = {t.name: tuple(t.dims) for t in graph.initializer}
+    for value in (*graph.input, *graph.value_info, *graph.output):
+        shapes.setdefault(value.name, tuple(d.dim_value for d in value.type.tensor_type.shape.dim))
+    found: dict[str, int] = {}
+    for node in graph.node:
+        if node.op_type in _MACS:
+            try:
+                found[node.op_type] = found.get(node.op_type, 0) + _MACS[node.op_type](node, shapes)
+            except (KeyError, IndexError) as error:
+                raise BadInput(f"{path}: the shapes of {node.op_type} {node.name} cannot be inferred") from error
+    return found, tuple(sorted({node.op_type for node in graph.node} & _UNCOUNTED))
+
+
+Shapes = dict[str, tuple[int, ...]]
+
+
+def _convolution(node: onnx.NodeProto, shapes: Shapes) -> int:
+    """Every output entry meets one filter `(out, in / groups, ...)`; transposed, every input entry does."""
+    entries = node.output[0] if node.op_type == "Conv" else node.input[0]
+    return math.prod(shapes[entries]) * math.prod(shapes[node.input[1]][1:])
+
+
+def _product(node: onnx.NodeProto, shapes: Shapes) -> int:
+    """Every output entry is a sum over the first factor's contracted side."""
+    transposed = any(a.name == "transA" and a.i for a in node.attribute)
+    return math.prod(shapes[node.output[0]]) * shapes[node.input[0]][-2 if transposed else -1]
+
+
+_MACS: dict[str, Callable[[onnx.NodeProto, Shapes], int]] = {
+    "Conv": _convolution, "ConvTranspose": _convolution, "Gemm": _product, "MatMul": _product,
+}  # fmt: skip
+_UNCOUNTED = {
+    "Einsum",
+    "LSTM",
+    "GRU",
+    "RNN",
+    "Attention",
+    "MultiHeadAttention",
+    "DFT",
+    "DeformConv",
+    "GridSample",
+    "Loop",
+    "If",
+}

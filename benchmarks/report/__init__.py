@@ -2,6 +2,19 @@
 
 from benchmarks.report.document import SCHEMA, make_document
 from benchmarks.report.network import describe, show_structure
+from benchmarks.report.page import SUFFIXES as PAGES
+from benchmarks.report.page import headlines, read, render
 from benchmarks.report.terminal import proof_line, show
 
-__all__ = ["SCHEMA", "describe", "make_document", "proof_line", "show", "show_structure"]
+__all__ = [
+    "PAGES",
+    "SCHEMA",
+    "describe",
+    "headlines",
+    "make_document",
+    "proof_line",
+    "read",
+    "render",
+    "show",
+    "show_structure",
+]

@@ -14,7 +14,7 @@ import exporters
 from compressor.errors import BadInput, MissingEnvironment, NotEquivalent, WrongUsage
 from compressor.proof import randomised
 from exporters import check_equivalence, export
-from exporters.onnx import input_specs, opset, session_runner
+from exporters.onnx import Session, input_specs, opset
 
 X = (torch.randn(12, 3, 8, 8),)
 
@@ -47,7 +47,7 @@ def test_one_file_dynamic_batch_no_traces_of_the_exporter(tmp_path: Path) -> Non
     assert opset(written) >= 17
     assert input_specs(path)[0].shape == (3, 8, 8)
     assert str(Path(__file__).parent).encode() not in path.read_bytes()
-    run = session_runner(path)
+    run = Session(path)
     for size in (1, 2, 7, 33):
         x = torch.randn(size, 3, 8, 8)
         torch.testing.assert_close(run((x,))[0], model(x).detach(), rtol=1e-4, atol=1e-5)
@@ -117,7 +117,7 @@ def test_a_provider_that_is_not_there_is_an_error_not_a_fallback(lenet5, tmp_pat
     x = (torch.randn(2, 1, 28, 28),)
     export(lenet5, tmp_path / "net.onnx", example_inputs=x)
     with pytest.raises(MissingEnvironment, match="CUDAExecutionProvider"):
-        session_runner(tmp_path / "net.onnx", "cuda")
+        Session(tmp_path / "net.onnx", "cuda")
 
 
 @pytest.mark.gpu

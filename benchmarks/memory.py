@@ -1,0 +1,125 @@
+"""Peak memory: resident memory of a fresh process on a CPU, allocated and reserved memory on a GPU.
+
+`python -m benchmarks.memory` is that fresh process: it reads what to do as JSON from stdin, and answers on its last line.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from benchmarks.latency import OUT_OF_MEMORY, attempt
+from compressor.errors import CompressError, first_line
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What a fresh process does before it tells its peak.
+
+    Attributes:
+        engine: what it imports and runs: `torch` or `onnxruntime`.
+        what: `inference` or `train_step`.
+        model: the network's file.
+        batch: file of the batch, `(inputs, target)`, written by `torch.save`.
+        loss: name of the loss of a train step.
+        threads: of torch and of the runtime.
+        loading: how the file is read, see `benchmarks.networks.open_network`.
+    """
+
+    engine: str
+    what: str
+    model: str
+    batch: str
+    loss: str = "cross-entropy"
+    threads: int = 1
+    loading: dict[str, Any] = field(default_factory=dict)
+
+
+def peak_of_fresh_process(probe: Probe) -> int:
+    """Peak resident bytes of a process that does what the probe says.
+
+    Raises:
+        MemoryError: it did not fit.
+        RuntimeError: it failed in another way; the message says how.
+    """
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-m", "benchmarks.memory"],
+        input=json.dumps(asdict(probe)),
+        capture_output=True,
+        text=True,
+    )
+    if done.returncode == -signal.SIGKILL:
+        raise MemoryError(OUT_OF_MEMORY)
+    lines = done.stdout.splitlines()
+    if done.returncode or not lines:
+        raise RuntimeError(first_line(RuntimeError((done.stderr.strip().splitlines() or ["it died"])[-1])))
+    answer = json.loads(lines[-1])
+    if answer.get("failed") == OUT_OF_MEMORY:
+        raise MemoryError(OUT_OF_MEMORY)
+    if "failed" in answer:
+        raise RuntimeError(answer["failed"])
+    return int(answer["peak_bytes"])
+
+
+def cuda_peak(job: Callable[[], object], device: str) -> dict[str, int]:
+    """Peak bytes that torch allocated and reserved on a GPU during one call, weights included."""
+    import torch
+
+    torch.cuda.synchronize(device)
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats(device)
+    job()
+    torch.cuda.synchronize(device)
+    return {"allocated": torch.cuda.max_memory_allocated(device), "reserved": torch.cuda.max_memory_reserved(device)}
+
+
+def peak_resident_bytes() -> int:
+    """Of this process, since its program started.
+
+    Linux's `ru_maxrss` would not do: it begins with the size of the process that started this one.
+    """
+    try:
+        for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def _work(probe: Probe) -> None:
+    import torch
+
+    torch.set_num_threads(probe.threads)
+    from benchmarks.networks import open_network
+
+    network = open_network(Path(probe.model), **probe.loading)
+    inputs, target = torch.load(probe.batch, weights_only=True)
+    if probe.what == "inference":
+        network.inference(probe.engine, inputs, "cpu", probe.threads)()
+        return
+    step = network.train_step((inputs, target), probe.loss, "cpu")
+    step()
+    step()  # the optimizer's state is there from the second step on
+
+
+def main() -> None:
+    """Do one probe's work and answer."""
+    probe = Probe(**json.loads(sys.stdin.read()))
+    try:
+        _, reason = attempt(lambda: _work(probe))
+    except CompressError as error:
+        reason = str(error)
+    print("\n" + json.dumps({"failed": reason} if reason else {"peak_bytes": peak_resident_bytes()}))
+
+
+if __name__ == "__main__":
+    main()

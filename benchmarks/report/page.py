@@ -1,0 +1,268 @@
+"""A benchmark as a page, as Markdown, or as JSON: rendered from the same document, which alone holds the numbers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from importlib.resources import files
+from typing import Any
+
+from benchmarks.report.compare import (
+    ENGINE_NAMES,
+    check,
+    comparisons,
+    dense_of,
+    disk_meant,
+    efficiency,
+    headline,
+    mac_reduction,
+    node_sparsity,
+    paper,
+    paper_rows,
+    smalls_of,
+    times,
+)
+from compressor.errors import BadInput, first_line
+
+Row = list[str]
+Table = tuple[str, Row, list[Row]]
+"""(title, head, rows), all text."""
+
+
+def render(document: dict[str, Any], suffix: str) -> str:
+    """The text of a file with that suffix: `.html`, `.md` or `.json`."""
+    return {".html": to_html, ".md": to_markdown, ".json": to_json}[suffix](document)
+
+
+SUFFIXES = (".html", ".md", ".json")
+
+
+def read(text: str) -> dict[str, Any]:
+    """A document that was written before, if all of it can be shown.
+
+    Raises:
+        BadInput: not a benchmark report, one of another schema version, or a damaged one.
+    """
+    try:
+        document = check(json.loads(text))
+        to_markdown(document)
+    except (ArithmeticError, AttributeError, LookupError, RecursionError, StopIteration, TypeError, ValueError) as error:
+        raise BadInput(f"not a report, or a damaged one ({type(error).__name__} {first_line(error)})") from error
+    return document
+
+
+def to_json(document: dict[str, Any]) -> str:
+    """The document itself."""
+    return json.dumps(document, indent=1) + "\n"
+
+
+def to_html(document: dict[str, Any]) -> str:
+    """One self-contained page: no script, no file beside it, no network."""
+    from jinja2 import Environment, StrictUndefined
+
+    from benchmarks.report.plots import all_plots
+
+    template = files("benchmarks.report").joinpath("page.html.j2").read_text(encoding="utf-8")
+    page = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True).from_string(template)
+    return page.render(**_parts(document), plots=all_plots(document))
+
+
+def to_markdown(document: dict[str, Any]) -> str:
+    """The same tables as Markdown, for a pull request or a README."""
+    parts = _parts(document)
+    lines = [f"# {parts['title']}", ""]
+    for name, said in parts["headlines"].items():
+        lines += [f"**{name}: {', '.join(said)}**", "", *(f"- {what}: {how}" for what, how in said.items()), ""]
+    for title, head, rows in parts["tables"]:
+        lines += [f"## {title}", "", *_markdown_table(head, rows), ""]
+    lines += [*(f"{note}\n" for note in parts["footnotes"]), "## Environment", ""]
+    lines += _markdown_table(["", ""], parts["environment"])
+    lines += ["", *(f"- {note}" for note in document["notes"])]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def headlines(document: dict[str, Any]) -> dict[str, dict[str, str]]:
+    """Small network -> what is said first of it -> how that was measured."""
+    return {n["name"]: headline(document, n["name"]) for n in smalls_of(document)}
+
+
+def _markdown_table(head: Row, rows: list[Row]) -> list[str]:
+    def line(cells: Row) -> str:
+        return f"| {' | '.join(cell.replace('|', '/') for cell in cells)} |"
+
+    return [line(head), line(["---"] + ["---:"] * (len(head) - 1)), *map(line, rows)]
+
+
+def _parts(document: dict[str, Any]) -> dict[str, Any]:
+    """What every rendering shows, as text."""
+    smalls = smalls_of(document)
+    papers = list(_paper_table(document))
+    return {
+        "title": f"{dense_of(document)['name']} against {', '.join(n['name'] for n in smalls)}",
+        "headlines": headlines(document),
+        "tables": [
+            ("Sizes", *_sizes(document)),
+            ("Times", *_times(document)),
+            *([("Peak memory", *_memory(document))] if document["memory"] else []),
+            *([("Beside the paper", *papers)] if papers else []),
+        ],
+        "footnotes": _footnotes(document, bool(papers)),
+        "environment": _environment(document),
+        "notes": document["notes"],
+    }
+
+
+def _sizes(document: dict[str, Any]) -> tuple[Row, list[Row]]:
+    """Everything that needs no clock: a row for each quantity, a column for each network."""
+    networks = document["networks"]
+    quantities: list[tuple[str, Callable[[dict[str, Any]], Any]]] = [
+        ("nodes", lambda n: n.get("nodes")),
+        ("MACs of one sample", lambda n: n["macs"]["total"]),
+        ("FLOPs of one sample (2 x MACs)", lambda n: 2 * n["macs"]["total"]),
+        ("training FLOPs of one sample, forward and backward", lambda n: _twice(n.get("training_macs"))),
+        ("MACs by fvcore, convolutions and linear layers", lambda n: n.get("macs_by_fvcore")),
+        ("MACs by thop, convolutions and linear layers", lambda n: n.get("macs_by_thop")),
+        ("parameters", lambda n: n.get("parameters")),
+        ("conv and linear weights", lambda n: n.get("weights")),
+        ("bytes of the file", lambda n: n["bytes"]),
+        ("bytes of all tensors", lambda n: n.get("tensor_bytes")),
+        ("CSR estimate, 2 index bits", lambda n: n.get("csr_bytes", {}).get("2")),
+        ("CSR estimate, 4 index bits", lambda n: n.get("csr_bytes", {}).get("4")),
+        ("CSR estimate, 8 index bits", lambda n: n.get("csr_bytes", {}).get("8")),
+        ("CSR as stored, int32 indices", lambda n: n.get("csr_bytes", {}).get("int32")),
+    ]
+    rows = []
+    for label, of in quantities:
+        values = [of(n) for n in networks]
+        if any(isinstance(v, int) for v in values):
+            rows.append([label, *_with_ratios(values)])
+    rows.append(["node sparsity", "", *(_percent(node_sparsity(document, n)) for n in networks[1:])])
+    if any(n["quality"] for n in networks):
+        counted = next(n["quality"]["samples"] for n in networks if n["quality"])
+        accuracies = [(n["quality"] or {}).get("accuracy") for n in networks]
+        if any(a is not None for a in accuracies):
+            rows.append([f"accuracy on {counted:,} samples", *map(_percent, accuracies)])
+        losses = [f"{n['quality']['loss']:.4g}" if n["quality"] else "-" for n in networks]
+        rows.append([f"loss on {counted:,} samples ({document['loss']})", *losses])
+    return ["", *(n["name"] for n in networks)], rows
+
+
+def _twice(value: Any) -> int | None:
+    return 2 * value if isinstance(value, int) else None
+
+
+def _with_ratios(values: list[Any]) -> Row:
+    """The dense value, then each small one with dense / small."""
+    dense = values[0]
+    cells = [f"{v:,}" if isinstance(v, int) else "-" for v in values]
+    for number, value in enumerate(values[1:], 1):
+        if isinstance(dense, int) and isinstance(value, int) and value:
+            cells[number] += f" ({times(dense / value)})"
+    return cells
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2%}"
+
+
+def _times(document: dict[str, Any]) -> tuple[Row, list[Row]]:
+    """Every run: medians, quartiles, the speed-up and how much of the saved operations it realises."""
+    head = ["run", "network", "dense, ms", "small, ms", "speed-up", "MAC reduction", "realised efficiency"]
+    rows = []
+    for c in comparisons(document):
+        run = f"{c.what.replace('_', ' ')}, {ENGINE_NAMES[c.engine]}, batch {c.batch}"
+        if c.failed:
+            rows.append([run, c.network, _milliseconds(c.dense), _milliseconds(c.small), c.failed, "", ""])
+            continue
+        speed = f"{times(c.ratio)} ({times(c.low)} to {times(c.high)})" if c.significant else "not significant"
+        realised = f"{efficiency(document, c):.2f}" if c.significant else "-"
+        reduction = times(mac_reduction(document, c.network))
+        rows.append([run, c.network, _milliseconds(c.dense), _milliseconds(c.small), speed, reduction, realised])
+    return head, rows
+
+
+def _milliseconds(spread: tuple[float, float, float] | None) -> str:
+    if spread is None:
+        return "-"
+    low, median, high = (f"{1000 * v:.4g}" for v in spread)
+    return f"{median} ({low} to {high})"
+
+
+def _memory(document: dict[str, Any]) -> tuple[Row, list[Row]]:
+    """Peak memory of every run."""
+    on_gpu = any("allocated" in m for m in document["memory"])
+    head = ["run", "network", *(("allocated, MiB", "reserved, MiB") if on_gpu else ("peak, MiB", "above the libraries, MiB"))]
+    rows = []
+    for m in document["memory"]:
+        run = f"{m['what'].replace('_', ' ')}, {ENGINE_NAMES[m['engine']]}, batch {m['batch']}"
+        if m["failed"]:
+            values = [m["failed"], ""]
+        elif on_gpu:
+            values = [_mib(m["allocated"]), _mib(m["reserved"])]
+        else:
+            values = [_mib(m["peak"]), _mib(m["peak"] - m["baseline"])]
+        rows.append([run, m["network"], *values])
+    return head, rows
+
+
+def _mib(size: int) -> str:
+    return f"{size / 2**20:,.1f}"
+
+
+def _paper_table(document: dict[str, Any]) -> Iterator[Any]:
+    """Head and rows, or nothing."""
+    found = list(paper_rows(document))
+    if not found:
+        return
+    yield [
+        "network", "method", "nodes removed", "weights removed", "FLOPs, inference", "time, inference", "time, training",
+        "file *",
+    ]  # fmt: skip
+    rows = []
+    for small in {id(s): s for s, _ in found}.values():
+        dense, sparsity = dense_of(document), node_sparsity(document, small)
+        best = {c.what: times(c.ratio) if c.significant else "not significant" for c in comparisons(document)
+                if c.network == small["name"] and not c.failed and c.engine == "torch"}  # fmt: skip
+        rows.append([
+            small["name"], "ours", _percent(sparsity), _percent(1 - small["weights"] / dense["weights"]),
+            times(mac_reduction(document, small["name"])), best.get("inference", "-"), best.get("train_step", "-"),
+            times(dense["bytes"] / small["bytes"]),
+        ])  # fmt: skip
+    for row in {json.dumps(r): r for _, r in found}.values():
+        rows.append([
+            f"{row['network']}, {row['data']}, {row['table']}", row["method"], f"{row['node_sparsity']}%",
+            f"{row['weight_sparsity']}%", f"{row['flops_inference_x']}x", f"{row['time_inference_x']}x",
+            f"{row['time_train_x']}x", f"{times(disk_meant(row))} (printed {row['disk_x_as_printed']:,.0f})",
+        ])  # fmt: skip
+    yield rows
+
+
+def _footnotes(document: dict[str, Any], with_paper: bool) -> list[str]:
+    uncounted = {n["name"]: n["macs"]["uncounted"] for n in document["networks"] if n["macs"]["uncounted"]}
+    notes = [
+        "Times are medians with quartiles; dense and small ran in turn. A speed-up is marked as not significant where the "
+        "quartiles of the two overlap. Realised efficiency = speed-up / MAC reduction.",
+        "A MAC is one multiply-add of a convolution, a linear layer, an attention or a recurrent cell; norms are not in it.",
+    ]
+    notes += [
+        f"{name}: these operators may multiply and nobody counted them: {', '.join(ops)}." for name, ops in uncounted.items()
+    ]
+    if with_paper:
+        notes.append(
+            f"* {paper()['source']}. Its Disk column in Table 4 prints 10^(ln r) for the ratio r: "
+            "all 12 rows fit their weight sparsity so; shown is r. Our file is the network as stored, not in CSR."
+        )
+    return notes
+
+
+def _environment(document: dict[str, Any]) -> list[Row]:
+    e = document["environment"]
+    packages = ", ".join(f"{name} {version}" for name, version in e["packages"].items())
+    return [
+        ["processor", f"{e['processor']}, {e['threads']} threads of {e['cores']} cores"],
+        ["device", f"{e['device']}, TF32 {'on' if e['tf32'] else 'off'}"],
+        ["system", f"{e['system']}, Python {e['python']}"],
+        ["packages", packages],
+        ["data", f"{document['data']}, seed {document['seed']}, {document['rounds']} rounds"],
+        ["commit", str(e["commit"])],
+    ]
