@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from compressor.data import Arrays, Batches, Images, Preprocessing, Samples, open_data
 from compressor.errors import BadInput, WrongUsage, first_line
 from compressor.inputs import Inputs, as_inputs, each, several, suited, tensors
+from compressor.named import is_named
 from compressor.objective import Batch, inputs_of
 from compressor.state import origin_of, outputs_of
 from compressor.types import InputSpec, Origin
@@ -50,6 +51,8 @@ def source_for(
     """
     origin = origin_of(model) or Origin(None, {})
     name = named or origin.data
+    if named is None and origin.data is not None and is_named(origin.data):
+        raise BadInput(f"its data is made by code; if you trust it, name it: --data {origin.data}")
     if name in (None, "synthetic"):
         return _noise(model, _known(origin), loss, count, batch_size, seed, proof_samples)
     try:

@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 from compressor.errors import BadInput, first_line
+from compressor.intact import made_intact
 from compressor.quiet import quiet
 
 NETWORKS = (
@@ -32,7 +33,10 @@ NETWORKS = (
 )
 """Packages whose `nn.Module` classes may be named by a file."""
 
-NEVER = ("torch.nn.parallel.distributed", "torch.nn.quantized", "torch.nn.intrinsic", "torch.nn.qat")
+NEVER = (
+    "torch.nn.parallel.distributed", "torch.nn.quantized", "torch.nn.intrinsic", "torch.nn.qat",
+    "timm.models._features_fx", "timm.layers._fx", "torchvision.models.feature_extraction",
+)  # fmt: skip
 
 HELPERS = frozenset(
     [
@@ -77,9 +81,14 @@ def read(path: Path, *, trust: bool = False) -> Any:
         names = sorted({name for content in pickles for name in _names(content)})
         allowed = [] if trust else _allowed(path, names)
         with quiet(), torch.serialization.safe_globals(allowed):
-            return torch.load(path, map_location="cpu", weights_only=not trust, mmap=is_zip)
+            content = torch.load(path, map_location="cpu", weights_only=not trust, mmap=is_zip)
     except BadInput:
         raise
+    except _Called as error:
+        raise BadInput(
+            f"{path}: refused, because its pickle calls {error}; save a state dict instead, or, if you trust the file, "
+            "--trust-pickle"
+        ) from error
     except MemoryError as error:
         raise BadInput(f"{path}: damaged checkpoint, or larger than this machine's memory") from error
     except Exception as error:  # damage may provoke anything in the readers
@@ -87,6 +96,31 @@ def read(path: Path, *, trust: bool = False) -> Any:
             way = "save its state dict, save it again with a newer torch, or, if you trust the file, --trust-pickle"
             raise BadInput(f"{path}: a whole network in the format of before torch 1.6; {way}") from error
         raise BadInput(f"{path}: damaged checkpoint ({_cause(error)})") from error
+    try:
+        return made_intact(content, lambda value: value.real if isinstance(value, _Shell) else value)
+    except BadInput as error:
+        raise BadInput(f"{path}: {error}") from error
+
+
+class _Called(Exception):
+    """A pickle calls the constructor of a network's class."""
+
+
+class _Shell(type):
+    """Stands in for a network's class while a file is read: constructors are code, and some compile what they are given.
+
+    A pickle may make an empty instance of the class and fill it, which is how networks are saved, but it cannot call it.
+    """
+
+    real: type[nn.Module]
+
+    def __call__(cls, *_: Any, **__: Any) -> Any:
+        raise _Called(f"{cls.real.__module__}.{cls.real.__qualname__}")
+
+    @classmethod
+    def around(cls, real: type[nn.Module]) -> _Shell:
+        """The stand-in for a class."""
+        return cls(real.__qualname__, (), {"real": real, "__new__": lambda _: real.__new__(real)})
 
 
 def _cause(error: Exception) -> str:
@@ -168,8 +202,19 @@ def _allowed(path: Path, names: list[str]) -> list[Any]:
             f"{path}: refused without running it, because its pickle names {listed}; "
             "save a state dict instead, or, if you trust the file, --trust-pickle"
         )
-    scalars = [getattr(np.dtypes, name) for name in np.dtypes.__all__] if "numpy.dtype" in found else []  # what it makes
-    return [*((value, name) for name, value in found.items()), *scalars]
+    allowed: list[Any] = list(PLAIN_NUMBERS) if "numpy.dtype" in found else []  # what it makes
+    for name, value in found.items():
+        if isinstance(value, type) and issubclass(value, nn.Module):
+            allowed += [(_Shell.around(value), name), (value, f"<{name}>")]  # the second: so that instances may be filled
+        else:
+            allowed.append((value, name))
+    return allowed
+
+
+PLAIN_NUMBERS = tuple(
+    {type(np.dtype(kind)) for kind in "?bBhHiIlLqQefdgFDG"}  # not of objects: filled from a file, their bytes are pointers
+)
+"""NumPy's types of numbers."""
 
 
 def _known_to_torch(name: str) -> bool:
@@ -200,6 +245,8 @@ def _resolved(path: Path, name: str) -> Any:
     if name in HELPERS:
         return value
     is_class = isinstance(value, type) and issubclass(value, nn.Module)
+    if is_class and issubclass(value, (torch.fx.GraphModule, torch.jit.ScriptModule)):
+        return None  # they compile what they are filled with
     return value if is_class and f"{value.__module__}.{value.__qualname__}" == name else None  # no alias for something else
 
 

@@ -16,7 +16,7 @@ SOURCES = [*sorted(p for folder in FOLDERS for p in (ROOT / folder).rglob("*.py"
 LEVELS = (
     {"compressor.errors", "compressor.quiet"},
     {"compressor.types", "compressor.equivalence", "compressor.files", "compressor.environment"},
-    {"compressor.named", "compressor.inputs"},
+    {"compressor.named", "compressor.inputs", "compressor.intact"},
     {"compressor.state"},
     {"compressor.objective", "compressor.precision", "compressor.unpickle",
      "compressor.schedule", "compressor.fast", "compressor.surgery", "compressor.networks",

@@ -12,6 +12,7 @@ from torch import nn
 
 from compressor import compress, load, networks, save
 from compressor.errors import BadInput, CompressError, WrongUsage
+from compressor.source import source_for
 from compressor.state import origin_of
 from compressor.types import InputSpec
 
@@ -240,3 +241,16 @@ def test_a_header_cannot_run_code(dense: nn.Module, tmp_path: Path) -> None:
         with pytest.raises(CompressError):
             load(tmp_path / "x.pt")
     assert not (tmp_path / "trace").exists()
+
+
+def test_a_header_cannot_name_code_as_its_data(tmp_path: Path, monkeypatch) -> None:
+    (tmp_path / "evilmod.py").write_text(f"def go():\n    open({str(tmp_path / 'trace')!r}, 'w')\n    return []\n")
+    monkeypatch.chdir(tmp_path)
+    for data in ("evilmod:go", f"{tmp_path}/evilmod.py:go", "os:getcwd"):
+        model = networks.build("lenet5", data=data)
+        with pytest.raises(BadInput, match="its data is made by code; if you trust it, name it: --data"):
+            source_for(model, None)
+    assert not (tmp_path / "trace").exists()
+    with pytest.raises(BadInput, match="yields no batch"):
+        source_for(model, "evilmod:go")
+    assert (tmp_path / "trace").exists()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import collections
+import contextlib
 import functools
 import os
 import pickle
@@ -239,3 +240,108 @@ def test_mutated_files_end_in_one_line(legacy: bool, tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr[-2000:]
     assert int(done.stdout.split()[-1]) > 200
+
+
+class OfDtype:
+    """Unpickles as NumPy's type of objects, told that it holds plain bytes."""
+
+    def __reduce__(self):
+        return np.dtype, ("O8", False, True), (3, "|", None, None, None, -1, -1, 1)
+
+
+class OfPointers:
+    """Unpickles as an array of one object, at an address that the file gives."""
+
+    def __reduce__(self):
+        return np._core.multiarray._reconstruct, (np.ndarray, (0,), b"b"), (1, (1,), OfDtype(), False, b"A" * 8)
+
+
+def test_bytes_never_become_pointers(tmp_path: Path) -> None:
+    torch.save({"state_dict": {"w": torch.zeros(2)}, "x": OfPointers()}, tmp_path / "evil.pt")
+    code = "import sys; from compressor.unpickle import read; from pathlib import Path; print(read(Path(sys.argv[1])))"
+    done = subprocess.run([sys.executable, "-c", code, tmp_path / "evil.pt"], capture_output=True, text=True)
+    assert done.returncode == 1, done.stderr
+    assert "BadInput" in done.stderr
+
+
+def test_a_pickle_never_calls_a_constructor(tmp_path: Path) -> None:
+    """Constructors are code: some compile what they are given."""
+    torch.save({"net": Call(nn.Linear, 2, 3)}, tmp_path / "evil.pt")
+    with pytest.raises(BadInput, match=r"refused, because its pickle calls torch\.nn\.modules\.linear\.Linear"):
+        read(tmp_path / "evil.pt")
+
+
+@pytest.mark.parametrize(
+    "name", ["timm.models._features_fx.GraphExtractNet", "torchvision.models.feature_extraction.DualGraphModule"]
+)
+def test_networks_that_compile_what_they_hold_are_refused(name: str, tmp_path: Path) -> None:
+    module, _, attribute = name.rpartition(".")
+    with_pickle(tmp_path / "evil.pt", f"\x80\x02c{module}\n{attribute}\n)\x81.".encode("latin1"))
+    with pytest.raises(BadInput, match=f"its pickle names {name}"):
+        read(tmp_path / "evil.pt")
+
+
+INJECTED = 'training"), getattr(__import__("os"), "system")("touch {}"), getattr(self, "training'
+
+
+def named_as_code(place: str, trace: Path) -> nn.Module:
+    """A network one of whose names is code, for generators that write names into code as they are."""
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten(), nn.Linear(8 * 36, 2))
+    name = INJECTED.format(trace)
+    if place == "attribute":
+        model[0].__dict__[name] = model[0].weight
+    else:
+        held = model._modules if place == "_modules" else model[0].__dict__[place]
+        held[name] = {"_modules": nn.ReLU(), "_parameters": nn.Parameter(torch.zeros(1)), "_buffers": torch.zeros(1)}[place]
+    return model
+
+
+@pytest.mark.parametrize("place", ["_modules", "_parameters", "_buffers", "attribute"])
+def test_names_that_are_code_reach_no_generator(place: str, tmp_path: Path) -> None:
+    torch.save(named_as_code(place, tmp_path / "trace"), tmp_path / "evil.pt")
+    with pytest.raises(BadInput, match=r"damaged network: \w+ (holds something under the name|has an attribute whose name)"):
+        read(tmp_path / "evil.pt")
+    assert not (tmp_path / "trace").exists()
+
+
+def test_the_injection_is_live(tmp_path: Path) -> None:
+    """torch writes a parameter's name into an exported program's code as it is: else the test above would prove nothing."""
+    model = named_as_code("_parameters", tmp_path / "trace")
+    program = torch.export.export(model.eval(), (torch.randn(2, 3, 8, 8),))
+    torch.export.save(program, tmp_path / "evil.pt2")
+    with contextlib.suppress(Exception):
+        torch.export.load(tmp_path / "evil.pt2").module()(torch.randn(2, 3, 8, 8))
+    assert (tmp_path / "trace").exists()
+
+
+def broken(change) -> nn.Module:
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))
+    change(model)
+    return model
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda m: m._modules.update(again=m), "something in it holds itself"),
+        (lambda m: m._modules.update(child=3), "is a int, not a Module"),
+        (lambda m: m[0]._parameters.update(weight="w"), "is a str, not a Tensor"),
+        (lambda m: m[0].__dict__.pop("_buffers"), "Linear has no _buffers"),
+        (lambda m: m.__dict__.update(train=1), "has a method train of its own"),
+        (lambda m: m.__dict__.update(training=2), "neither in train nor in eval mode"),
+    ],
+)
+def test_a_network_that_no_constructor_makes(change, words: str, tmp_path: Path) -> None:
+    torch.save(broken(change), tmp_path / "broken.pt")
+    with pytest.raises(BadInput, match=words):
+        read(tmp_path / "broken.pt")
+
+
+def test_classes_that_a_network_remembers_come_back(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Linear(2, 2))
+    model.norm, model.made = nn.BatchNorm2d, [functools.partial(nn.LayerNorm, eps=1e-3), (nn.ReLU,)]
+    torch.save(model, tmp_path / "net.pt")
+    found = read(tmp_path / "net.pt")
+    assert found.norm is nn.BatchNorm2d
+    assert found.made[0].func is nn.LayerNorm
+    assert found.made[1] == (nn.ReLU,)
