@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from compressor.source import Source
 
 PROOF_SAMPLES = 64
+SEED = click.IntRange(0, 2**32 - 1)
 
 
 class Commands(click.Group):
@@ -93,8 +94,8 @@ def _shared_options(command: Callable[..., None]) -> Callable[..., None]:
     for decorate in (
         click.option("--quiet", is_flag=True, help="print nothing but errors"),
         click.option("--json", "as_json", is_flag=True, help="print the report as JSON on stdout"),
-        click.option("--seed", default=0, show_default=True, help="of all random draws"),
-        click.option("--threads", type=click.IntRange(1), help="threads of torch; all cores by default"),
+        click.option("--seed", default=0, show_default=True, type=SEED, help="of all random draws"),
+        click.option("--threads", type=click.IntRange(1, 1024), help="threads of torch; all cores by default"),
         click.option("--device", default="cpu", show_default=True, help="cpu or cuda"),
         click.option("--std", metavar="X[,X...]", callback=_numbers, help="images are divided by it; per channel or one"),
         click.option("--mean", metavar="X[,X...]", callback=_numbers, help="is taken off images in [0, 1] first"),
@@ -113,7 +114,7 @@ def _shared_options(command: Callable[..., None]) -> Callable[..., None]:
 @click.option("--data", default="digits", show_default=True, metavar="DATA", help="data set that the checkpoint remembers")
 @click.option("--mean", metavar="X[,X...]", callback=_numbers, help="normalisation of images that the checkpoint remembers")
 @click.option("--std", metavar="X[,X...]", callback=_numbers, help="see --mean")
-@click.option("--seed", default=0, show_default=True, help="of the initialisation")
+@click.option("--seed", default=0, show_default=True, type=SEED, help="of the initialisation")
 def new(
     name: str, output: Path, image_size: int | None, in_channels: int | None, classes: int | None, data: str,
     mean: tuple[float, ...] | None, std: tuple[float, ...] | None, seed: int,
@@ -166,6 +167,8 @@ def verify(
     from exporters.equivalence import check_equivalence
 
     _prepare(device, threads)
+    if tolerance is not None and tolerance != tolerance:
+        raise WrongUsage("--tolerance: nan is no number")
     pair = [_opened(path, mean, std, **model_options) for path in (a, b)]
     inputs, remarks = _inputs_for(pair, data, samples, seed, model_options["inputs"])
     what = f"{a.name} = {b.name}"
@@ -282,28 +285,31 @@ def report(document: Path, outputs: tuple[Path, ...]) -> None:
 )  # fmt: skip
 @click.option("--report", type=click.Path(path_type=Path), help="write the report as JSON")
 @click.option("--opset", type=click.IntRange(1), help="of .onnx files; the exporter's own choice by default")
+@_loss_option
 @_model_options
 @_shared_options
 def apply(
-    plan: Path, model: Path, outputs: tuple[Path, ...], report: Path | None, opset: int | None, data: str | None, device: str,
-    threads: int | None, seed: int, as_json: bool, quiet: bool, mean: tuple[float, ...] | None,
+    plan: Path, model: Path, outputs: tuple[Path, ...], report: Path | None, opset: int | None, loss: str, data: str | None,
+    device: str, threads: int | None, seed: int, as_json: bool, quiet: bool, mean: tuple[float, ...] | None,
     std: tuple[float, ...] | None, **model_options: Any,
 ) -> None:  # fmt: skip
     """Replay PLAN on MODEL, other weights of the architecture that it was made for."""
     _check_targets((plan, model), outputs, report, None)
     _prepare(device, threads)
 
+    from compressor.objective import loss_named
     from compressor.pipeline import replay
     from compressor.source import source_for
     from compressor.types import Plan
 
+    loss_named(loss)
     decided = _read(plan, Plan.from_json)
     dense = _load(model, mean, std, **model_options).to(device)
-    source = source_for(dense, data, seed=seed)
+    source = source_for(dense, data, loss=loss, seed=seed)
     with _progress(quiet) as progress:
         result = replay(decided, dense, source.inputs, progress)
-        document = _finish(dense, result, source, "cross-entropy", model, outputs, opset, device, seed, progress)
-    _tell(document, report, as_json, quiet)
+        document = _finish(dense, result, source, loss, model, outputs, report, None, opset, device, seed, progress)
+    _tell(document, as_json, quiet)
 
 
 def _method_command(name: str) -> click.Command:
@@ -331,7 +337,13 @@ def _method_command(name: str) -> click.Command:
 @click.option("--opset", type=click.IntRange(1), help="of .onnx files; the exporter's own choice by default")
 @_loss_option
 @click.option("--samples", default=2560, show_default=True, type=click.IntRange(1), help="scored at each event")
-@click.option("--batch-size", default=64, show_default=True, type=click.IntRange(1), help="samples of a micro-batch")
+@click.option(
+    "--batch-size",
+    default=64,
+    show_default=True,
+    type=click.IntRange(1),
+    help="samples of a micro-batch; data from file.py has its own",
+)
 @click.option("--floor", default=1, show_default=True, type=click.IntRange(1), help="nodes that every group keeps")
 @click.option("--calibrate-bn", is_flag=True, help="first give batch norms the statistics of the data")
 @_model_options
@@ -369,37 +381,43 @@ def _prune(
             dense, name, source.train, sparsity, loss=loss, floor=floor, seed=seed, calibrate_bn=calibrate_bn,
             example_inputs=source.inputs, progress=progress, **options,
         )  # fmt: skip
-        document = _finish(dense, result, source, loss, model, outputs, opset, device, seed, progress)
-    if plan is not None:
-        _write_text(plan, result.plan.to_json())
-    _tell(document, report, as_json, quiet)
+        document = _finish(dense, result, source, loss, model, outputs, report, plan, opset, device, seed, progress)
+    _tell(document, as_json, quiet)
 
 
 def _finish(
-    dense: nn.Module, result: Result, source: Source, loss: str, model: Path, outputs: tuple[Path, ...], opset: int | None,
-    device: str, seed: int, progress: Progress,
+    dense: nn.Module, result: Result, source: Source, loss: str, model: Path, outputs: tuple[Path, ...], report: Path | None,
+    plan: Path | None, opset: int | None, device: str, seed: int, progress: Progress,
 ) -> dict[str, Any]:  # fmt: skip
-    """Export what came out, prove the files, see how well it does; the report."""
+    """See how well it does, export what came out and prove the files; all of them appear, with the report, or none."""
     import exporters
     from benchmarks.report import make_document
+    from compressor.files import staged
     from compressor.objective import Objective, evaluate, loss_named
 
-    progress("exporting and proving", 0, 0)
-    providers = ("cpu", "cuda") if device.startswith("cuda") else ("cpu",)
-    proofs = exporters.export(result.model, *outputs, example_inputs=source.inputs, providers=providers, opset=opset)
     qualities = None
     if source.test is not None:
         progress("evaluating", 0, 0)
         objective = Objective(source.test, loss_named(loss), device=device)
         qualities = [evaluate(m, objective) for m in (dense, result.model)]
-    return make_document(result, proofs, qualities, (model, *outputs), source.name, list(source.remarks), device, seed)
+    progress("exporting and proving", 0, 0)
+    providers = ("cpu", "cuda") if device.startswith("cuda") else ("cpu",)
+    told = [path for path in (report, plan) if path is not None]
+    with (
+        exporters.exporting(result.model, *outputs, example_inputs=source.inputs, providers=providers, opset=opset) as written,
+        staged(*told) as texts,
+    ):
+        sizes = {model: model.stat().st_size, **written.sizes}
+        document = make_document(result, written.proofs, qualities, sizes, source.name, list(source.remarks), device, seed)
+        contents = {report: json.dumps(document, indent=1), plan: result.plan.to_json()}
+        for target, text in zip(told, texts, strict=True):
+            text.write_text(contents[target] + "\n", encoding="utf-8")
+    return document
 
 
-def _tell(document: dict[str, Any], report: Path | None, as_json: bool, quiet: bool) -> None:
+def _tell(document: dict[str, Any], as_json: bool, quiet: bool) -> None:
     from benchmarks.report import show as show_report
 
-    if report is not None:
-        _write_text(report, json.dumps(document, indent=1))
     if as_json:
         _print_json(document)
     elif not quiet:
@@ -491,8 +509,11 @@ def _prepare(device: str, threads: int | None) -> None:
 
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise MissingEnvironment("no CUDA device here; use --device cpu")
-    if device.partition(":")[0] not in ("cpu", "cuda"):
-        raise WrongUsage(f"--device {device}: choose cpu or cuda")
+    kind, _, number = device.partition(":")
+    if kind not in ("cpu", "cuda") or (number or "0") != str(int(number) if number.isdecimal() else 0):
+        raise WrongUsage(f"--device {device}: choose cpu, cuda or cuda:1")
+    if kind == "cuda" and int(number or 0) >= torch.cuda.device_count():
+        raise MissingEnvironment(f"no device {device} here; there are {torch.cuda.device_count()}")
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False  # its 10 bits would drown a proof
     if threads:
         torch.set_num_threads(threads)
@@ -543,13 +564,6 @@ def _inputs_for(
 
 def _print_json(document: dict[str, Any]) -> None:
     click.echo(json.dumps(document, indent=1))
-
-
-def _write_text(path: Path, text: str) -> None:
-    from compressor.files import staged
-
-    with staged(path) as [temporary]:
-        temporary.write_text(text + "\n", encoding="utf-8")
 
 
 def _write_pages(paths: tuple[Path, ...], document: dict[str, Any]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from compressor.checkpoint import load
 from compressor.errors import BadInput
 from compressor.inputs import Inputs, each, run, samples, suited
 from compressor.objective import Batch, Objective, inputs_of, loss_named, to_device
-from compressor.source import SYNTHETIC, Source, noise_like, source_for
+from compressor.source import NOISE, Source, noise_like, source_for
 from compressor.state import origin_of, outputs_of
 from compressor.types import InputSpec
 from exporters.onnx import Session, input_specs
@@ -143,21 +143,18 @@ def source_of(networks: Sequence[Network], data: str | None, said: Sequence[str]
     modules = [n.module for n in networks if n.module is not None]
     modules.sort(key=lambda m: (origin := origin_of(m)) is None or (origin.data is None, not origin.inputs))
     if modules:
-        source = source_for(modules[0], data, loss=loss, count=BATCH, batch_size=BATCH, seed=seed)
-        return replace(source, remarks=tuple(MEASURED if r == SYNTHETIC else r for r in source.remarks))
+        return source_for(modules[0], data, loss=loss, count=BATCH, batch_size=BATCH, seed=seed)
     if data is not None:
         raise BadInput(f"data {data}: an ONNX file does not say how it takes data; name one .pt or .safetensors beside it")
     specs = tuple(InputSpec.parse(text) for text in said) or input_specs(networks[0].path)
     if any(0 in spec.shape or spec.dtype == "?" for spec in specs):
         raise BadInput(f"{networks[0].path}: its input shape is not known; add --input 3x224x224")
     inputs = noise_like(specs, BATCH, torch.Generator().manual_seed(seed))
-    return Source("synthetic", [(inputs,)], None, inputs, (MEASURED,))
+    return Source("synthetic", [(inputs,)], None, inputs, (NOISE,))
 
 
 BATCH = 64
 """Samples that are drawn; larger batches repeat them."""
-
-MEASURED = "Measured on synthetic noise, for no data was given: name real data with --data."
 
 
 def repeated(batch: Batch, size: int) -> Batch:

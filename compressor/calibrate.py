@@ -12,9 +12,16 @@ from compressor.objective import Objective
 
 
 def is_fresh(model: nn.Module) -> bool:
-    """Whether the network has batch norms and none of them has seen data."""
-    seen = [m.num_batches_tracked for m in model.modules() if isinstance(m, _NormBase) and m.num_batches_tracked is not None]
-    return bool(seen) and not any(bool(n) for n in seen)
+    """Whether the network has batch norms and all of them are as they were made; old files lack the counters."""
+    norms = [m for m in model.modules() if isinstance(m, _NormBase) and m.running_mean is not None]
+    return bool(norms) and all(_untouched(m) for m in norms)
+
+
+def _untouched(norm: _NormBase) -> bool:
+    mean, variance, seen = norm.running_mean, norm.running_var, norm.num_batches_tracked
+    assert mean is not None
+    assert variance is not None
+    return not (seen is not None and bool(seen)) and not bool(mean.any()) and bool((variance == 1).all())
 
 
 def calibrated(model: nn.Module, objective: Objective) -> nn.Module:

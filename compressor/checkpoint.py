@@ -88,7 +88,6 @@ class _Content:
     header: str | None
     state: dict[str, Tensor]
     module: nn.Module | None = None
-    notes: tuple[str, ...] = ()
 
 
 def load(
@@ -125,6 +124,12 @@ def load(
         if path.suffix == ".safetensors"
         else _found_in(unpickle.read(path, trust=trust_pickle), path, key)
     )
+    if content.header is not None and (arguments or key):
+        raise WrongUsage(f"{path}: a checkpoint of this tool, which needs neither --network-arg nor --key; leave them out")
+    if content.module is not None and content.header is None and network is not None:
+        raise WrongUsage(f"{path}: holds a whole network; leave --network out")
+    if arguments and network is None:
+        raise WrongUsage("--network-arg is for the builder that --network names; name it, or leave --network-arg out")
     if content.header is not None:
         model, origin = _ours(content, path, network)
     elif content.module is not None:
@@ -165,9 +170,16 @@ def _foreign(content: _Content, path: Path, network: str | None, arguments: dict
     if network is None:
         for state in _without_prefixes(content.state):
             for name, found in networks.recognised(state):
-                model, origin = networks.unfilled(name, found | arguments)
+                if all(tensor.partition(".")[0].isdigit() for tensor in state):
+                    raise BadInput(
+                        f"{path}: its tensors would fit {name}, but their names say nothing of what lies between them; "
+                        f"if it is that, --network {name}, else --network file.py:factory"
+                    )
+                model, origin = networks.unfilled(name, found)
                 _fill(model, state, path)
-                return model, origin
+                takes = networks.size_text(origin.input_shape)
+                note = f"Recognised by its tensors as {name}, input {takes}; where that is wrong, --network names another."
+                return model, replace(origin, notes=(note,))
         raise BadInput(
             f"{path}: a state dict of {len(content.state)} tensors, which does not say of which network; name its builder: "
             "--network vgg16, torchvision:resnet50, timm:resnet50 or file.py:factory"
@@ -179,13 +191,13 @@ def _foreign(content: _Content, path: Path, network: str | None, arguments: dict
     return model, origin
 
 
-IGNORED = ("n_averaged", "total_ops", "total_params")
+LEFTOVERS = ("n_averaged", "total_ops", "total_params")
 """Entries that averaging and counting tools leave in state dicts."""
 
 
 def _without_prefixes(state: dict[str, Tensor]) -> Iterator[dict[str, Tensor]]:
     """The state dict as it is, and without the prefixes that all its names share: `module.`, `_orig_mod.`, `model.` ..."""
-    state = {name: tensor for name, tensor in state.items() if name.rpartition(".")[2] not in IGNORED}
+    state = {name: tensor for name, tensor in state.items() if name.rpartition(".")[2] not in LEFTOVERS}
     while state:
         yield state
         heads = {name.partition(".")[0] for name in state}

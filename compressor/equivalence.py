@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -53,14 +54,14 @@ class Equivalence:
         return self.needed_tolerance <= self.tolerance and self.agreement in (None, 1.0)
 
     def as_dict(self) -> dict[str, Any]:
-        """For reports."""
+        """For reports; a difference without a number (other shapes, NaN) is None."""
         return {
             "what": self.what,
             "equivalent": bool(self),
-            "max_difference": self.max_difference,
+            "max_difference": self.max_difference if math.isfinite(self.max_difference) else None,
             "output_range": self.output_range,
             "tolerance": self.tolerance,
-            "needed_tolerance": self.needed_tolerance,
+            "needed_tolerance": self.needed_tolerance if math.isfinite(self.needed_tolerance) else None,
             "samples": self.samples,
             "argmax_agreement": self.agreement,
             "samples_with_clear_margin": self.clear_samples,

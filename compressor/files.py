@@ -42,7 +42,8 @@ def check_target(path: Path, suffixes: tuple[str, ...]) -> None:
 def staged(*targets: Path) -> Iterator[list[Path]]:
     """Temporary files beside their targets: all renamed when the body ends well, all removed when it does not.
 
-    Not even a process that is killed leaves them behind: a watcher, which outlives it, removes them.
+    Renames come one after the other; should the system refuse one (a target became a folder), those before it stand. Not
+    even a process that is killed leaves temporary files behind: a watcher, which outlives it, removes them.
 
     Example:
         with staged(Path("small.onnx")) as [temporary]:
@@ -75,7 +76,7 @@ def staged(*targets: Path) -> Iterator[list[Path]]:
 def _removed_after(paths: list[Path]) -> Iterator[None]:
     """The files are gone afterwards, whatever happens to this process: the watcher waits for its end of the pipe to close."""
     watcher = None
-    if shell := shutil.which("sh"):
+    if paths and (shell := shutil.which("sh")):
         script = 'read _; rm -f -- "$@"'
         watcher = subprocess.Popen(
             [shell, "-c", script, "sh", *map(str, paths)],
@@ -113,7 +114,7 @@ PROBE = 1 << 20
 
 
 def _settle(path: Path) -> None:
-    """On disk, and readable as a newly made file would be (mkstemp makes it private)."""
+    """On disk, and readable as a newly made file would be: until now it was private."""
     mask = os.umask(0)
     os.umask(mask)
     os.chmod(path, 0o666 & ~mask)

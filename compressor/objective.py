@@ -87,16 +87,28 @@ def _only(outputs: Any) -> Tensor:
 
 
 def _check_labels(logits: Tensor, target: Tensor) -> None:
-    if target.is_floating_point() or target.dim() == 0 or logits.dim() < 2:
+    if target.is_floating_point():
+        _check_probabilities(logits, target)
+        return
+    if target.dim() == 0 or logits.dim() < 2:
         return
     lowest, highest = int(target.min()), int(target.max())
     if (lowest < 0 and lowest != IGNORED) or highest >= logits.shape[1]:
         raise BadInput(f"labels run from {lowest} to {highest}, the network has {logits.shape[1]} outputs; correct the data")
 
 
+def _check_probabilities(logits: Tensor, target: Tensor) -> None:
+    fit = target.shape == logits.shape and logits.dim() > 1 and bool((target >= 0).all())
+    if not fit or not torch.allclose(target.sum(1), torch.ones((), dtype=target.dtype, device=target.device), atol=1e-3):
+        raise BadInput(
+            f"targets {tuple(target.shape)} are neither class labels nor probabilities of {logits.shape[-1]} classes; "
+            "for regression use --loss mse"
+        )
+
+
 def _alike(values: Tensor, target: Tensor) -> Tensor:
-    """The target in the outputs' precision and, where only a dimension of size 1 differs, in their shape."""
-    if target.shape != values.shape and target.numel() == values.numel() and 1 in values.shape:
+    """The target in the outputs' precision and, where only dimensions of size 1 differ, in their shape."""
+    if [n for n in target.shape if n != 1] == [n for n in values.shape if n != 1]:
         target = target.reshape(values.shape)
     if target.shape != values.shape:  # torch would broadcast, and compare every sample with every other
         raise BadInput(f"targets {tuple(target.shape)} do not fit the network's outputs {tuple(values.shape)}; make them alike")
@@ -147,13 +159,14 @@ class Objective:
         """The batches of one event, on the device.
 
         Raises:
-            BadInput: there are none.
+            BadInput: there are none, or one holds NaN or infinity.
         """
         if self._cache is None and isinstance(self.data, Iterator):
             self._cache = list(self.data)
         empty = True
         for batch in self._cache if self._cache is not None else self.data:
             empty = False
+            check_finite(batch)
             yield to_device(batch, self.device)
         if empty:
             raise BadInput("the data yields no batch; give at least one sample")
@@ -176,7 +189,7 @@ class Objective:
             loss = self.loss(outputs, batch)
         except CompressError:
             raise
-        except Exception as error:  # a loss of the user's own may raise anything
+        except (Exception, SystemExit) as error:  # a loss of the user's own may raise anything, or even exit
             shapes = ", ".join(str(tuple(t.shape)) for t in tensors_in(outputs))
             reason = f"{type(error).__name__}: {first_line(error)}"
             raise BadInput(f"the loss does not fit the network's outputs {shapes} and the data's targets ({reason})") from error
@@ -184,6 +197,16 @@ class Objective:
             got = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
             raise BadInput(f"the loss must be one number per batch, a scalar tensor, not {got}")
         return loss
+
+
+def check_finite(batch: Any) -> None:
+    """Refuse NaN and infinity in a batch, or in inputs.
+
+    Raises:
+        BadInput: there are some.
+    """
+    if not all(bool(torch.isfinite(x).all()) for x in tensors_in(batch) if x.is_floating_point()):
+        raise BadInput("the data holds NaN or infinite values; correct or remove those samples")
 
 
 def to_device(batch: Batch, device: str) -> Batch:

@@ -18,7 +18,7 @@ from compressor.equivalence import Equivalence
 from compressor.errors import BadInput, CompressError, NotEquivalent, UnsupportedNetwork, first_line
 from compressor.inputs import Inputs, as_inputs, precision_of, several
 from compressor.method import Method, make
-from compressor.objective import Batch, Loss, Objective, call, inputs_of, loss_named, suited_batch, to_device
+from compressor.objective import Batch, Loss, Objective, call, check_finite, inputs_of, loss_named, suited_batch, to_device
 from compressor.precision import as_it_came, wide, working_copy
 from compressor.proof import prove, prove_else_freeze, prove_randomised
 from compressor.select import check_reachable, check_sparsity, select
@@ -232,6 +232,8 @@ def replay(plan: Plan, model: nn.Module, example_inputs: Tensor | Inputs, progre
     dense, clock = working_copy(model, inputs), _Clock()
     progress("finding the groups", 0, 0)
     found = find_structure(dense, inputs).freeze(plan.frozen)
+    if {g.name: g.width for g in found.prunable} != dict(plan.widths):
+        raise BadInput("the plan's groups or their widths are not this network's: it is damaged, or of another architecture")
     clock.lap("structure")
     small = shrink(dense, found, plan.kept)
     clock.lap("scoring and removing")
@@ -272,6 +274,7 @@ def _example(objective: Objective, given: Tensor | Inputs | None) -> Inputs:
     """Inputs for tracing and proofs: more than one sample, so that a proof can see the output vary."""
     if given is None:
         return several(wide(inputs_of(next(objective.batches()))))
+    check_finite(given)
     return several(wide(as_inputs(to_device(given, objective.device))))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -12,11 +12,11 @@ from compressor.data import Arrays, Batches, Images, Preprocessing, Samples, ope
 from compressor.errors import BadInput, WrongUsage, first_line
 from compressor.inputs import Inputs, as_inputs, each, several, suited, tensors
 from compressor.named import is_named
-from compressor.objective import Batch, inputs_of
+from compressor.objective import Batch, inputs_of, size_of
 from compressor.state import origin_of, outputs_of
 from compressor.types import InputSpec, Origin
 
-SYNTHETIC = "Scored on synthetic noise, for no data was given: name real data with --data."
+NOISE = "No data was given, so synthetic noise was used: name real data with --data."
 TEST_SAMPLES = 1000
 PROOF_SAMPLES = 64
 
@@ -50,23 +50,36 @@ def source_for(
         BadInput: the data cannot be used, does not fit the network, or the network's input shape is not known.
     """
     origin = origin_of(model) or Origin(None, {})
+    source = _opened(model, origin, named, loss, count, batch_size, seed, proof_samples)
+    return replace(source, remarks=(*origin.notes, *source.remarks))
+
+
+def _opened(
+    model: nn.Module, origin: Origin, named: str | None, loss: str, count: int, batch_size: int, seed: int, few: int
+) -> Source:
     name = named or origin.data
     if named is None and origin.data is not None and is_named(origin.data):
         raise BadInput(f"its data is made by code; if you trust it, name it: --data {origin.data}")
     if name in (None, "synthetic"):
-        return _noise(model, _known(origin), loss, count, batch_size, seed, proof_samples)
+        return _noise(model, _known(origin), loss, count, batch_size, seed, few)
     try:
         data = open_data(name)
     except BadInput as error:
         raise error if named else BadInput(f"{error} (remembered by the checkpoint; name another with --data)") from error
     if isinstance(data, Images):
-        return _of_images(model, data, _known(origin), count, batch_size, seed, proof_samples)
-    return _of_batches(data) if isinstance(data, Batches) else _of_arrays(model, data, count, batch_size, seed, proof_samples)
+        return _of_images(model, data, _known(origin), count, batch_size, seed, few)
+    if isinstance(data, Batches):
+        return _of_batches(data, count)
+    return _of_arrays(model, data, count, batch_size, seed, few)
 
 
 def noise_like(specs: tuple[InputSpec, ...], samples: int, generator: torch.Generator, highest: int = 2) -> Inputs:
     """Random inputs: normal floats, integers below `highest`."""
-    parts = [_random(spec, samples, generator, highest) for spec in specs]
+    try:
+        parts = [_random(spec, samples, generator, highest) for spec in specs]
+    except (RuntimeError, MemoryError, OverflowError) as error:
+        text = ", ".join(map(str, specs))
+        raise BadInput(f"an input of {text} for {samples} samples does not fit in memory ({first_line(error)})") from error
     if all(spec.name for spec in specs):
         return {str(spec.name): part for spec, part in zip(specs, parts, strict=True)}
     return tuple(parts)
@@ -89,6 +102,9 @@ def _known(origin: Origin) -> Origin:
         )
     if len({bool(spec.name) for spec in origin.inputs}) > 1:
         raise WrongUsage("--input: name all inputs or none")
+    names = [spec.name for spec in origin.inputs if spec.name]
+    if len(set(names)) < len(names):
+        raise WrongUsage(f"--input: {max(names, key=names.count)} is named twice")
     return origin
 
 
@@ -130,24 +146,39 @@ def _of_arrays(model: nn.Module, arrays: Arrays, count: int, batch_size: int, se
     return Source(arrays.name, batches, test, inputs, tuple(_fewer(batches.size, count, arrays.name)))
 
 
-def _of_batches(data: Batches) -> Source:
-    """Batches of the user's own; an iterator is kept, so that the first batch can be looked at."""
-    train = list(data.train) if isinstance(data.train, Iterator) else data.train
-    test = list(data.test) if isinstance(data.test, Iterator) else data.test
+def _of_batches(data: Batches, count: int) -> Source:
+    """Batches of the user's own, which may never end; an iterator is kept, so that the first batch can be looked at."""
+    train = _limited(data.train, count)
+    test = None if data.test is None else _limited(data.test, max(TEST_SAMPLES, count))
     first = next(iter(train), None)
-    if first is None:
-        raise BadInput(f"data {data.name}: yields no batch")
+    if first is None or size_of(first) == 0:
+        raise BadInput(f"data {data.name}: yields no batch, or an empty one first")
     return Source(data.name, train, test, each(inputs_of(first), lambda x: x[:PROOF_SAMPLES]))
+
+
+def _limited(batches: Iterable[Batch], count: int) -> Iterable[Batch]:
+    """As many whole batches as hold `count` samples."""
+
+    def taken() -> Iterator[Batch]:
+        left = count
+        for batch in batches:
+            yield batch
+            left -= size_of(batch)
+            if left <= 0:
+                return
+
+    return list(taken()) if isinstance(batches, Iterator) else _Afresh(taken)
 
 
 def _noise(model: nn.Module, origin: Origin, loss: str, count: int, batch_size: int, seed: int, few: int) -> Source:
     inputs = example_of(model, few, seed)
     if ":" in loss:
         raise BadInput("a loss of your own needs data with its targets: --data file.py:factory")
-    batches = Noise(
-        origin.inputs, _vocabulary(model), _outputs(model, several(inputs)).shape[1:], loss, count, batch_size, seed
-    )
-    return Source("synthetic", batches, None, inputs, (SYNTHETIC,))
+    outputs = _outputs(model, several(inputs)).shape[1:]
+    if not outputs and loss not in ("mse", "bce"):
+        raise BadInput(f"the network answers one number, {loss} needs outputs (batch, classes); choose --loss mse or bce")
+    batches = Noise(origin.inputs, _vocabulary(model), outputs, loss, count, batch_size, seed)
+    return Source("synthetic", batches, None, inputs, (NOISE,))
 
 
 @dataclass
@@ -214,12 +245,15 @@ def _outputs(model: nn.Module, inputs: Inputs) -> Tensor:
     """
     few = suited(model, several(as_inputs(inputs)))
     try:
-        return outputs_of(model, few)[0]
+        found = outputs_of(model, few)
     except Exception as error:  # whatever the network's own code raises
         shapes = ", ".join(str(tuple(x.shape)) for x in tensors(few))
         raise BadInput(
             f"the network does not run in eval mode on inputs {shapes}: {first_line(error)}; give other data or --input"
         ) from error
+    if not found:
+        raise BadInput("the network returns no tensor; wrap it in one that does")
+    return found[0]
 
 
 def _fewer(size: int, count: int, name: str) -> list[str]:

@@ -414,6 +414,7 @@ class Origin:
         data: name or path of the data set it belongs to; None for none.
         plan: what was removed since it was built.
         preprocessing: mean and standard deviation that images are normalised with, where they were chosen.
+        notes: sentences about how the file was read; they are not saved.
     """
 
     network: str | None
@@ -422,6 +423,7 @@ class Origin:
     data: str | None = None
     plan: Plan | None = None
     preprocessing: Mapping[str, Any] | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def input_shape(self) -> tuple[int, ...]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 from torch import nn
 
@@ -18,7 +19,7 @@ from compressor.inputs import Inputs, as_inputs, each
 from compressor.state import origin_of
 from exporters.equivalence import check_equivalence
 
-__all__ = ["SUFFIXES", "check_equivalence", "export"]
+__all__ = ["SUFFIXES", "check_equivalence", "export", "exporting"]
 
 SCALES = (1, 100, 10_000)
 """Factors on the inputs of a proof, tried in turn until the output depends on them."""
@@ -46,16 +47,36 @@ def export(
         UnsupportedNetwork: a format cannot hold the network.
         BadInput: a target cannot be written.
     """
+    with exporting(model, *paths, example_inputs=example_inputs, providers=providers, opset=opset) as written:
+        return written.proofs
+
+
+class Written(NamedTuple):
+    """What was written and will appear: the proofs, and the bytes of each target."""
+
+    proofs: list[Equivalence]
+    sizes: dict[Path, int]
+
+
+@contextmanager
+def exporting(
+    model: nn.Module,
+    *paths: str | Path,
+    example_inputs: Inputs,
+    providers: tuple[str, ...] = ("cpu",),
+    opset: int | None = None,
+) -> Iterator[Written]:
+    """What `export` does, for who has more to write: the files appear when the body ends well, none when it does not."""
     targets = [Path(path) for path in paths]
     for target in targets:
         check_target(target, SUFFIXES)
-    example_inputs = as_inputs(example_inputs)
+    inputs = as_inputs(example_inputs)
     proofs: list[Equivalence] = []
     with staged(*targets) as temporary:
         for path, target in zip(temporary, targets, strict=True):
             with named_as(path, target):
-                proofs += _written(model, path, target, example_inputs, providers, opset)
-    return proofs
+                proofs += _written(model, path, target, inputs, providers, opset)
+        yield Written(proofs, {t: path.stat().st_size for path, t in zip(temporary, targets, strict=True)})
 
 
 def _written(

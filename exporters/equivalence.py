@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from compressor.checkpoint import load
 from compressor.equivalence import TORCH_TOLERANCE, Equivalence
+from compressor.errors import BadInput, CompressError, first_line
 from compressor.inputs import Inputs, as_inputs, each, precision_of, samples, suited
 from compressor.state import outputs_of
 
@@ -56,8 +57,10 @@ def check_equivalence(
     count = max(sum(BATCHES), samples(inputs))
     rows = torch.arange(count) % samples(inputs)
     spread = each(inputs, lambda x: x[rows.to(x.device)])
-    reference, candidate = (_in_batches(run, spread) for run, _ in compared)
-    return Equivalence.of(what or f"{_name(a)} = {_name(b)}", reference, candidate, tolerance)
+    what = what or f"{_name(a)} = {_name(b)}"
+    labels = [f"{what}: {_name(n)}" for n in (a, b)]
+    reference, candidate = (_in_batches(run, spread, label) for (run, _), label in zip(compared, labels, strict=True))
+    return Equivalence.of(what, reference, candidate, tolerance)
 
 
 def _opened(network: Network, provider: str) -> tuple[Runner, float]:
@@ -82,12 +85,17 @@ def _opened(network: Network, provider: str) -> tuple[Runner, float]:
     return _opened(load(path), provider)
 
 
-def _in_batches(run: Runner, inputs: Inputs) -> list[Tensor]:
+def _in_batches(run: Runner, inputs: Inputs, name: str) -> list[Tensor]:
     sizes = list(BATCHES)
     while (left := samples(inputs) - sum(sizes)) > 0:
         sizes.append(min(BATCHES[-1], left))
     starts = [sum(sizes[:n]) for n in range(len(sizes))]
-    parts = [run(each(inputs, operator.itemgetter(slice(a, a + size)))) for a, size in zip(starts, sizes, strict=True)]
+    try:
+        parts = [run(each(inputs, operator.itemgetter(slice(a, a + size)))) for a, size in zip(starts, sizes, strict=True)]
+    except CompressError:
+        raise
+    except Exception as error:  # the network's code or the runtime may raise anything
+        raise BadInput(f"{name}: does not run on the inputs: {first_line(error)}") from error
     return [torch.cat([torch.atleast_1d(part[n].cpu()) for part in parts]) for n in range(len(parts[0]))]
 
 

@@ -205,7 +205,7 @@ def test_bad_targets_and_data(folder: Path, tmp_path: Path) -> None:
         (("-o", tmp_path / "x.onnx", "--data", tmp_path / "empty"), 1, "is empty"),
         (("-o", tmp_path / "x.onnx", "--data", tmp_path / "nowhere"), 1, "no such folder"),
         (("-o", tmp_path / "x.onnx", "--loss", "hinge"), 2, "no loss"),
-        (("-o", tmp_path / "x.onnx", "--device", "tpu"), 2, "choose cpu or cuda"),
+        (("-o", tmp_path / "x.onnx", "--device", "tpu"), 2, "choose cpu, cuda"),
         (("-o", tmp_path / "x.onnx", "--report", tmp_path / "r.txt"), 2, "unknown suffix .txt"),
         (("-o", tmp_path / "x.onnx", "--gate", "front"), 2, "--gate"),
     ):

@@ -13,6 +13,7 @@ from types import ModuleType
 import numpy as np
 import pytest
 import torch
+from command import main
 from PIL import Image
 from test_foreign import FACTORY
 from torch import nn
@@ -70,6 +71,38 @@ class Whole(nn.Module):
 
 def one_layer():
     return Whole()
+
+def exits(outputs, batch):
+    raise SystemExit(7)
+
+def exit_now():
+    raise SystemExit(7)
+
+def regression():
+    generator = torch.Generator().manual_seed(0)
+    batches = [(torch.randn(8, 3, 8, 8, generator=generator), torch.randn(8, 5, generator=generator)) for _ in range(3)]
+    return {"train": batches, "test": batches}
+
+def late():
+    images = torch.randn(8, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    return {"train": [(images, torch.arange(8) % 5)], "test": [(images, torch.arange(8))]}
+
+def nan_batches():
+    return [(torch.full((4, 3, 8, 8), float("nan")), torch.arange(4))]
+
+def no_samples():
+    return [(torch.zeros(0, 3, 8, 8), torch.zeros(0, dtype=torch.long))]
+
+def endless():
+    while True:
+        yield torch.randn(8, 3, 8, 8), torch.arange(8) % 5
+
+class Scalar(Net):
+    def forward(self, x):
+        return super().forward(x)[:, 0]
+
+def scalar():
+    return Scalar()
 """
 )
 
@@ -84,7 +117,7 @@ def folder(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("foreign")
     (path / "mine.py").write_text(MINE)
     torch.manual_seed(0)
-    for name in ("net", "two", "fails", "one_layer"):
+    for name in ("net", "two", "fails", "one_layer", "scalar"):
         torch.save(networks.unfilled(f"{path}/mine.py:{name}", {})[0].state_dict(), path / f"{name}.pth")
     torch.save(networks.build("lenet5").half().state_dict(), path / "half.ckpt")
     broken = networks.build("lenet5").state_dict()
@@ -94,6 +127,9 @@ def folder(tmp_path_factory) -> Path:
     images = generator.integers(0, 255, (60, 10, 10, 3), dtype=np.uint8)
     np.savez(path / "images.npz", x=images, y=np.arange(60) % 5)
     np.savez(path / "many.npz", x=images, y=np.arange(60) % 12)
+    torch.save(nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten(), nn.Linear(8 * 36, 5)), path / "whole.pt")
+    sequential = nn.Sequential(nn.Flatten(), nn.Linear(784, 300), nn.Tanh(), nn.Linear(300, 100), nn.Tanh(), nn.Linear(100, 10))
+    torch.save(sequential.state_dict(), path / "sequential.pt")
     np.savez(path / "negative.npz", x=images, y=np.arange(60) % 3 - 1)
     net = networks.unfilled(f"{path}/mine.py:net", {})[0]
     with warnings.catch_warnings(action="ignore"):  # torch deprecates both
@@ -180,6 +216,47 @@ def test_several_named_inputs_with_a_loss_of_ones_own(folder: Path, tmp_path: Pa
     assert all(proof["equivalent"] for proof in json.loads(done.stdout)["equivalence"])
 
 
+def test_endless_data_ends_at_the_samples_asked_for(folder: Path, tmp_path: Path) -> None:
+    outputs = ("-o", tmp_path / "small.pt", "--report", tmp_path / "report.json", "--quiet")
+    done = run("snap", *NET, "--data", "mine.py:endless", "--samples", "20", "--sparsity", "0.5", *outputs, cwd=folder)
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "report.json").read_text())["samples_per_event"] == 24
+
+
+def test_a_failure_while_evaluating_leaves_no_file(folder: Path, tmp_path: Path) -> None:
+    told = ("--plan", tmp_path / "plan.json", "--report", tmp_path / "report.json")
+    done = run("snap", *NET, "--data", "mine.py:late", "--sparsity", "0.5", "-o", tmp_path / "small.pt", *told, cwd=folder)
+    assert done.returncode == 1
+    assert "labels run from 0 to 7" in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_plan_is_replayed_with_the_loss_of_its_data(folder: Path, tmp_path: Path) -> None:
+    plan, report = tmp_path / "plan.json", tmp_path / "report.json"
+    done = run("snap", *NET, "--sparsity", "0.5", "-o", tmp_path / "a.pt", "--plan", plan, "--quiet", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    arguments = ("--data", "mine.py:regression", "--loss", "mse", "--report", report, "--quiet")
+    done = run("apply", plan, *NET, "-o", tmp_path / "b.pt", *arguments, cwd=folder)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(report.read_text())["accuracy"] is None
+    assert json.loads(report.read_text())["loss"]["dense"] > 0
+
+
+def test_networks_of_different_inputs_are_not_compared(folder: Path) -> None:
+    save(networks.build("lenet5"), folder / "lenet5.pt")
+    done = run("verify", "ours.pt", "lenet5.pt", cwd=folder)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "ours.pt = lenet5.pt: Classifier: does not run on the inputs" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_recognised_state_dict_is_told(folder: Path, tmp_path: Path) -> None:
+    done = run("random", "half.ckpt", "--sparsity", "0.5", "-o", tmp_path / "small.pt", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    assert "Recognised by its tensors as lenet5, input 1x28x28; where that is wrong, --network names another." in done.stdout
+    assert "Recognised by its tensors as lenet5" in run("show", "half.ckpt", cwd=folder).stdout
+
+
 def test_half_precision_comes_back_as_it_was(folder: Path, tmp_path: Path) -> None:
     outputs = ("-o", tmp_path / "small.safetensors", "-o", tmp_path / "small.onnx")
     done = run("snapit", "half.ckpt", "--sparsity", "0.5", *outputs, "--data", "digits", "--samples", "320", cwd=folder)
@@ -236,15 +313,34 @@ BAD = {
     "a folder of one class": ((*NET, "--data", "single"), 1, "has one class (a)"),
     "an unreadable image": ((*NET, "--data", "broken"), 1, "broken/b/0.png: not a readable image"),
     "a newer checkpoint": (("newer.pt",), 1, "made by a newer version (schema 2); update compressor"),
+    "a late label that is too large": ((*NET, "--data", "mine.py:late"), 1, "labels run from 0 to 7"),
+    "regression targets for classes": ((*NET, "--data", "mine.py:regression"), 1, "for regression use --loss mse"),
+    "NaN in the data": ((*NET, "--data", "mine.py:nan_batches"), 1, "the data holds NaN or infinite values"),
+    "data without samples": ((*NET, "--data", "mine.py:no_samples"), 1, "yields no batch, or an empty one first"),
+    "a loss that exits": ((*NET, "--data", "images.npz", "--loss", "mine.py:exits"), 1, "SystemExit: 7"),
+    "a builder that exits": (("net.pth", "--network", "mine.py:exit_now", "--input", "3x8x8"), 2, "SystemExit: 7"),
+    "data that exits": ((*NET, "--data", "mine.py:exit_now"), 1, "SystemExit: 7"),
+    "a huge input": (("net.pth", "--network", "mine.py:net", "--input", "3x9999999x9999999"), 1, "does not fit in memory"),
+    "an argument in words": (("half.ckpt", "--network", "lenet5", "--network-arg", "classes=abc"), 2, "are whole numbers"),
+    "an argument without a builder": (("half.ckpt", "--network-arg", "classes=5"), 2, "name it, or leave --network-arg out"),
+    "a key of our own checkpoint": (("ours.pt", "--key", "model"), 2, "needs neither --network-arg nor --key"),
+    "a builder of a whole network": (("whole.pt", "--network", "mine.py:net"), 2, "holds a whole network; leave --network out"),
+    "tensors that fit by chance": (("sequential.pt",), 1, "their names say nothing of what lies between them"),
+    "a name twice": ((*NET[:3], "--input", "x:3x8x8", "--input", "x:3x8x8"), 2, "x is named twice"),
+    "a device in words": ((*NET, "--device", "cpu:banana"), 2, "choose cpu, cuda or cuda:1"),
+    "a huge seed": ((*NET, "--seed", "99999999999999999999"), 2, "is not in the range"),
+    "too many threads": ((*NET, "--threads", "999999"), 2, "is not in the range"),
+    "one number for classes": (("scalar.pth", "--network", "mine.py:scalar", "--input", "3x8x8"), 1, "choose --loss mse"),
     "a mean in words": ((*NET, "--mean", "grey"), 2, "write numbers"),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_bad_input_is_one_line(case: str, folder: Path, tmp_path: Path) -> None:
+def test_bad_input_is_one_line(case: str, folder: Path, tmp_path: Path, capfd) -> None:
     arguments, code, words = BAD[case]
     (tmp_path / "small.onnx").write_bytes(b"old")
-    done = run("snapit", *arguments, "--sparsity", "0.5", "-o", tmp_path / "small.onnx", "--samples", "64", cwd=folder)
+    targets = ("-o", tmp_path / "small.onnx")
+    done = main(capfd, folder, "snapit", *arguments, "--sparsity", "0.5", *targets, "--samples", "64")
     assert done.returncode == code, done.stderr
     assert done.stdout == ""
     assert done.stderr.startswith("compress: ")

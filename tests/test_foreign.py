@@ -244,7 +244,7 @@ def test_a_header_cannot_run_code(dense: nn.Module, tmp_path: Path) -> None:
 
 
 def test_a_header_cannot_name_code_as_its_data(tmp_path: Path, monkeypatch) -> None:
-    (tmp_path / "evilmod.py").write_text(f"def go():\n    open({str(tmp_path / 'trace')!r}, 'w')\n    return []\n")
+    (tmp_path / "evilmod.py").write_text(f"def go():\n    open({str(tmp_path / 'trace')!r}, 'w').close()\n    return []\n")
     monkeypatch.chdir(tmp_path)
     for data in ("evilmod:go", f"{tmp_path}/evilmod.py:go", "os:getcwd"):
         model = networks.build("lenet5", data=data)

@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from compressor import apply_plan, compress, score
+from compressor.calibrate import is_fresh
 from compressor.errors import BadInput, WrongUsage
 from compressor.objective import Objective, bce, cross_entropy, evaluate, loss_named, mse
 from compressor.precision import working_copy
@@ -125,7 +126,7 @@ def test_losses_by_hand() -> None:
     [
         ("cross-entropy", torch.tensor([0, 1, 2, 12]), "labels run from 0 to 12, the network has 4 outputs"),
         ("cross-entropy", torch.tensor([0, 1, 2, -1]), "labels run from -1 to 2"),
-        ("cross-entropy", torch.rand(4, 3), "does not fit"),
+        ("cross-entropy", torch.rand(4, 3), "neither class labels nor probabilities"),
         ("mse", torch.rand(4), r"targets \(4,\) do not fit the network's outputs \(4, 4\)"),
         ("bce", torch.full((4, 4), 2), "in \\[0, 1\\]"),
         (lambda out, batch: out, torch.zeros(4), "must be one number"),
@@ -190,3 +191,30 @@ def test_evaluate_by_hand() -> None:
     assert quality.loss == pytest.approx(float(F.cross_entropy(torch.cat([x for x, _ in data]), torch.tensor([0, 1, 1, 0, 1]))))
     assert evaluate(model.half(), Objective(data)).accuracy == 0.8
     assert evaluate(model.float(), Objective([(x, x) for x, _ in data], mse)).accuracy is None
+
+
+def test_only_dimensions_of_size_one_are_reshaped() -> None:
+    values = torch.randn(4, 1, 6, 5)
+    assert mse(values, (None, values[:, 0])) == 0
+    with pytest.raises(BadInput, match="do not fit the network's outputs"):
+        mse(values, (None, torch.randn(4, 5, 6)))
+    with pytest.raises(BadInput, match="do not fit the network's outputs"):
+        mse(torch.randn(4, 1, 2, 3), (None, torch.randn(6, 4)))
+
+
+def test_probabilities_are_targets_and_other_floats_are_not() -> None:
+    logits = torch.randn(4, 3)
+    soft = torch.softmax(torch.randn(4, 3), 1)
+    assert torch.allclose(cross_entropy(logits, (None, soft)), F.cross_entropy(logits, soft))
+    for target in (torch.randn(4, 3), torch.rand(4, 3), torch.rand(4)):
+        with pytest.raises(BadInput, match="neither class labels nor probabilities"):
+            cross_entropy(logits, (None, target))
+
+
+def test_old_statistics_are_statistics() -> None:
+    norm = nn.BatchNorm2d(3)
+    model = nn.Sequential(nn.Conv2d(3, 3, 1), norm)
+    assert is_fresh(model)
+    norm.running_mean.fill_(0.1)
+    assert not is_fresh(model)
+    assert not is_fresh(nn.Sequential(nn.Linear(2, 2)))

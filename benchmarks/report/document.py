@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ UNTRAINED = "A pruned network that was not trained afterwards is expected to be 
 
 
 def make_document(
-    result: Result, proofs: list[Equivalence], qualities: list[Quality] | None, files: tuple[Path, ...], data: str,
+    result: Result, proofs: list[Equivalence], qualities: list[Quality] | None, files: Mapping[Path, int], data: str,
     remarks: list[str], device: str, seed: int,
 ) -> dict[str, Any]:  # fmt: skip
     """The report as data, ready for JSON: raw values, no ratios (readers compute those).
@@ -24,7 +25,7 @@ def make_document(
     Args:
         proofs: of the written files; the proofs of the surgery are in the result.
         qualities: how well the dense and the small network do, where there is data to tell.
-        files: the dense network's file, then those that were written.
+        files: bytes of the dense network's file, then of those that were written.
         data: name of the data that was scored on.
         remarks: sentences that come before the result's own notes.
     """
@@ -49,7 +50,7 @@ def make_document(
         "weights": both("weights"),
         "tensor_bytes": both("tensor_bytes"),
         "csr_bytes": both("csr_bytes"),
-        "files": [{"path": str(path), "bytes": path.stat().st_size} for path in files],
+        "files": [{"path": str(path), "bytes": size} for path, size in files.items()],
         "loss": _quality(qualities, "loss"),
         "accuracy": _quality(qualities, "accuracy"),
         "widths": {layer: {"dense": w[0], "small": w[1]} for layer, w in s.widths.items()},

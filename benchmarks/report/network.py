@@ -39,6 +39,7 @@ def describe(path: Path, model: nn.Module, found: Structure, working: nn.Module,
         "arguments": dict(origin.arguments) if origin else {},
         "inputs": [str(spec) for spec in origin.inputs] if origin else [],
         "data": origin.data if origin else None,
+        "notes": list(origin.notes) if origin else [],
         "precision": str(precision_of(model)).removeprefix("torch."),
         "parameters": size.parameters,
         "macs": size.macs,
@@ -82,5 +83,7 @@ def show_structure(d: dict[str, Any]) -> None:
                 branch.add(escape(f"{words} {', '.join(layers)}"))
     console = Console(highlight=False, width=None if sys.stdout.isatty() else WIDE)
     console.print(tree)
+    for note in d["notes"]:
+        console.print(note)
     if d["found_by"] != "label flow":
         console.print(f"The groups come from {d['found_by']}.")

@@ -70,4 +70,6 @@ def proof_line(proof: dict[str, Any]) -> str:
     return (
         f"{verdict}  {proof['what']}: difference {proof['max_difference']:.1e}, "
         f"{proof['needed_tolerance']:.1e} of the range ({proof['tolerance']:.0e} allowed){same}"
+        if proof["max_difference"] is not None
+        else f"{verdict}  {proof['what']}: other shapes, or values that are not finite"
     )

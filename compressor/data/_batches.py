@@ -63,7 +63,7 @@ def batches(name: str) -> Batches:
         made = factory()
     except CompressError:
         raise
-    except Exception as error:  # the user's code may raise anything
+    except (Exception, SystemExit) as error:  # the user's code may raise anything, or even exit
         raise BadInput(f"data {name}: raises {type(error).__name__}: {first_line(error)}") from error
     if not isinstance(made, Mapping):
         return Batches(name, _stream(f"data {name}", made), None)
@@ -105,7 +105,7 @@ def _guarded(label: str, source: Iterable[Any]) -> Iterator[Any]:
             yield batch
     except CompressError:
         raise
-    except Exception as error:  # the user's code may raise anything
+    except (Exception, SystemExit) as error:  # the user's code may raise anything, or even exit
         raise BadInput(f"{label}: batch {count + 1} raises {type(error).__name__}: {first_line(error)}") from error
     if not count:
         raise BadInput(f"{label}: yields no batch; give at least one")

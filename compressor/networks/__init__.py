@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from compressor.errors import WrongUsage
+from compressor.errors import WrongUsage, first_line
 from compressor.networks._foreign import inputs_of, is_code
 from compressor.networks._foreign import make as make_foreign
 from compressor.networks._initialise import initialise
@@ -59,7 +59,10 @@ def build(
     """
     model, origin = skeleton(name, in_channels=in_channels, classes=classes, image_size=image_size)
     set_origin(model, replace(origin, data=data))
-    model.to_empty(device="cpu")
+    try:
+        model.to_empty(device="cpu")
+    except RuntimeError as error:
+        raise WrongUsage(f"{name}: does not fit in memory with these arguments ({first_line(error)})") from error
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         initialise(model, **getattr(_module(name), "INITIALISATION", {}))
@@ -72,8 +75,8 @@ def skeleton(
     """The network on the meta device (shapes without values, for loading weights into), and its origin."""
     channels, size, _ = default_input(name)
     arguments = {"in_channels": in_channels or channels, "classes": classes, "image_size": image_size or size}
-    if min(arguments.values()) < 1:
-        raise WrongUsage(f"{name}: channels, classes and image size must be at least 1")
+    if not all(isinstance(n, int) and 1 <= n <= LARGEST for n in arguments.values()):
+        raise WrongUsage(f"{name}: channels, classes and image size are whole numbers from 1 to {LARGEST:,}")
     shape = (arguments["in_channels"], arguments["image_size"], arguments["image_size"])
     with torch.device("meta"):
         model = _module(name).make(**arguments)
@@ -84,6 +87,10 @@ def skeleton(
             raise WrongUsage(f"{name}: an image of {size_text(shape)} is too small for it ({error})") from error
     model.train()
     return model, Origin(name, arguments, (InputSpec(shape),))
+
+
+LARGEST = 1_000_000
+"""Channels, classes, or pixels in a row, beyond which an argument is a mistake."""
 
 
 def unfilled(spec: str, arguments: Mapping[str, Any]) -> tuple[nn.Module, Origin]:

@@ -12,11 +12,9 @@ import torch
 from torch import nn
 
 from compressor.errors import BadInput, MissingEnvironment, WrongUsage, first_line
-from compressor.named import object_named
+from compressor.named import LIBRARIES, object_named
 from compressor.quiet import quiet
 from compressor.types import InputSpec
-
-LIBRARIES = ("torchvision", "timm")
 
 FETCHING = frozenset(["pretrained", "weights", "weights_backbone", "checkpoint_path", "cache_dir", "pretrained_cfg"])
 """Arguments with which a builder would fetch or read other files; the weights come from the checkpoint alone."""
@@ -43,7 +41,7 @@ def make(spec: str, arguments: Mapping[str, Any]) -> nn.Module:
         torch.manual_seed(0)
         try:
             model = factory(**arguments)
-        except Exception as error:  # a builder may raise anything
+        except (Exception, SystemExit) as error:  # a builder may raise anything, or even exit
             raise WrongUsage(f"{spec}: cannot be built ({type(error).__name__}: {first_line(error)})") from error
     if not isinstance(model, nn.Module):
         raise BadInput(f"{spec}: gives {type(model).__name__}, not a torch.nn.Module")

@@ -312,7 +312,12 @@ def _argument(arguments: list[Any], options: dict[str, Any], name: str, place: i
 def _own_weight(flow: Flow, node: fx.Node, x: Any, weight: Any) -> bool:
     """The layer reads activations through a stored weight of the module that runs."""
     owner = owner_of(node)
-    return isinstance(x, Tensor) and isinstance(weight, Parameter) and owner in flow.layers and weight.name == f"{owner}.weight"
+    return (
+        isinstance(x, Tensor)
+        and isinstance(weight, Parameter)
+        and owner in flow.layers
+        and weight.name == f"{owner}.weight".removeprefix(".")
+    )
 
 
 def _frozen_layer(flow: Flow, node: fx.Node, arguments: list[Any]) -> Any:

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from command import main
 
 from compressor import networks, save
 
@@ -110,12 +111,12 @@ BAD = {
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_bad_input_is_one_line(case: str, folder: Path) -> None:
+def test_bad_input_is_one_line(case: str, folder: Path, capfd) -> None:
     arguments, code, words = BAD[case]
     (folder / "damaged.json.onnx").write_bytes(b"no")
     if "cuda" in arguments and torch.cuda.is_available():
         pytest.skip("there is a CUDA device")
-    done = run("bench", "dense.pt", *arguments, "--rounds", "2", "--no-memory", cwd=folder)
+    done = main(capfd, folder, "bench", "dense.pt", *arguments, "--rounds", "2", "--no-memory")
     assert done.returncode == code, done.stderr
     assert done.stdout == ""
     assert len(done.stderr.splitlines()) == 1
@@ -131,8 +132,8 @@ def test_bad_input_is_one_line(case: str, folder: Path) -> None:
         ("none.json", "no such file"),
     ],
 )
-def test_reports_that_cannot_be_shown(name: str, words: str, folder: Path) -> None:
-    done = run("report", name, "-o", "again.html", cwd=folder)
+def test_reports_that_cannot_be_shown(name: str, words: str, folder: Path, capfd) -> None:
+    done = main(capfd, folder, "report", name, "-o", "again.html")
     assert (done.returncode, done.stdout) == (1, "")
     assert words in done.stderr
     assert not (folder / "again.html").exists()

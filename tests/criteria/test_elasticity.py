@@ -194,7 +194,7 @@ def test_scores_that_are_all_zero_are_refused() -> None:
         node_elasticity(model, found, Objective(batches, lambda outputs, batch: outputs.sum() * 0 + 1))
     with pytest.raises(BadInput, match="the loss is 0 on every sample"):
         node_elasticity(model, found, Objective(batches, lambda outputs, batch: outputs.sum() * 0))
-    with pytest.raises(BadInput, match="does not fit"):
+    with pytest.raises(BadInput, match="neither class labels nor probabilities"):
         node_elasticity(model, found, Objective([(batches[0][0], torch.zeros(3))]))
 
 
