@@ -37,6 +37,7 @@ format: $(READY)
 
 bench: $(READY)  ## the numbers of the README, with their environment
 	$(BIN)/python -m benchmarks.main_job --data $(DATA)
+	$(BIN)/python -m benchmarks.peers --data $(DATA)
 
 clean:
 	rm -rf $(VENV) demo build *.egg-info

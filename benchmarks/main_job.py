@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -23,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from benchmarks.latency import quartiles
+from benchmarks.memory import peak_of_command
 from compressor import networks
 from compressor.data import Images, Samples, open_data
 from compressor.environment import environment
@@ -90,20 +90,12 @@ def whole_command(data: str) -> dict[str, Any]:
         arguments = ["snapit", f"{folder}/vgg16.pt", "--sparsity", str(SPARSITY), "-o", f"{folder}/small.onnx"]
         arguments += ["-o", f"{folder}/small.safetensors", "--report", f"{folder}/report.json", "--quiet", "--threads", "1"]
         process: list[Any] = []
-        wall = seconds(lambda: process.append(_waited([*compress, *arguments])))
+        wall = seconds(lambda: process.append(peak_of_command([*compress, *arguments])))
         report = json.loads(Path(folder, "report.json").read_text())
     for file in report["files"]:
         file["path"] = Path(file["path"]).name
     report["data"] = Path(report["data"]).name
     return {"wall_s": wall, "peak_rss_bytes": process[0], "report": report}
-
-
-def _waited(command: list[str]) -> int:
-    """Run a command and return its peak resident bytes."""
-    _, status, usage = os.wait4(subprocess.Popen(command).pid, 0)
-    if status:
-        raise RuntimeError(f"{' '.join(command)} failed with status {status}")
-    return usage.ru_maxrss * 1024
 
 
 def help_seconds(runs: int = 7) -> list[float]:

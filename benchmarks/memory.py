@@ -68,6 +68,30 @@ def peak_of_fresh_process(probe: Probe) -> int:
     return int(answer["peak_bytes"])
 
 
+_SMALL_PARENT = """
+import resource, subprocess, sys
+code = subprocess.call(sys.argv[1:], stdout=subprocess.DEVNULL)
+print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
+sys.exit(code)
+"""
+
+
+def peak_of_command(command: list[str]) -> int:
+    """Peak resident bytes of a whole command, started by a small process: a large one's size would count as the command's.
+
+    Raises:
+        RuntimeError: it failed.
+    """
+    done = subprocess.run([sys.executable, "-S", "-c", _SMALL_PARENT, *command], stdout=subprocess.PIPE, text=True)
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(command)} failed with status {done.returncode}")
+    return int(done.stdout) * _UNIT
+
+
+_UNIT = 1 if sys.platform == "darwin" else 1024
+"""Bytes of what `ru_maxrss` counts in."""
+
+
 def cuda_peak(job: Callable[[], object], device: str) -> dict[str, int]:
     """Peak bytes that torch allocated and reserved on a GPU during one call, weights included."""
     import torch
@@ -91,8 +115,7 @@ def peak_resident_bytes() -> int:
                 return int(line.split()[1]) * 1024
     except OSError:
         pass
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _UNIT
 
 
 def _work(probe: Probe) -> None:

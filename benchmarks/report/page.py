@@ -103,6 +103,7 @@ def _parts(document: dict[str, Any]) -> dict[str, Any]:
         "tables": [
             ("Sizes", *_sizes(document)),
             ("Times", *_times(document)),
+            ("Multiply-adds by layer", *_by_layer(document)),
             *([("Peak memory", *_memory(document))] if document["memory"] else []),
             *([("Beside the paper", *papers)] if papers else []),
         ],
@@ -145,6 +146,19 @@ def _sizes(document: dict[str, Any]) -> tuple[Row, list[Row]]:
         losses = [f"{n['quality']['loss']:.4g}" if n["quality"] else "-" for n in networks]
         rows.append([f"loss on {counted:,} samples ({document['loss']})", *losses])
     return ["", *(n["name"] for n in networks)], rows
+
+
+def _by_layer(document: dict[str, Any]) -> tuple[Row, list[Row]]:
+    """Multiply-adds and output widths of every layer that has any, a column for each network that torch runs."""
+    shown = [n for n in document["networks"] if n["macs"].get("by_layer")]
+    layers = dict.fromkeys(layer for n in shown for layer in n["macs"]["by_layer"])
+
+    def cell(n: dict[str, Any], layer: str) -> str:
+        width = n["widths"].get(layer)
+        return f"{n['macs']['by_layer'].get(layer, 0):,}" + (f" ({width:,} wide)" if width else "")
+
+    rows = [[layer or "the network itself", *(cell(n, layer) for n in shown)] for layer in layers]
+    return ["layer", *(n["name"] for n in shown)], rows
 
 
 def _twice(value: Any) -> int | None:

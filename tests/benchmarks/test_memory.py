@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks.memory import Probe, cuda_peak, peak_of_fresh_process
+from benchmarks.memory import Probe, cuda_peak, peak_of_command, peak_of_fresh_process
 from compressor import networks, save
 
 MIB = 2**20
@@ -27,6 +27,15 @@ def test_a_known_allocation() -> None:
     before, after = map(int, done.stdout.split())
     assert before < ballast.nbytes
     assert after - before == pytest.approx(300 * MIB, rel=0.05)
+
+
+def test_a_commands_peak_is_its_own() -> None:
+    """Not that of the large process that starts it."""
+    ballast = torch.ones(400 * MIB // 4)
+    peak = peak_of_command([sys.executable, "-S", "-c", "block = bytearray(100 * 2**20)"])
+    assert 100 * MIB < peak < 150 * MIB < ballast.nbytes
+    with pytest.raises(RuntimeError, match="failed with status 3"):
+        peak_of_command([sys.executable, "-S", "-c", "raise SystemExit(3)"])
 
 
 def test_a_network_takes_what_its_tensors_take(tmp_path: Path) -> None:
