@@ -23,15 +23,18 @@ def blocks(language: str) -> list[str]:
 
 def test_the_commands_run(tmp_path: Path) -> None:
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    [commands] = blocks("sh")
+    commands, measure = blocks("sh")
     assert commands.count("compress ") == 5
+    assert measure.startswith("compress bench vgg16.pt small.onnx small.safetensors -o report.html")
+    shorter = measure.strip() + " --rounds 2 --batch 2 --no-memory\n"
     done = subprocess.run(
-        ["bash", "-euc", commands], cwd=tmp_path, capture_output=True, text=True, env={**os.environ, "PATH": path}
+        ["bash", "-euc", commands + shorter], cwd=tmp_path, capture_output=True, text=True, env={**os.environ, "PATH": path}
     )
     assert done.returncode == 0, done.stderr
     assert "node sparsity 0.93000 reached" in done.stdout
     assert {p.name for p in tmp_path.iterdir()} == {
-        "vgg16.pt", "small.onnx", "small.safetensors", "report.json", "plan.json", "again.safetensors"
+        "vgg16.pt", "small.onnx", "small.safetensors", "pruned.json", "plan.json", "again.safetensors", "report.html",
+        "report.json",
     }  # fmt: skip
     assert (tmp_path / "small.onnx").stat().st_size < 2_000_000 < 200_000_000 < (tmp_path / "vgg16.pt").stat().st_size
 
