@@ -327,7 +327,12 @@ def _method_command(name: str) -> click.Command:
 
 
 @click.argument("model", type=click.Path(path_type=Path))
-@click.option("--sparsity", required=True, type=float, help="fraction of the nodes removed, in [0, 1)")
+@click.option("--sparsity", type=float, help="fraction of the nodes removed, in [0, 1)")
+@click.option("--target-macs", metavar="LEFT", help="multiply-adds left, in place of --sparsity: a fraction, or 40M")
+@click.option("--target-params", metavar="LEFT", help="parameters left, likewise: 0.05, 500K")
+@click.option("--target-size", metavar="LEFT", help="bytes of tensors left, likewise: 0.05, 500KB")
+@click.option("--per", type=click.Choice(["macs", "parameters"]), help="rank nodes by their score per what goes with them")
+@click.option("--round-to", default="1", show_default=True, metavar="N|auto", help="widths are multiples of N; auto is fastest")
 @click.option(
     "-o", "--output", "outputs", required=True, multiple=True, type=click.Path(path_type=Path),
     help=".onnx, .safetensors, .pt2 or .pt; may be repeated",
@@ -356,15 +361,25 @@ _PRUNE_OPTIONS: list[click.Parameter] = list(reversed(vars(_prune_parameters)["_
 
 
 def _prune(
-    name: str, options: dict[str, Any], *, model: Path, sparsity: float, outputs: tuple[Path, ...], report: Path | None,
-    plan: Path | None, opset: int | None, loss: str, samples: int, batch_size: int, floor: int, calibrate_bn: bool,
-    data: str | None, device: str, threads: int | None, seed: int, as_json: bool, quiet: bool,
+    name: str, options: dict[str, Any], *, model: Path, sparsity: float | None, target_macs: str | None,
+    target_params: str | None, target_size: str | None, per: str | None, round_to: str, outputs: tuple[Path, ...],
+    report: Path | None, plan: Path | None, opset: int | None, loss: str, samples: int, batch_size: int, floor: int,
+    calibrate_bn: bool, data: str | None, device: str, threads: int | None, seed: int, as_json: bool, quiet: bool,
     mean: tuple[float, ...] | None, std: tuple[float, ...] | None, **model_options: Any,
 ) -> None:  # fmt: skip
     """Check everything that can be checked, then load, prune, export and report."""
+    from compressor.budget import Budget
     from compressor.select import check_sparsity
 
-    check_sparsity(sparsity)
+    asked = {"macs": target_macs, "parameters": target_params, "bytes": target_size}
+    given = {unit: text for unit, text in asked.items() if text is not None}
+    if len(given) + (sparsity is not None) != 1:
+        raise WrongUsage("give one of --sparsity, --target-macs, --target-params and --target-size")
+    budget = next((Budget.parse(unit, text) for unit, text in given.items()), None)
+    check_sparsity(sparsity or 0.0)
+    if round_to != "auto" and not (round_to.isdecimal() and 1 <= int(round_to) <= 1024):
+        raise WrongUsage(f"--round-to {round_to}: write auto, or a whole number such as 8 or 16")
+    multiple: Any = round_to if round_to == "auto" else int(round_to)
     make(name, options)
     _check_targets((model,), outputs, report, plan)
     _prepare(device, threads)
@@ -378,8 +393,8 @@ def _prune(
     source = source_for(dense, data, loss=loss, count=samples, batch_size=batch_size, seed=seed)
     with _progress(quiet) as progress:
         result = compress(
-            dense, name, source.train, sparsity, loss=loss, floor=floor, seed=seed, calibrate_bn=calibrate_bn,
-            example_inputs=source.inputs, progress=progress, **options,
+            dense, name, source.train, sparsity or 0.0, budget=budget, per=per, round_to=multiple, loss=loss, floor=floor,
+            seed=seed, calibrate_bn=calibrate_bn, example_inputs=source.inputs, progress=progress, **options,
         )  # fmt: skip
         document = _finish(dense, result, source, loss, model, outputs, report, plan, opset, device, seed, progress)
     _tell(document, as_json, quiet)
@@ -595,8 +610,12 @@ def _progress(quiet: bool) -> Iterator[Progress]:
         yield report
 
 
+class _Stopped(BaseException):
+    """The system asks to end. No SystemExit, which is what code of the user's own may raise and is caught for."""
+
+
 def _stop(number: int, frame: Any) -> None:
-    raise SystemExit(128 + number)  # unwinds, so that temporary files are removed
+    raise _Stopped(number)  # unwinds, so that temporary files are removed
 
 
 def main() -> None:
@@ -610,6 +629,8 @@ def main() -> None:
         code = _fail(error.format_message(), error.exit_code)
     except (KeyboardInterrupt, click.Abort):
         code = _fail("interrupted; no file was left half-written", 130)
+    except _Stopped as stop:
+        code = 128 + stop.args[0]
     except OSError as error:
         if not isinstance(error, BrokenPipeError):  # a reader that went away wants no message
             _fail(f"{error.filename or 'standard output'}: {error.strerror or error}", 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import heapq
 import math
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from compressor.budget import Meter
 from compressor.errors import UnreachableSparsity, WrongUsage
 from compressor.types import Group, Scores, Structure
 
@@ -20,7 +22,7 @@ class Selection:
 
     Attributes:
         kept: group -> sorted indices `(kept,)`.
-        reached: node sparsity that results.
+        reached: share removed that results, of what was counted (nodes by default).
         tie: the cut goes through nodes of equal score.
     """
 
@@ -41,30 +43,41 @@ def check_sparsity(sparsity: float) -> None:
         raise WrongUsage(f"sparsity {sparsity:g} is not in [0, 1): it is the fraction removed, such as 0.93")
 
 
-def highest_reachable(structure: Structure, floor: int = 1) -> float:
-    """The node sparsity at which every prunable group is at its floor."""
-    removable = sum(max(0, g.width - floor) * g.multiplicity for g in structure.prunable)
-    return 1 - (structure.nodes - removable) / structure.total_nodes
+def highest_reachable(structure: Structure, floor: int = 1, *, round_to: int = 1, meter: Meter | None = None) -> float:
+    """The share removed (node sparsity by default) at which every prunable group is at its narrowest."""
+    meter = copy.deepcopy(meter) if meter else Meter(structure)
+    for group in structure.prunable:
+        meter.remove(group, group.width - rounded(min(floor, group.width), group.width, floor, round_to))
+    return 1 - meter.amount / meter.total
 
 
-def check_reachable(structure: Structure, sparsity: float, floor: int = 1) -> None:
+def check_reachable(
+    structure: Structure, target: float, floor: int = 1, *, round_to: int = 1, meter: Meter | None = None
+) -> None:
     """Refuse a target that the floors and frozen layers forbid.
 
     Raises:
         UnreachableSparsity: the message gives the highest reachable.
     """
-    best = highest_reachable(structure, floor)
-    if round(sparsity * structure.total_nodes) > round(best * structure.total_nodes):
-        frozen = structure.nodes - sum(g.width * g.multiplicity for g in structure.prunable)
-        because = f"each of {len(structure.prunable)} groups keeps {floor} of its nodes"
-        because += f" and {frozen} nodes are frozen" if frozen else ""
-        raise UnreachableSparsity(
-            f"sparsity {sparsity:g} cannot be reached: {because}; the highest is {math.floor(best * 1e6) / 1e6:g}"
-        )
+    best = highest_reachable(structure, floor, round_to=round_to, meter=meter)
+    total = meter.total if meter else structure.total_nodes
+    if round(target * total) <= round(best * total):
+        return
+    frozen = structure.nodes - sum(g.width * g.multiplicity for g in structure.prunable)
+    because = f"each of {len(structure.prunable)} groups keeps {max(floor, round_to)} of its nodes"
+    because += f" and {frozen} nodes are frozen" if frozen else ""
+    if meter is None or meter.unit == "nodes":
+        what, bound = f"sparsity {target:g}", f"the highest is {math.floor(best * 1e6) / 1e6:g}"
+    else:
+        what = f"{(1 - target) * total:,.0f} {meter.unit} ({1 - target:.4g} of the dense network's)"
+        bound = f"the lowest is {math.ceil((1 - best) * total):,} ({math.ceil((1 - best) * 1e6) / 1e6:g})"
+    raise UnreachableSparsity(f"{what} cannot be reached: {because}; {bound}")
 
 
-def select(scores: Scores, structure: Structure, sparsity: float, *, floor: int = 1) -> Selection:
-    """Keep the best-scored nodes so that `round(sparsity * total_nodes)` are removed.
+def select(
+    scores: Scores, structure: Structure, target: float, *, floor: int = 1, round_to: int = 1, meter: Meter | None = None
+) -> Selection:
+    """Keep the best-scored nodes so that a share `target` of what the meter counts is removed, or as near as one step allows.
 
     A node counts once for each layer output that goes with it, so the count can miss by less than the largest multiplicity;
     the nearest is taken. The order of removal does not depend on the target, so a higher sparsity keeps a subset. Equal scores
@@ -73,32 +86,62 @@ def select(scores: Scores, structure: Structure, sparsity: float, *, floor: int 
 
     Args:
         scores: node scores `(width,)` per prunable group; higher = keep.
-        structure: of the network as it is now; nodes removed by earlier events count.
-        sparsity: fraction of the original nodes removed, in [0, 1).
+        structure: of the network as it is now; what earlier events removed counts.
+        target: share removed of what the meter counts in the original network, in [0, 1); of the nodes by default.
         floor: nodes that every group keeps, so that no layer disappears.
+        round_to: widths go to the nearest multiple of this, and the cut moves so that the target still holds; groups that are
+            narrower are left alone.
+        meter: what is counted; it is used up.
     Raises:
         UnreachableSparsity: the floors keep too much; the message gives the highest reachable.
     """
     scores.covers(structure)
-    check_sparsity(sparsity)
-    check_reachable(structure, sparsity, floor)
-    wanted = round(sparsity * structure.total_nodes) - (structure.total_nodes - structure.nodes)
-    removed, last, first_left = 0, None, None
-    gone: dict[str, list[int]] = {g.name: [] for g in structure.prunable}
-    for score, group, node in _removal_order(scores, structure, floor):
-        after = removed + group.multiplicity
-        if abs(after - wanted) >= abs(removed - wanted):
-            first_left = score
+    check_sparsity(target)
+    check_reachable(structure, target, floor, round_to=round_to, meter=meter)
+    meter = meter or Meter(structure)
+    wanted = meter.wanted(target)
+    order: list[tuple[float, str]] = []
+    left = {g.name: g.width for g in structure.prunable}
+    widths = dict(left)
+    steps, off, best = 0, abs(meter.amount - wanted), dict(widths)
+    reached = meter.amount
+    for score, group, _ in (removal := list(_removal_order(scores, structure, floor))):
+        order.append((score, group.name))
+        left[group.name] -= 1
+        width = rounded(left[group.name], group.width, floor, round_to)
+        if width == widths[group.name]:
+            continue
+        meter.remove(group, widths[group.name] - width)
+        widths[group.name] = width
+        if abs(meter.amount - wanted) < off:
+            steps, off, best, reached = len(order), abs(meter.amount - wanted), dict(widths), meter.amount
+        elif meter.amount <= wanted:
             break
-        gone[group.name].append(node)
-        removed, last = after, score
+    queues: dict[str, list[tuple[float, int]]] = {g.name: [] for g in structure.prunable}
+    for score, group, node in removal:
+        queues[group.name].append((score, node))
     kept = {}
     for group in structure.prunable:
         stays = torch.ones(group.width, dtype=torch.bool)
-        stays[gone[group.name]] = False
+        stays[[node for _, node in queues[group.name][: group.width - best[group.name]]]] = False
         kept[group.name] = stays.nonzero().flatten()
-    reached = 1 - (structure.nodes - removed) / structure.total_nodes
-    return Selection(kept, reached, tie=last is not None and last == first_left)
+    tie = 0 < steps < len(removal) and removal[steps - 1][0] == removal[steps][0]
+    if round_to > 1:
+        tie = any(_cut_in_tie(queues[g.name], g.width - best[g.name]) for g in structure.prunable)
+    return Selection(kept, 1 - reached / meter.total, tie)
+
+
+def _cut_in_tie(queue: list[tuple[float, int]], cut: int) -> bool:
+    return 0 < cut < len(queue) and queue[cut - 1][0] == queue[cut][0]
+
+
+def rounded(left: int, width: int, floor: int, multiple: int) -> int:
+    """The multiple nearest to `left`, or all of `width` where that is nearer; never below one multiple or the floor."""
+    if multiple == 1 or width < multiple:
+        return left
+    least = max(multiple, -(-floor // multiple) * multiple)
+    nearest = min(max(least, (left + multiple // 2) // multiple * multiple), width // multiple * multiple)
+    return width if width < least or abs(width - left) < abs(nearest - left) else nearest
 
 
 def _removal_order(scores: Scores, structure: Structure, floor: int) -> Iterator[tuple[float, Group, int]]:

@@ -29,6 +29,7 @@ from compressor import compress, load, save
 from compressor.types import InputSpec
 
 kind, name, folder = sys.argv[1:]
+torch.manual_seed(0)
 model = torchvision.models.get_model(name, weights=None) if kind == "torchvision" else timm.create_model(name)
 spec = [InputSpec((3, 64, 64))]
 torch.save(model.state_dict(), f"{folder}/state.pth")

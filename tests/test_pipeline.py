@@ -9,7 +9,7 @@ from torch import nn
 
 from compressor import Plan, apply_plan, compress, networks, score
 from compressor.calibrate import is_fresh
-from compressor.errors import BadInput, NotEquivalent, UnreachableSparsity, WrongUsage
+from compressor.errors import BadInput, NotEquivalent, UnreachableSparsity, UnsupportedNetwork, WrongUsage
 from compressor.state import origin_of
 
 
@@ -192,3 +192,27 @@ def test_the_main_job_on_a_gpu(digits) -> None:
     assert next(on_gpu.model.parameters()).is_cuda
     same = sum(len(set(a.tolist()) & set(on_cpu.plan.kept[n].tolist())) for n, a in on_gpu.plan.kept.items())
     assert same >= 110
+
+
+class Magnifies(nn.Module):
+    """Its output turns the last digits of float32 into visible ones."""
+
+    def __init__(self, wrong: bool = False) -> None:
+        super().__init__()
+        self.c, self.d, self.wrong = nn.Conv2d(3, 96, 3), nn.Conv2d(96, 5, 3), wrong
+
+    def forward(self, x):
+        maps = torch.relu(self.c(x))
+        if self.wrong and maps.shape[1] < 96:
+            maps = maps * 1.0001
+        return torch.sin(3000 * self.d(maps).sum((2, 3)))
+
+
+def test_rounding_is_told_from_a_wrong_network() -> None:
+    torch.manual_seed(0)
+    batches = [(torch.randn(16, 3, 8, 8), torch.randint(5, (16,)))]
+    result = compress(Magnifies(), "snap", batches, 0.5)
+    assert any(proof.what.endswith("in float64") for proof in result.summary.proofs)
+    assert result.model.c.out_channels == 48
+    with pytest.raises(UnsupportedNetwork, match="removal changes the result"):
+        compress(Magnifies(wrong=True), "snap", batches, 0.5)

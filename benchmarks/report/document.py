@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,9 @@ def make_document(
         "data": data,
         "samples_per_event": s.samples,
         "events": [{"sparsity": e.sparsity, "loss": e.loss, "tie": e.tie} for e in result.plan.events],
-        "node_sparsity": {"asked": s.asked, "reached": s.reached},
+        "node_sparsity": {"asked": s.asked if s.budget is None or s.budget.unit == "nodes" else None, "reached": s.reached},
+        "budget": asdict(s.budget) if s.budget else None,
+        "round_to": s.round_to,
         "weight_sparsity": s.weight_sparsity,
         "nodes": {"dense": s.total_nodes, "small": round((1 - s.reached) * s.total_nodes)},
         "macs": both("macs"),

@@ -36,7 +36,7 @@ def show(d: dict[str, Any]) -> None:
         table.add_row(f"loss on {d['loss']['samples']:,} samples", f"{d['loss']['dense']:.4g}", f"{d['loss']['small']:.4g}", "")
     console.print(table)
     console.print(
-        f"\nnode sparsity {sparsity['reached']:.5f} reached, {sparsity['asked']:g} asked; "
+        f"\nnode sparsity {sparsity['reached']:.5f} reached, {_asked(d)}; "
         f"weight sparsity {d['weight_sparsity']:.5f}; {d['method']}, {len(d['events'])} events, data {d['data']}"
     )
     console.print(_widths_table(d["widths"]))
@@ -49,6 +49,14 @@ def show(d: dict[str, Any]) -> None:
         console.print(f"near collapse, fewer than 4 nodes left: {named}; --floor N keeps more", soft_wrap=True)
     for note in d["notes"]:
         console.print(note, soft_wrap=True)
+
+
+def _asked(d: dict[str, Any]) -> str:
+    """What the pruning aimed at."""
+    if d["node_sparsity"]["asked"] is not None:
+        return f"{d['node_sparsity']['asked']:g} asked"
+    b = d["budget"]
+    return f"{b['asked']:,.0f} {b['unit']} asked, {b['reached']:,.0f} reached"
 
 
 def _widths_table(widths: dict[str, dict[str, int]]) -> Table:

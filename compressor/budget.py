@@ -1,0 +1,161 @@
+"""What a pruning counts: nodes, multiply-adds, parameters or bytes, and how they fall while nodes are removed."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from torch import nn
+
+from compressor.cost import count
+from compressor.errors import WrongUsage
+from compressor.inputs import Inputs
+from compressor.types import Group, Structure
+
+Unit = Literal["nodes", "macs", "parameters", "bytes"]
+
+SUFFIXES = {"": 1, "K": 1e3, "M": 1e6, "G": 1e9, "KB": 1e3, "MB": 1e6, "GB": 1e9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What is left of a resource when the pruning is done.
+
+    Attributes:
+        unit: what is counted.
+        keep: how much is left: below 1 a fraction of the dense network's, else that many.
+    """
+
+    unit: Unit
+    keep: float
+
+    def __post_init__(self) -> None:
+        if self.unit not in get_args(Unit) or not 0 < self.keep < math.inf:
+            raise WrongUsage(f"a budget of {self.keep:g} {self.unit}: give a fraction that is left, or how many, of nodes ...")
+
+    @classmethod
+    def sparsity(cls, removed: float) -> Budget:
+        """The budget that a node sparsity is."""
+        return cls("nodes", 1 - removed)
+
+    @classmethod
+    def parse(cls, unit: Unit, text: str) -> Budget:
+        """Read `0.1`, `40M` or `500KB`.
+
+        Raises:
+            WrongUsage: it is written otherwise.
+        """
+        found = re.fullmatch(r"([0-9]*\.?[0-9]+(?:e[0-9]+)?)\s*([KMG]?(?:I?B)?)", text.strip(), flags=re.IGNORECASE)
+        suffix = found[2].upper() if found else "?"
+        if found is None or suffix not in SUFFIXES or (suffix.endswith("B") and unit != "bytes") or float(found[1]) == 0:
+            example = "500KB" if unit == "bytes" else "40M"
+            raise WrongUsage(
+                f"{text!r} is no budget of {unit}: write a fraction that is left, such as 0.1, or how many: {example}"
+            )
+        amount = float(found[1]) * SUFFIXES[suffix]
+        if amount >= 1 and not suffix and amount < 100 and "." in found[1]:
+            raise WrongUsage(f"{text!r} of the {unit}: a fraction that is left lies between 0 and 1")
+        return cls(unit, amount)
+
+    def removed_share(self, total: float) -> float:
+        """The share of `total` that goes.
+
+        Raises:
+            WrongUsage: more is asked to be left than there is.
+        """
+        left = self.keep if self.keep < 1 else self.keep / total
+        if left > 1:
+            raise WrongUsage(f"{self.keep:,.0f} {self.unit} are asked to be left, the network has {total:,.0f}; ask for less")
+        return 1 - left
+
+
+class Meter:
+    """How much of a resource a network needs, while nodes of its groups are removed one by one.
+
+    Attributes:
+        unit: what is counted.
+        total: what the network had as it was first given.
+        amount: what is left.
+    """
+
+    def __init__(
+        self, structure: Structure, unit: Unit = "nodes", prices: Mapping[str, float] | None = None, total: float = 0
+    ) -> None:
+        """Start from a structure.
+
+        Args:
+            prices: tensor -> what one of its entries costs; not needed for nodes.
+            total: of the network as it was first given; that of `structure` by default.
+        """
+        self.unit = unit
+        self.prices = dict(prices or {})
+        self._sizes = {name: list(shape) for name, shape in structure.shapes.items() if name in self.prices}
+        self.amount: float = structure.nodes if unit == "nodes" else sum(map(self._of, self._sizes))
+        self.total = total or (structure.total_nodes if unit == "nodes" else self.amount)
+        self._places = {g.name: _places(g, self._sizes) for g in structure.prunable}
+
+    def _of(self, tensor: str) -> float:
+        return self.prices[tensor] * math.prod(self._sizes[tensor])
+
+    def remove(self, group: Group, nodes: int) -> None:
+        """Count that many nodes of a group less; a negative number brings them back."""
+        if self.unit == "nodes":
+            self.amount -= nodes * group.multiplicity
+            return
+        places = self._places[group.name]
+        tensors = {tensor for tensor, _ in places}
+        self.amount -= sum(map(self._of, tensors))
+        for (tensor, dim), each in places.items():
+            self._sizes[tensor][dim] -= nodes * each
+        self.amount += sum(map(self._of, tensors))
+
+    def price(self, group: Group) -> float:
+        """What one node of a group costs now."""
+        before = self.amount
+        self.remove(group, 1)
+        cost = before - self.amount
+        self.remove(group, -1)
+        return cost
+
+    def wanted(self, removed: float) -> float:
+        """What is left when a share of the total is gone."""
+        return self.total - round(removed * self.total) if self.unit == "nodes" else (1 - removed) * self.total
+
+
+def _places(group: Group, sizes: Mapping[str, list[int]]) -> dict[tuple[str, int], int]:
+    """(tensor, dimension) -> entries along it that go with one node."""
+    found: dict[tuple[str, int], int] = {}
+    for s in group.slices:
+        if s.tensor in sizes:
+            found[s.tensor, s.dim] = found.get((s.tensor, s.dim), 0) + s.index.shape[1]
+    return found
+
+
+def prices(unit: Unit, model: nn.Module, inputs: Inputs, came: nn.Module | None = None) -> dict[str, float]:
+    """Tensor -> what one of its entries costs.
+
+    A layer's multiply-adds fall with the entries of its weights: each of them meets as many positions as before.
+
+    Args:
+        came: the network in the precision that it is saved in, for bytes.
+    """
+    if unit == "nodes":
+        return {}
+    if unit == "parameters":
+        return {name: 1.0 for name, _ in model.named_parameters()}
+    if unit == "bytes":
+        source = came or model
+        return {name: float(t.element_size()) for name, t in (*source.named_parameters(), *source.named_buffers())}
+    found: dict[str, float] = {}
+    for layer, macs in count(model, inputs).by_layer.items():
+        own = {
+            f"{layer}.{n}".removeprefix("."): p
+            for n, p in model.get_submodule(layer).named_parameters(recurse=False)
+            if p.dim() > 1
+        }
+        entries = sum(p.numel() for p in own.values())
+        found |= dict.fromkeys(own, macs / entries)
+    return found
