@@ -92,7 +92,7 @@ class Meter:
         """
         self.unit = unit
         self.prices = dict(prices or {})
-        self._sizes = {name: list(shape) for name, shape in structure.shapes.items() if name in self.prices}
+        self._sizes = {name: list(structure.shapes.get(name, ())) for name in self.prices}  # one entry: a counter
         self.amount: float = structure.nodes if unit == "nodes" else sum(map(self._of, self._sizes))
         self.total = total or (structure.total_nodes if unit == "nodes" else self.amount)
         self._places = {g.name: _places(g, self._sizes) for g in structure.prunable}

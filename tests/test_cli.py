@@ -250,3 +250,17 @@ def test_interruption_leaves_nothing(folder: Path, tmp_path: Path, number: int, 
     assert out == ""
     assert "Traceback" not in err
     assert [(p.name, p.read_bytes()) for p in tmp_path.iterdir()] == [("x.onnx", b"old")]
+
+
+def test_a_budget_and_round_widths(folder: Path, tmp_path: Path) -> None:
+    report = tmp_path / "report.json"
+    arguments = ("--target-macs", "150K", "--round-to", "8", "--report", str(report))
+    done = run("snap", str(folder / "net.pt"), *arguments, "-o", str(tmp_path / "small.onnx"))
+    assert done.returncode == 0, done.stderr
+    assert "150,000 macs asked" in done.stdout
+    found = json.loads(report.read_text())
+    assert found["budget"]["unit"] == "macs"
+    assert found["budget"]["reached"] == found["macs"]["small"]
+    assert found["node_sparsity"]["asked"] is None
+    assert found["round_to"] == 8
+    assert all(w["small"] % 8 == 0 for w in found["widths"].values() if w["dense"] >= 8 and w["small"] < w["dense"])

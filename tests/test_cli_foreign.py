@@ -331,6 +331,8 @@ BAD = {
     "a huge seed": ((*NET, "--seed", "99999999999999999999"), 2, "is not in the range"),
     "too many threads": ((*NET, "--threads", "999999"), 2, "is not in the range"),
     "one number for classes": (("scalar.pth", "--network", "mine.py:scalar", "--input", "3x8x8"), 1, "choose --loss mse"),
+    "two targets": ((*NET, "--target-macs", "0.5"), 2, "give one of --sparsity, --target-macs"),
+    "a multiple in words": ((*NET, "--round-to", "eight"), 2, "write auto, or a whole number"),
     "a mean in words": ((*NET, "--mean", "grey"), 2, "write numbers"),
 }  # fmt: skip
 
