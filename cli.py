@@ -232,7 +232,8 @@ def bench(
     """Measure a dense network against small ones: operations, times, memory, storage."""
     from benchmarks.report import PAGES, headlines, render
 
-    _check_targets(tuple(dict.fromkeys((dense, *smalls))), outputs, None, None, suffixes=PAGES)
+    for path in (dense, *smalls):
+        _check_targets((path,), outputs, None, None, suffixes=PAGES)
     _prepare(device, threads)
     from benchmarks.bench import bench as measure
     from benchmarks.networks import open_network, source_of

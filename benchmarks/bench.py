@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -16,10 +17,20 @@ from torch import nn
 import exporters
 from benchmarks.latency import OUT_OF_MEMORY, Job, attempt, clock_for, in_turn
 from benchmarks.memory import Probe, cuda_peak, peak_of_fresh_process
-from benchmarks.networks import ENGINES, Network, repeated
+from benchmarks.networks import ENGINES, Network, repeated, too_large
 from benchmarks.report.compare import INFERENCE, KIND, SCHEMA, TRAIN_STEP
 from compressor import networks
-from compressor.cost import LAYERS, cost, count, count_training, macs_by_fvcore, macs_by_thop
+from compressor.cost import (
+    LAYERS,
+    cost,
+    count,
+    count_training,
+    csr_int32,
+    macs_by_fvcore,
+    macs_by_thop,
+    tensor_bytes,
+    weights_of,
+)
 from compressor.environment import environment
 from compressor.errors import BadInput, CompressError, UnsupportedNetwork, first_line
 from compressor.inputs import Inputs, several
@@ -29,7 +40,7 @@ from compressor.source import Source
 from compressor.state import origin_of
 from compressor.structure import structure
 from compressor.types import total_by_layer
-from exporters.onnx import available
+from exporters.onnx import available, file_bytes, fixed_batch
 from exporters.onnx import count as count_onnx
 
 Progress = Callable[[str, int, int], None]
@@ -72,7 +83,10 @@ def bench(
         facts = []
         for number, (name, network) in enumerate(zip(names, candidates, strict=True)):
             progress(f"counting {name}", number, len(candidates))
-            facts.append({"name": name, **_facts(network, inputs), **_quality(network, source, loss, device, threads)})
+            quality, reason = attempt(partial(_quality, network, source, loss, device, threads))
+            if reason:
+                notes.append(f"{name}: not evaluated: {reason}")
+            facts.append({"name": name, **_facts(network, inputs), "quality": quality})
         measured = _Measured(dict(zip(names, candidates, strict=True)), batch, loss, device, threads, progress)
         if memory:
             measured.memory(batches, loading or {}, Path(folder))
@@ -90,13 +104,23 @@ def bench(
         "environment": {**environment(device), "onnxruntime": list(available()), "tf32": False},
         "notes": notes,
     }
-    return json.loads(json.dumps(document))
+    return json.loads(json.dumps(_finite(document), allow_nan=False))
+
+
+def _finite(value: Any) -> Any:
+    """JSON knows no NaN and no infinity: None in their place."""
+    if isinstance(value, dict):
+        return {name: _finite(part) for name, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _names(candidates: Sequence[Network]) -> list[str]:
-    """File names, or paths where two files have the same name."""
+    """File names, or paths where two files have the same name, or numbered where it is the same file."""
     short = [n.path.name for n in candidates]
-    return [name if short.count(name) == 1 else str(n.path) for name, n in zip(short, candidates, strict=True)]
+    names = [name if short.count(name) == 1 else str(n.path) for name, n in zip(short, candidates, strict=True)]
+    return [name if name not in names[:n] else f"{name} ({1 + names[:n].count(name)})" for n, name in enumerate(names)]
 
 
 def _first_batch(source: Source) -> Batch:
@@ -107,6 +131,9 @@ def _first_batch(source: Source) -> Batch:
 
 
 def _check_shapes(candidates: Sequence[Network], inputs: Inputs, threads: int) -> None:
+    for network in candidates:
+        if network.module is None and (fixed := fixed_batch(network.path)):
+            raise BadInput(f"{network.path}: takes batches of exactly {fixed}; export it again with a dynamic batch")
     expected = candidates[0].output_shapes(inputs, threads)
     for network in candidates[1:]:
         found = network.output_shapes(inputs, threads)
@@ -132,14 +159,15 @@ def _give_onnx(network: Network, folder: Path, inputs: Inputs) -> str | None:
 
 def _facts(network: Network, inputs: Inputs) -> dict[str, Any]:
     """What needs no clock."""
-    found: dict[str, Any] = {"path": str(network.path), "bytes": network.path.stat().st_size}
     if network.module is None:
-        by_operator, uncounted = count_onnx(network.path)
+        found: dict[str, Any] = {"path": str(network.path), "bytes": file_bytes(network.path)}
+        by_operator, uncounted = count_onnx(network.path, inputs)
         return {
             **found,
             "network": None,
             "macs": {"total": sum(by_operator.values()), "by_operator": by_operator, "uncounted": list(uncounted)},
         }
+    found = {"path": str(network.path), "bytes": network.path.stat().st_size}
     model = working_copy(network.module, inputs)
     origin, size, counted = origin_of(network.module), cost(model, inputs), count(model, inputs)
     return {
@@ -148,8 +176,11 @@ def _facts(network: Network, inputs: Inputs) -> dict[str, Any]:
         "inputs": [str(spec) for spec in origin.inputs] if origin else [],
         "parameters": size.parameters,
         "weights": size.weights,
-        "tensor_bytes": size.tensor_bytes,
-        "csr_bytes": {**{str(bits): n for bits, n in size.csr_bytes.items()}, "int32": size.csr_int32_bytes},
+        "tensor_bytes": tensor_bytes(network.module),
+        "csr_bytes": {
+            **{str(bits): n for bits, n in size.csr_bytes.items()},
+            "int32": sum(csr_int32(w) for w in weights_of(network.module)),
+        },
         "macs": {
             "total": counted.macs,
             "by_operator": counted.by_operator,
@@ -160,7 +191,11 @@ def _facts(network: Network, inputs: Inputs) -> dict[str, Any]:
         "macs_by_fvcore": _or_reason(lambda: macs_by_fvcore(model, inputs)),
         "macs_by_thop": _or_reason(lambda: macs_by_thop(model, inputs)),
         "training_macs": _or_reason(lambda: count_training(model, inputs).macs),
-        "widths": {name: m.weight.shape[0] for name, m in model.named_modules() if isinstance(m, LAYERS)},
+        "widths": {
+            name: m.out_features if isinstance(m, nn.Linear) else m.out_channels
+            for name, m in model.named_modules()
+            if isinstance(m, LAYERS)
+        },
         **_nodes(model, inputs),
     }
 
@@ -180,12 +215,12 @@ def _or_reason(counter: Callable[[], int]) -> int | dict[str, str]:
     return {"failed": str(reason)} if found is None else found
 
 
-def _quality(network: Network, source: Source, loss: str, device: str, threads: int) -> dict[str, Any]:
+def _quality(network: Network, source: Source, loss: str, device: str, threads: int) -> dict[str, Any] | None:
     """Accuracy and loss on the data, where there is some."""
     if source.test is None:
-        return {"quality": None}
+        return None
     objective = Objective(source.test, loss_named(loss), device=device)
-    return {"quality": asdict(evaluate(network.as_module(device, threads), objective))}
+    return asdict(evaluate(network.as_module(device, threads), objective))
 
 
 class _Measured:
@@ -245,6 +280,8 @@ class _Measured:
         return jobs, failed
 
     def _job(self, network: Network, what: str, engine: str, size: int) -> Job:
+        if too_large(self.batch, size):
+            raise MemoryError
         batch = repeated(self.batch, size)
         if what == TRAIN_STEP:
             return network.train_step(batch, self.loss, self.device)
@@ -273,14 +310,15 @@ class _Measured:
 
     def _on_cpu(self, name: str, what: str, engine: str, size: int, loading: dict[str, Any], folder: Path) -> dict[str, Any]:
         network = self.candidates[name]
-        path = folder / f"batch{size}.pt"
+        path = folder / "batch.pt"
         if not path.exists():
-            whole = repeated(self.batch, size)
-            torch.save((inputs_of(whole), *(whole[1:2] or (None,))), path)
+            torch.save((inputs_of(self.batch), *(self.batch[1:2] or (None,))), path)
+        if too_large(self.batch, size):
+            raise MemoryError
         model = network.onnx if engine == "onnxruntime" else network.path
         if (what, engine) not in self.baselines:
             self.baselines[what, engine] = peak_of_fresh_process(_tiny_probe(what, engine, folder, self.threads))
-        probe = Probe(engine, what, str(model), str(path), self.loss, self.threads, loading or {})
+        probe = Probe(engine, what, str(model), str(path), size, self.loss, self.threads, loading or {})
         return {"peak": peak_of_fresh_process(probe), "baseline": self.baselines[what, engine]}
 
 
@@ -291,4 +329,4 @@ def _tiny_probe(what: str, engine: str, folder: Path, threads: int) -> Probe:
     inputs = (torch.randn(2, 1, 1, 1),)
     exporters.export(model, path, example_inputs=inputs)
     torch.save((inputs, torch.zeros(2, dtype=torch.long)), batch)
-    return Probe(engine, what, str(path), str(batch), threads=threads)
+    return Probe(engine, what, str(path), str(batch), 2, threads=threads)

@@ -27,7 +27,8 @@ class Probe:
         engine: what it imports and runs: `torch` or `onnxruntime`.
         what: `inference` or `train_step`.
         model: the network's file.
-        batch: file of the batch, `(inputs, target)`, written by `torch.save`.
+        batch: file of a batch, `(inputs, target)`, written by `torch.save`.
+        size: samples to run on: those of the batch, as often as needed.
         loss: name of the loss of a train step.
         threads: of torch and of the runtime.
         loading: how the file is read, see `benchmarks.networks.open_network`.
@@ -37,6 +38,7 @@ class Probe:
     what: str
     model: str
     batch: str
+    size: int
     loss: str = "cross-entropy"
     threads: int = 1
     loading: dict[str, Any] = field(default_factory=dict)
@@ -50,7 +52,7 @@ def peak_of_fresh_process(probe: Probe) -> int:
         RuntimeError: it failed in another way; the message says how.
     """
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-m", "benchmarks.memory"],
+        [sys.executable, "-P", "-W", "ignore", "-m", "benchmarks.memory"],  # -P: the working folder holds no module of ours
         input=json.dumps(asdict(probe)),
         capture_output=True,
         text=True,
@@ -96,6 +98,7 @@ def cuda_peak(job: Callable[[], object], device: str) -> dict[str, int]:
     """Peak bytes that torch allocated and reserved on a GPU during one call, weights included."""
     import torch
 
+    job()  # the optimizer's state is there from the second step on
     torch.cuda.synchronize(device)
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats(device)
@@ -122,10 +125,10 @@ def _work(probe: Probe) -> None:
     import torch
 
     torch.set_num_threads(probe.threads)
-    from benchmarks.networks import open_network
+    from benchmarks.networks import open_network, repeated
 
     network = open_network(Path(probe.model), **probe.loading)
-    inputs, target = torch.load(probe.batch, weights_only=True)
+    inputs, target = repeated(torch.load(probe.batch, weights_only=True), probe.size)
     if probe.what == "inference":
         network.inference(probe.engine, inputs, "cpu", probe.threads)()
         return

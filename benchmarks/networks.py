@@ -18,7 +18,7 @@ from compressor.errors import BadInput
 from compressor.inputs import Inputs, each, run, samples, suited
 from compressor.objective import Batch, Objective, inputs_of, loss_named, to_device
 from compressor.source import NOISE, Source, noise_like, source_for
-from compressor.state import origin_of, outputs_of
+from compressor.state import origin_of, outputs_of, tensors_in
 from compressor.types import InputSpec
 from exporters.onnx import Session, input_specs
 
@@ -155,6 +155,17 @@ def source_of(networks: Sequence[Network], data: str | None, said: Sequence[str]
 
 BATCH = 64
 """Samples that are drawn; larger batches repeat them."""
+
+
+def too_large(batch: Batch, size: int) -> bool:
+    """Whether a batch of that many samples alone would take what the machine has left: better said than killed for it."""
+    held = sum(x.numel() * x.element_size() for x in tensors_in(batch))
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        available = next(1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration):
+        return False
+    return 2 * held * size / samples(inputs_of(batch)) > available
 
 
 def repeated(batch: Batch, size: int) -> Batch:

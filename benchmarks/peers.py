@@ -26,7 +26,8 @@ from torch.nn.utils import prune
 
 from benchmarks.latency import cpu_clock, in_turn, quartiles
 from benchmarks.memory import peak_resident_bytes
-from benchmarks.report.compare import times
+from benchmarks.networks import Network
+from benchmarks.report.compare import INFERENCE, TRAIN_STEP, Comparison, times
 from benchmarks.resnet50 import resnet50
 from compressor import compress, networks
 from compressor.cost import LAYERS, count
@@ -160,7 +161,9 @@ def one(name: str, pruner: str, data: str, samples: int, target: int | None, out
         if target is None:
             small, history = by_torch_pruning(model, x, SPARSITY, importance)
         else:
-            small, history, ratio = at_macs(target, model, x, importance)
+            _, _, ratio = at_macs(target, model, x, importance)
+            start = time.perf_counter()  # of the last pruning alone
+            small, history = by_torch_pruning(model, x, ratio, importance)
     else:
         small = masked(model, SPARSITY)
         proof = "nothing removed"
@@ -196,13 +199,15 @@ def compared(name: str, data: str, samples: int, rounds: int, folder: Path, say:
     files: list[tuple[dict[str, Any], Path]] = []
     ours_macs: int | None = None
     for pruner, equal in [(p, False) for p in PRUNERS] + [(p, True) for p in PRUNERS if p.startswith("torch-pruning")]:
+        if equal and ours_macs is None:
+            continue
         say(f"{name}: {pruner}{', at our MACs' if equal else ''}")
         output = folder / f"{len(rows)}.pt"
         arguments = ["--one", name, pruner, str(output), "--data", data, "--samples", str(samples)]
         if equal:
             arguments += ["--macs", str(ours_macs)]
         done = subprocess.run(
-            [sys.executable, "-W", "ignore", "-m", "benchmarks.peers", *arguments], capture_output=True, text=True
+            [sys.executable, "-P", "-W", "ignore", "-m", "benchmarks.peers", *arguments], capture_output=True, text=True
         )
         if done.returncode:
             reason = first_line(RuntimeError((done.stderr.strip().splitlines() or ["died"])[-1]))
@@ -210,16 +215,24 @@ def compared(name: str, data: str, samples: int, rounds: int, folder: Path, say:
             continue
         rows.append(json.loads(done.stdout.splitlines()[-1]))
         files.append((rows[-1], output))
-        ours_macs = ours_macs or rows[-1]["macs"]
+        if pruner.startswith("ours"):
+            ours_macs = rows[-1]["macs"]
     dense = build(name)
     found: list[tuple[dict[str, Any] | None, nn.Module]] = [
         (None, dense),
         *((row, torch.load(path, weights_only=False)) for row, path in files),
     ]
     batches = batches_of(name, data, 64)
-    for what, size in (("inference", 1), ("inference", 64), ("train_step", 64)):
+    for what, size in ((INFERENCE, 1), (INFERENCE, 64), (TRAIN_STEP, 64)):
         say(f"{name}: timing {what}, batch {size}")
-        jobs = {str(n): _job(model, what, batches[0][0][:size], batches[0][1][:size]) for n, (_, model) in enumerate(found)}
+        x, y = batches[0][0][:size], batches[0][1][:size]
+        candidates = {str(n): Network(Path(name), model) for n, (_, model) in enumerate(found)}
+        jobs = {
+            n: network.inference("torch", (x,), "cpu", 1)
+            if what == INFERENCE
+            else network.train_step(((x,), y), "cross-entropy", "cpu")
+            for n, network in candidates.items()
+        }
         values, failed = in_turn(jobs, rounds, cpu_clock())
         for number, (row, _) in enumerate(found):
             if row is not None:
@@ -232,26 +245,6 @@ def compared(name: str, data: str, samples: int, rounds: int, folder: Path, say:
         "parameters": sum(p.numel() for p in dense.parameters()), "macs": count(dense, (batches[0][0],)).macs,
     }  # fmt: skip
     return [dense_row, *rows]
-
-
-def _job(model: nn.Module, what: str, x: Tensor, y: Tensor) -> Callable[[], object]:
-    if what == "inference":
-        model = copy.deepcopy(model).eval()
-
-        def forward() -> object:
-            with torch.inference_mode():
-                return model(x)
-
-        return forward
-    model = copy.deepcopy(model).train()
-    optimizer = torch.optim.Adam(model.parameters())
-
-    def step() -> None:
-        optimizer.zero_grad()
-        F.cross_entropy(model(x), y).backward()
-        optimizer.step()
-
-    return step
 
 
 def table(document: dict[str, Any]) -> str:
@@ -279,9 +272,8 @@ def table(document: dict[str, Any]) -> str:
 def _speed(t: dict[str, Any]) -> str:
     if t["failed"] or not t["small"]:
         return t["failed"] or "-"
-    dense, small = quartiles(t["dense"]), quartiles(t["small"])
-    apart = small[2] < dense[0] or dense[2] < small[0]
-    return times(dense[1] / small[1]) if apart else "not significant"
+    c = Comparison("", t["what"], "torch", t["batch"], quartiles(t["dense"]), quartiles(t["small"]))
+    return times(c.ratio) if c.significant else "not significant"
 
 
 def main() -> None:
@@ -289,7 +281,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--data", default="digits", help="folder of CIFAR-10, or digits")
     parser.add_argument("--samples", type=int, default=2560)
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--network", action="append", help="may be repeated; all by default")
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/peers.json"))
     parser.add_argument("--one", nargs=3, metavar=("NETWORK", "PRUNER", "FILE"), help="prune once, in this process")

@@ -29,7 +29,7 @@ class Cost:
 
     Attributes:
         parameters: all entries of all parameters.
-        weights: non-zero entries of the convolutions' and linear layers' weight tensors.
+        weights: non-zero entries of the weight tensors of convolutions, linear layers and recurrent cells.
         macs: multiply-adds of one sample, inference; FLOPs are twice that.
         tensor_bytes: parameters and buffers as they lie in memory.
         csr_bytes: index bits -> estimated bytes of the weights in CSR, see `csr_bits`.
@@ -46,7 +46,7 @@ class Cost:
 
 def cost(model: nn.Module, inputs: Inputs) -> Cost:
     """Count a network on one sample."""
-    weights = [m.weight.detach() for m in model.modules() if isinstance(m, LAYERS)]
+    weights = weights_of(model)
     return Cost(
         parameters=sum(p.numel() for p in model.parameters()),
         weights=sum(int(torch.count_nonzero(w)) for w in weights),
@@ -55,6 +55,19 @@ def cost(model: nn.Module, inputs: Inputs) -> Cost:
         csr_bytes={bits: math.ceil(sum(csr_bits(w, bits) for w in weights) / 8) for bits in INDEX_BITS},
         csr_int32_bytes=sum(csr_int32(w) for w in weights),
     )
+
+
+def weights_of(model: nn.Module) -> list[Tensor]:
+    """The weights of all convolutions, linear layers and recurrent cells, the outputs along the first dimension."""
+    found = []
+    for module in model.modules():
+        if isinstance(module, nn.modules.conv._ConvTransposeNd):
+            found.append(module.weight.detach().transpose(0, 1))
+        elif isinstance(module, LAYERS):
+            found.append(module.weight.detach())
+        elif isinstance(module, (nn.RNNBase, nn.RNNCellBase)):
+            found += [p.detach() for name, p in module.named_parameters() if name.startswith("weight_")]
+    return found
 
 
 def tensor_bytes(model: nn.Module) -> int:
@@ -114,7 +127,7 @@ def count_training(model: nn.Module, inputs: Inputs) -> Count:
 
 
 def _counted(model: nn.Module, inputs: Inputs, samples: int) -> Count:
-    counter, watcher = FlopCounterMode(display=False, custom_mapping=_RECURRENT), _Operators()
+    counter, watcher = FlopCounterMode(display=False, custom_mapping=_FORMULAS), _Operators()
     # the fused forms of attention are unknown to the counter, the written-out ones are not
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
@@ -150,9 +163,17 @@ def _recurrent(x: Size, weights: Size, recurrent: Size, *_: Any, out_shape: Any 
     return 2 * x[0] * x[1] * (math.prod(weights) + math.prod(recurrent))
 
 
-_RECURRENT: dict[Any, Any] = {
+def _convolution_backward(gradient: Size, x: Size, weight: Size, *rest: Any, out_shape: Any = None, **__: Any) -> int:
+    """FLOPs of the gradients asked for: each is a convolution like the forward one; torch's own formula forgets the groups."""
+    transposed, mask = rest[4], rest[7]
+    forward = 2 * math.prod(x if transposed else gradient) * math.prod(weight[1:])
+    return forward * (int(mask[0]) + int(mask[1]))
+
+
+_FORMULAS: dict[Any, Any] = {
     torch.ops.aten.mkldnn_rnn_layer: _recurrent,
     torch.ops.aten.mkldnn_rnn_layer_backward: lambda *sizes, **others: 2 * _recurrent(*sizes, **others),
+    torch.ops.aten.convolution_backward: _convolution_backward,
 }
 
 
@@ -169,7 +190,7 @@ class _Operators(TorchDispatchMode):
         packet, name = func.overloadpacket, func.overloadpacket.__name__
         if name in NORMS:
             self.norms += next(tensors_in(outputs)).numel()
-        elif packet not in flop_registry and packet not in _RECURRENT and not _is_free(func, name):
+        elif packet not in flop_registry and packet not in _FORMULAS and not _is_free(func, name):
             self.uncounted.add(name)
         return outputs
 

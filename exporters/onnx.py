@@ -100,7 +100,7 @@ def input_specs(path: Path) -> tuple[InputSpec, ...]:
     """
     return tuple(
         InputSpec(tuple(d.dim_value for d in i.type.tensor_type.shape.dim[1:]), _DTYPES.get(i.type.tensor_type.elem_type, "?"))
-        for i in _load(path).graph.input
+        for i in _inputs(_load(path))
     )
 
 
@@ -182,15 +182,22 @@ def _load(path: Path) -> onnx.ModelProto:
     return model
 
 
-def count(path: Path) -> tuple[dict[str, int], tuple[str, ...]]:
+def count(path: Path, inputs: Inputs) -> tuple[dict[str, int], tuple[str, ...]]:
     """Multiply-adds of one sample, operator -> number, and the operators that may multiply and are not counted.
 
+    Args:
+        inputs: what the file is run on; sizes that it leaves open are taken from them.
     Raises:
         BadInput: not an ONNX file, or one whose shapes cannot be inferred.
     """
     model = _load(path)
-    for value in model.graph.input:
-        value.type.tensor_type.shape.dim[0].dim_value = 1
+    takes = _inputs(model)
+    given = dict(inputs) if isinstance(inputs, Mapping) else dict(zip([i.name for i in takes], inputs, strict=False))
+    for value in takes:
+        if value.name in given:
+            dims = value.type.tensor_type.shape.dim
+            for dim, size in zip(dims, (1, *given[value.name].shape[1:]), strict=False):
+                dim.dim_value = size
     del model.graph.value_info[:]
     for value in model.graph.output:
         value.type.tensor_type.ClearField("shape")
@@ -202,13 +209,44 @@ def count(path: Path) -> tuple[dict[str, int], tuple[str, ...]]:
     for value in (*graph.input, *graph.value_info, *graph.output):
         shapes.setdefault(value.name, tuple(d.dim_value for d in value.type.tensor_type.shape.dim))
     found: dict[str, int] = {}
+    uncounted = set()
     for node in graph.node:
-        if node.op_type in _MACS:
-            try:
-                found[node.op_type] = found.get(node.op_type, 0) + _MACS[node.op_type](node, shapes)
-            except (KeyError, IndexError) as error:
-                raise BadInput(f"{path}: the shapes of {node.op_type} {node.name} cannot be inferred") from error
-    return found, tuple(sorted({node.op_type for node in graph.node} & _UNCOUNTED))
+        if node.domain not in ("", "ai.onnx") or node.op_type not in (*_MACS, *_FREE):
+            uncounted.add(node.op_type)
+        elif node.op_type in _MACS:
+            used = [shapes.get(name, ()) for name in (*node.input[:2], node.output[0])]
+            if not all(used) or not all(size > 0 for shape in used for size in shape):
+                raise BadInput(f"{path}: the shapes of {node.op_type} {node.name} cannot be inferred")
+            found[node.op_type] = found.get(node.op_type, 0) + _MACS[node.op_type](node, shapes)
+    return found, tuple(sorted(uncounted))
+
+
+def fixed_batch(path: Path) -> int | None:
+    """The only batch size that a file takes; None where it takes any.
+
+    Raises:
+        BadInput: not an ONNX file, or an input of it has no shape.
+    """
+    for value in _inputs(_load(path)):
+        dims = value.type.tensor_type.shape.dim
+        if not dims:
+            raise BadInput(f"{path}: its input {value.name} has no shape; export it again with one")
+        if dims[0].dim_value:
+            return dims[0].dim_value
+    return None
+
+
+def file_bytes(path: Path) -> int:
+    """Bytes of a file and of those beside it that hold its weights."""
+    model = onnx.load(path, load_external_data=False)
+    beside = {entry.value for t in model.graph.initializer for entry in t.external_data if entry.key == "location"}
+    return sum(p.stat().st_size for p in (path, *(path.parent / name for name in beside)))
+
+
+def _inputs(model: onnx.ModelProto) -> list[onnx.ValueInfoProto]:
+    """The inputs that are no weights; old files list those too."""
+    weights = {t.name for t in model.graph.initializer}
+    return [value for value in model.graph.input if value.name not in weights]
 
 
 Shapes = dict[str, tuple[int, ...]]
@@ -229,16 +267,20 @@ def _product(node: onnx.NodeProto, shapes: Shapes) -> int:
 _MACS: dict[str, Callable[[onnx.NodeProto, Shapes], int]] = {
     "Conv": _convolution, "ConvTranspose": _convolution, "Gemm": _product, "MatMul": _product,
 }  # fmt: skip
-_UNCOUNTED = {
-    "Einsum",
-    "LSTM",
-    "GRU",
-    "RNN",
-    "Attention",
-    "MultiHeadAttention",
-    "DFT",
-    "DeformConv",
-    "GridSample",
-    "Loop",
-    "If",
-}
+_FREE = frozenset(
+    (
+        "Abs", "Add", "And", "ArgMax", "ArgMin", "AveragePool", "BatchNormalization", "Cast", "CastLike", "Ceil",
+        "Celu", "Clip", "Concat", "Constant", "ConstantOfShape", "Cos", "CumSum", "DepthToSpace", "Div", "Dropout",
+        "Elu", "Equal", "Erf", "Exp", "Expand", "EyeLike", "Flatten", "Floor", "Gather", "GatherElements", "GatherND",
+        "Gelu", "GlobalAveragePool", "GlobalMaxPool", "Greater", "GreaterOrEqual", "GroupNormalization", "HardSigmoid",
+        "HardSwish", "Identity", "InstanceNormalization", "IsInf", "IsNaN", "LRN", "LayerNormalization", "LeakyRelu",
+        "Less", "LessOrEqual", "Log", "LogSoftmax", "LpNormalization", "Max", "MaxPool", "Mean", "Min", "Mish", "Mod",
+        "Mul", "Neg", "NonZero", "Not", "OneHot", "Or", "PRelu", "Pad", "Pow", "RMSNormalization", "Range",
+        "Reciprocal", "ReduceL1", "ReduceL2", "ReduceLogSumExp", "ReduceMax", "ReduceMean", "ReduceMin", "ReduceProd",
+        "ReduceSum", "ReduceSumSquare", "Relu", "Reshape", "Resize", "Round", "ScatterElements", "ScatterND", "Selu",
+        "Shape", "Sigmoid", "Sign", "Sin", "Size", "Slice", "Softmax", "Softplus", "Softsign", "SpaceToDepth", "Split",
+        "Sqrt", "Squeeze", "Sub", "Sum", "Swish", "Tanh", "Tile", "TopK", "Transpose", "Trilu", "Unsqueeze", "Upsample",
+        "Where", "Xor",
+    )
+)  # fmt: skip
+"""Operators that need no multiply-adds beyond a few for each entry."""

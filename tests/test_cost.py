@@ -10,7 +10,7 @@ from scipy.sparse import csr_matrix
 from test_libraries import IMPORT, python
 from torch import nn
 
-from compressor.cost import cost, count, count_training, csr_int32
+from compressor.cost import cost, count, count_training, csr_int32, weights_of
 
 T, B, W = 5, 3, 16
 
@@ -85,6 +85,30 @@ def test_training_counts_forward_and_backward() -> None:
     assert count_training(model, (torch.randn(B, 3, 8, 8),)).macs == first + 3 * last
     lstm = First(nn.LSTM(8, W, batch_first=True))
     assert count_training(lstm, (torch.randn(B, T, 8),)).macs == 3 * T * 4 * W * (8 + W)
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [
+        (nn.Conv2d(4, 6, 3, groups=2), (4, 9, 9)),
+        (nn.Conv2d(4, 4, 3, groups=4), (4, 9, 9)),
+        (nn.ConvTranspose2d(4, 6, 3, stride=2), (4, 5, 5)),
+        (nn.ConvTranspose2d(4, 6, 3, stride=2, groups=2), (4, 5, 5)),
+    ],
+)
+def test_training_counts_of_grouped_and_transposed_layers(layer: nn.Module, shape: tuple[int, ...]) -> None:
+    """Twice the forward pass where the input needs no gradient, three times where it does."""
+    x = torch.randn(B, *shape)
+    once = count(layer, (x,)).macs
+    assert count_training(layer, (x,)).macs == 2 * once
+    behind = nn.Sequential(nn.Conv2d(shape[0], shape[0], 1), layer)
+    first = shape[0] ** 2 * shape[1] * shape[2]
+    assert count_training(behind, (x,)).macs == 2 * first + 3 * once
+
+
+def test_weights_of_every_kind_have_their_outputs_first() -> None:
+    model = nn.Sequential(nn.ConvTranspose2d(4, 6, 3), nn.Conv1d(2, 5, 3), nn.Linear(7, 3), nn.LSTM(8, W), nn.GRUCell(8, W))
+    assert [tuple(w.shape[:2]) for w in weights_of(model)] == [(6, 4), (5, 2), (3, 7), (64, 8), (64, W), (48, 8), (48, W)]
 
 
 def test_an_operator_that_nobody_counts_is_named() -> None:

@@ -60,8 +60,17 @@ def check(document: Any) -> dict[str, Any]:
     """
     if not isinstance(document, dict) or document.get("kind") != KIND or "schema" not in document:
         raise BadInput("not a report of `compress bench`")
-    if document["schema"] != SCHEMA:
+    if type(document["schema"]) is not int or document["schema"] != SCHEMA:
         raise BadInput(f"report schema {document['schema']}, this version shows {SCHEMA}; update compressor or measure again")
+    names = [network["name"] for network in document["networks"]]
+    if len(names) < 2 or len(set(names)) < len(names) or not all(isinstance(n, str) and n.isprintable() for n in names):
+        raise BadInput("a damaged report: it needs two networks or more, each with a name of its own")
+    for t in document["times"]:
+        seconds = t["values"]
+        if type(t["batch"]) is not int or t["batch"] < 1 or not all(isinstance(v, float) and 0 < v < math.inf for v in seconds):
+            raise BadInput("a damaged report: a time is not a positive number of seconds for a batch")
+    if not all(isinstance(note, str) for note in document["notes"]):
+        raise BadInput("a damaged report: its notes are not sentences")
     return document
 
 
@@ -99,10 +108,17 @@ def _spread(values: list[float]) -> tuple[float, float, float] | None:
     return quartiles(values) if values else None
 
 
-def mac_reduction(document: dict[str, Any], name: str) -> float:
-    """Multiply-adds of the dense network / those of a small one."""
-    small = next(n for n in document["networks"] if n["name"] == name)["macs"]["total"]
-    return dense_of(document)["macs"]["total"] / small if small else math.nan
+def mac_reduction(document: dict[str, Any], name: str, what: str = INFERENCE) -> float:
+    """Multiply-adds of the dense network / those of a small one, of a training step too; nan where not all are counted."""
+    dense, small = dense_of(document), next(n for n in document["networks"] if n["name"] == name)
+    if dense["macs"]["uncounted"] or small["macs"]["uncounted"]:
+        return math.nan
+    if what == TRAIN_STEP:
+        before, after = dense.get("training_macs"), small.get("training_macs")
+    else:
+        before, after = dense["macs"]["total"], small["macs"]["total"]
+    counted = isinstance(before, int) and isinstance(after, int) and before > 0 and after > 0
+    return before / after if counted else math.nan
 
 
 def main_comparison(document: dict[str, Any], name: str, what: str) -> Comparison | None:
@@ -114,7 +130,9 @@ def main_comparison(document: dict[str, Any], name: str, what: str) -> Compariso
 def headline(document: dict[str, Any], name: str) -> dict[str, str]:
     """What is said first of a small network: claim -> how it was measured."""
     dense, small = dense_of(document), next(n for n in document["networks"] if n["name"] == name)
-    said = {claim(mac_reduction(document, name), "fewer MACs", "more MACs"): "multiply-adds of one sample"}
+    said = {}
+    if math.isfinite(reduction := mac_reduction(document, name)):
+        said[claim(reduction, "fewer MACs", "more MACs")] = "multiply-adds of one sample"
     for what, noun in ((INFERENCE, "inference"), (TRAIN_STEP, "training")):
         c = main_comparison(document, name, what)
         if c is None:
@@ -144,8 +162,8 @@ def times(ratio: float) -> str:
 
 
 def efficiency(document: dict[str, Any], c: Comparison) -> float:
-    """Realised efficiency: speed-up / MAC reduction; 1 means that every saved operation was saved time."""
-    return c.ratio / mac_reduction(document, c.network)
+    """Realised efficiency: speed-up / MAC reduction of that run; 1 means that every saved operation was saved time."""
+    return c.ratio / mac_reduction(document, c.network, c.what)
 
 
 def node_sparsity(document: dict[str, Any], small: dict[str, Any]) -> float | None:

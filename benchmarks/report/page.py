@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterator
 from importlib.resources import files
 from typing import Any
@@ -53,7 +54,7 @@ def read(text: str) -> dict[str, Any]:
 
 def to_json(document: dict[str, Any]) -> str:
     """The document itself."""
-    return json.dumps(document, indent=1) + "\n"
+    return json.dumps(document, indent=1, allow_nan=False) + "\n"
 
 
 def to_html(document: dict[str, Any]) -> str:
@@ -124,7 +125,7 @@ def _sizes(document: dict[str, Any]) -> tuple[Row, list[Row]]:
         ("MACs by fvcore, convolutions and linear layers", lambda n: n.get("macs_by_fvcore")),
         ("MACs by thop, convolutions and linear layers", lambda n: n.get("macs_by_thop")),
         ("parameters", lambda n: n.get("parameters")),
-        ("conv and linear weights", lambda n: n.get("weights")),
+        ("conv, linear and recurrent weights", lambda n: n.get("weights")),
         ("bytes of the file", lambda n: n["bytes"]),
         ("bytes of all tensors", lambda n: n.get("tensor_bytes")),
         ("CSR estimate, 2 index bits", lambda n: n.get("csr_bytes", {}).get("2")),
@@ -143,7 +144,8 @@ def _sizes(document: dict[str, Any]) -> tuple[Row, list[Row]]:
         accuracies = [(n["quality"] or {}).get("accuracy") for n in networks]
         if any(a is not None for a in accuracies):
             rows.append([f"accuracy on {counted:,} samples", *map(_percent, accuracies)])
-        losses = [f"{n['quality']['loss']:.4g}" if n["quality"] else "-" for n in networks]
+        found = [(n["quality"] or {}).get("loss") for n in networks]
+        losses = ["-" if loss is None else f"{loss:.4g}" for loss in found]
         rows.append([f"loss on {counted:,} samples ({document['loss']})", *losses])
     return ["", *(n["name"] for n in networks)], rows
 
@@ -189,10 +191,14 @@ def _times(document: dict[str, Any]) -> tuple[Row, list[Row]]:
             rows.append([run, c.network, _milliseconds(c.dense), _milliseconds(c.small), c.failed, "", ""])
             continue
         speed = f"{times(c.ratio)} ({times(c.low)} to {times(c.high)})" if c.significant else "not significant"
-        realised = f"{efficiency(document, c):.2f}" if c.significant else "-"
-        reduction = times(mac_reduction(document, c.network))
-        rows.append([run, c.network, _milliseconds(c.dense), _milliseconds(c.small), speed, reduction, realised])
+        realised = efficiency(document, c) if c.significant else math.nan
+        reduction = times(mac_reduction(document, c.network, c.what))
+        rows.append([run, c.network, _milliseconds(c.dense), _milliseconds(c.small), speed, reduction, _two(realised)])
     return head, rows
+
+
+def _two(value: float) -> str:
+    return f"{value:.2f}" if math.isfinite(value) else "-"
 
 
 def _milliseconds(spread: tuple[float, float, float] | None) -> str:
@@ -255,7 +261,8 @@ def _footnotes(document: dict[str, Any], with_paper: bool) -> list[str]:
     uncounted = {n["name"]: n["macs"]["uncounted"] for n in document["networks"] if n["macs"]["uncounted"]}
     notes = [
         "Times are medians with quartiles; dense and small ran in turn. A speed-up is marked as not significant where the "
-        "quartiles of the two overlap. Realised efficiency = speed-up / MAC reduction.",
+        "quartiles of the two overlap. Realised efficiency = speed-up / MAC reduction; for a train step, "
+        "multiply-adds are those of forward and backward.",
         "A MAC is one multiply-add of a convolution, a linear layer, an attention or a recurrent cell; norms are not in it.",
     ]
     notes += [
@@ -264,7 +271,8 @@ def _footnotes(document: dict[str, Any], with_paper: bool) -> list[str]:
     if with_paper:
         notes.append(
             f"* {paper()['source']}. Its Disk column in Table 4 prints 10^(ln r) for the ratio r: "
-            "all 12 rows fit their weight sparsity so; shown is r. Our file is the network as stored, not in CSR."
+            "all 12 rows fit their weight sparsity so; shown is r. In Table 1 it follows no rule that was found; shown is "
+            "1 / (1 - weight sparsity). Our file is the network as stored, not in CSR."
         )
     return notes
 

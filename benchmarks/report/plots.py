@@ -5,10 +5,12 @@ from __future__ import annotations
 import io
 import math
 import re
+import warnings
 from collections.abc import Callable
 from typing import Any
 
 import matplotlib as mpl
+from matplotlib.container import BarContainer
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, StrMethodFormatter
 
@@ -28,6 +30,7 @@ DENSE, SMALL = "#9aa5b1", ("#1663a7", "#d9822b", "#2b8a6b", "#8a4fbf", "#b23b57"
 INCH_OF_ROW = 0.24
 STYLE: Any = {
     "svg.fonttype": "none",  # text stays text
+    "text.parse_math": False,  # a file's name may hold dollars
     "font.family": "sans-serif", "font.size": 9, "axes.spines.top": False, "axes.spines.right": False,
     "axes.grid": True, "grid.alpha": 0.25, "axes.axisbelow": True, "legend.frameon": False,
 }  # fmt: skip
@@ -47,7 +50,8 @@ def all_plots(document: dict[str, Any]) -> dict[str, tuple[str, str]]:
 def _svg(figure: Figure, name: str) -> str:
     """The figure for inlining: scalable, without a header, ids its own."""
     file = io.StringIO()
-    figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None})
+    with warnings.catch_warnings(action="ignore"):  # a glyph that matplotlib lacks, the reader's browser may have
+        figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None})
     text = file.getvalue()
     text = text[text.index("<svg") :]
     return re.sub(r'\b(id="|xlink:href="#|url\(#)', rf"\g<1>{name}-", text)
@@ -67,16 +71,17 @@ def _widths(document: dict[str, Any], figure: Figure) -> bool:
     figure.set_size_inches(8, 1 + INCH_OF_ROW * len(dense))
     axes = figure.subplots()
     rows = range(len(dense))
-    axes.barh(rows, list(dense.values()), color=DENSE, height=0.85, label=dense_of(document)["name"])
+    axes.barh(rows, list(dense.values()), color=DENSE, height=0.85)
     thick = 0.7 / len(smalls)
     for number, small in enumerate(smalls):
         offset = (number - (len(smalls) - 1) / 2) * thick
         widths = [small["widths"].get(layer, 0) for layer in dense]
         places = [row + offset for row in rows]
-        axes.barh(places, widths, color=_colour(document, small["name"]), height=thick, label=small["name"])
+        axes.barh(places, widths, color=_colour(document, small["name"]), height=thick)
     axes.set(yticks=rows, yticklabels=list(dense), xlabel="output channels or neurons", ylim=(len(dense) - 0.4, -0.6))
     axes.grid(visible=False, axis="y")
-    axes.legend(loc="lower right")
+    bars = [bar for bar in axes.containers if isinstance(bar, BarContainer)]
+    axes.legend(bars, [dense_of(document)["name"], *(n["name"] for n in smalls)], loc="lower right")
     return True
 
 
@@ -87,7 +92,8 @@ def _against_batch(document: dict[str, Any], figure: Figure) -> bool:
     runs = [run for run in runs if any((t["what"], t["engine"]) == run for t in measured)]
     if not runs:
         return False
-    figure.set_size_inches(9, 3)
+    figure.set_size_inches(9, 3.3)
+    drawn: dict[str, Any] = {}
     for axes, run in zip(figure.subplots(1, len(runs), squeeze=False, sharey=True)[0], runs, strict=True):
         for network in document["networks"]:
             mine = [t for t in measured if (t["network"], t["what"], t["engine"]) == (network["name"], *run)]
@@ -97,10 +103,9 @@ def _against_batch(document: dict[str, Any], figure: Figure) -> bool:
             medians = [s[1] for s in spreads]
             errors = [[s[1] - s[0] for s in spreads], [s[2] - s[1] for s in spreads]]
             sizes = [t["batch"] for t in mine]
-            axes.errorbar(
-                sizes, medians, yerr=errors, marker="o", markersize=4, capsize=3,
-                color=_colour(document, network["name"]), label=network["name"],
-            )  # fmt: skip
+            drawn[network["name"]] = axes.errorbar(
+                sizes, medians, yerr=errors, marker="o", markersize=4, capsize=3, color=_colour(document, network["name"])
+            )
         axes.set(xscale="log", yscale="log", xlabel="batch size", title=f"{_what(run[0])}, {ENGINE_NAMES[run[1]]}")
         sizes = sorted({t["batch"] for t in document["times"]})
         axes.set_xticks(sizes, [str(s) for s in sizes])
@@ -108,7 +113,8 @@ def _against_batch(document: dict[str, Any], figure: Figure) -> bool:
         axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
         axes.minorticks_off()
     figure.axes[0].set_ylabel("ms of one sample")
-    figure.axes[-1].legend()
+    names = [n["name"] for n in document["networks"] if n["name"] in drawn]
+    figure.legend([drawn[name] for name in names], names, loc="outside lower center", ncols=3)
     return True
 
 
@@ -118,7 +124,8 @@ def _what(what: str) -> str:
 
 def _speedups(document: dict[str, Any], figure: Figure) -> bool:
     """Every speed-up with its spread, against the line where every saved multiply-add is saved time."""
-    shown = [c for c in comparisons(document) if not c.failed]
+    names = [n["name"] for n in smalls_of(document)]
+    shown = sorted((c for c in comparisons(document) if not c.failed), key=lambda c: names.index(c.network))
     if not shown:
         return False
     figure.set_size_inches(8, 1.2 + INCH_OF_ROW * len(shown))
@@ -128,11 +135,10 @@ def _speedups(document: dict[str, Any], figure: Figure) -> bool:
         colour = _colour(document, c.network)
         axes.barh(row, c.ratio, xerr=errors, capsize=2, height=0.75, color=colour, alpha=1 if c.significant else 0.35)
     labels = [_label(c) for c in shown]
-    for name in dict.fromkeys(c.network for c in shown):
-        rows = [row for row, c in enumerate(shown) if c.network == name]
-        reduction = mac_reduction(document, name)
+    for row, c in enumerate(shown):
+        reduction = mac_reduction(document, c.network, c.what)
         if math.isfinite(reduction):
-            axes.vlines(reduction, rows[0] - 0.5, rows[-1] + 0.5, color=_colour(document, name), linestyle="--", linewidth=1.2)
+            axes.vlines(reduction, row - 0.5, row + 0.5, color="black", linestyle="--", linewidth=1.2)
     axes.axvline(1, color="black", linewidth=0.8)
     axes.set(yticks=range(len(shown)), yticklabels=labels, ylim=(len(shown) - 0.4, -0.6), xlabel="dense time / small time")
     axes.grid(visible=False, axis="y")
@@ -168,7 +174,7 @@ _PLOTS: dict[str, tuple[Callable[[dict[str, Any], Figure], bool], str]] = {
     "batch": (_against_batch, "Time of one sample against the batch size; bars are quartiles."),
     "speedup": (
         _speedups,
-        "Speed-up of every run, with the quartiles of its rounds. The dashed line is the MAC reduction: a bar that reaches it "
+        "Speed-up of every run, with the quartiles of its rounds. The dashed line is its MAC reduction: a bar that reaches it "
         "turned every saved operation into saved time. Pale bars are not significant.",
     ),
     "memory": (_memory, "Peak memory of every run, above what the libraries take by themselves."),

@@ -80,7 +80,10 @@ def test_onnx_files_alone(folder: Path) -> None:
     done = run("bench", "small.onnx", "small.onnx", "--rounds", "2", "--no-memory", "--batch", "2", "--json", cwd=folder)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
-    assert [t["engine"] for t in found["times"]] == ["onnxruntime"]
+    assert [(t["network"], t["engine"]) for t in found["times"]] == [
+        ("small.onnx", "onnxruntime"),
+        ("small.onnx (2)", "onnxruntime"),
+    ]
     assert found["networks"][0]["quality"] is None
     assert any("noise" in note for note in found["notes"])
 

@@ -53,7 +53,7 @@ def test_a_network_takes_what_its_tensors_take(tmp_path: Path) -> None:
         torch.save(model.state_dict(), tmp_path / "net.pt")
         loading = {"network": f"{tmp_path}/wide.py:build", "arguments": {"width": size}, "inputs": ["4"]}
         for what in ("inference", "train_step"):
-            probe = Probe("torch", what, str(tmp_path / "net.pt"), str(tmp_path / "batch.pt"), loading=loading)
+            probe = Probe("torch", what, str(tmp_path / "net.pt"), str(tmp_path / "batch.pt"), 2, loading=loading)
             peaks[size, what] = peak_of_fresh_process(probe)
     weights = 4 * width * width
     taken = peaks[width, "train_step"] - peaks[8, "train_step"]
@@ -65,9 +65,9 @@ def test_a_failure_in_the_process_is_told(tmp_path: Path) -> None:
     save(networks.build("lenet5"), tmp_path / "net.pt")
     torch.save(((torch.randn(2, 5),), None), tmp_path / "batch.pt")
     with pytest.raises(RuntimeError, match=r"size mismatch|shapes|Expected"):
-        peak_of_fresh_process(Probe("torch", "inference", str(tmp_path / "net.pt"), str(tmp_path / "batch.pt")))
+        peak_of_fresh_process(Probe("torch", "inference", str(tmp_path / "net.pt"), str(tmp_path / "batch.pt"), 2))
     with pytest.raises(RuntimeError, match="no such file"):
-        peak_of_fresh_process(Probe("torch", "inference", str(tmp_path / "none.pt"), str(tmp_path / "batch.pt")))
+        peak_of_fresh_process(Probe("torch", "inference", str(tmp_path / "none.pt"), str(tmp_path / "batch.pt"), 2))
 
 
 @pytest.mark.gpu
