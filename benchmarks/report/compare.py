@@ -67,9 +67,13 @@ def check(document: Any) -> dict[str, Any]:
         raise BadInput("a damaged report: it needs two networks or more, each with a name of its own")
     for t in document["times"]:
         seconds = t["values"]
-        if type(t["batch"]) is not int or t["batch"] < 1 or not all(isinstance(v, float) and 0 < v < math.inf for v in seconds):
+        if (
+            type(t["batch"]) is not int
+            or t["batch"] < 1
+            or not all(type(v) in (int, float) and 0 < v < math.inf for v in seconds)
+        ):
             raise BadInput("a damaged report: a time is not a positive number of seconds for a batch")
-    if not all(isinstance(note, str) for note in document["notes"]):
+    if not isinstance(document["notes"], list) or not all(isinstance(note, str) for note in document["notes"]):
         raise BadInput("a damaged report: its notes are not sentences")
     return document
 

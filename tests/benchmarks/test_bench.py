@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from command import main
 
+from benchmarks.report import headlines, render
 from compressor import networks, save
 
 COMMAND = [sys.executable, "-m", "cli"]
@@ -147,3 +150,120 @@ def test_a_report_is_rendered_again(folder: Path, document: dict) -> None:
     assert done.returncode == 0, done.stderr
     assert (folder / "again.md").read_text() == (folder / "page.md").read_text()
     assert (folder / "again.html").read_text() == (folder / "page.html").read_text()
+
+
+NETS = """
+import torch
+from torch import nn
+
+class Grow(nn.Module):
+    def __init__(self, w=32):
+        super().__init__()
+        self.c, self.d = nn.Conv2d(1, w, 3), nn.Linear(w, 10)
+    def forward(self, x):
+        return self.d(torch.relu(self.c(x)).mean((2, 3)))
+
+class Rec(nn.Module):
+    def __init__(self, w=16):
+        super().__init__()
+        self.r, self.d = nn.LSTM(8, w, batch_first=True), nn.Linear(w, 10)
+    def forward(self, x):
+        return self.d(self.r(x)[0][:, -1])
+
+def nan():
+    return {"train": [(torch.randn(8, 1, 9, 9), torch.arange(8))], "test": [(torch.full((8, 1, 9, 9), 1e38), torch.arange(8))]}
+"""
+
+
+@pytest.fixture(scope="module")
+def odd(tmp_path_factory) -> Path:
+    """ONNX files of others: open sizes, a fixed batch, a side-car file, weights listed as inputs, a recurrent cell."""
+    path = tmp_path_factory.mktemp("odd")
+    (path / "nets.py").write_text(NETS)
+    made = {}
+    exec(NETS, made)
+    torch.manual_seed(0)
+    grow, x = made["Grow"]().eval(), torch.randn(2, 1, 9, 9)
+    torch.save(grow.state_dict(), path / "grow.pth")
+    torch.save(made["Grow"](8).half().state_dict(), path / "half.pth")
+    batch, size = torch.export.Dim("batch"), torch.export.Dim("size", min=4)
+    open_sizes = ({0: batch, 2: size, 3: size},)
+    rec = made["Rec"]().eval()
+    torch.save(rec.state_dict(), path / "rec.pth")
+    for name, net, inputs, sizes in (
+        ("open", grow, x, open_sizes), ("fixed", grow, x, None), ("any", grow, x, ({0: batch},)),
+        ("rec", rec, torch.randn(2, 5, 8), ({0: batch},)),
+    ):  # fmt: skip
+        with warnings.catch_warnings(action="ignore"):  # of the exporter's own calls
+            program = torch.onnx.export(
+                net, (inputs,), dynamo=True, external_data=False, input_names=["x"], verbose=False, dynamic_shapes=sizes
+            )
+        onnx.save(program.model_proto, path / f"{name}.onnx")
+    model = onnx.load(path / "any.onnx")
+    onnx.save(model, path / "beside.onnx", save_as_external_data=True, location="beside.data")
+    model = onnx.load(path / "any.onnx")
+    for tensor in model.graph.initializer:
+        model.graph.input.append(onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
+    onnx.save(model, path / "old.onnx")
+    return path
+
+
+GROW = ("--network", "nets.py:Grow", "--input", "1x9x9", "--rounds", "2", "--batch", "2", "--no-memory", "--json")
+MACS = 32 * 9 * 49 + 32 * 10
+
+
+@pytest.mark.parametrize("name", ["open", "any", "old", "beside"])
+def test_onnx_files_of_others_are_counted(name: str, odd: Path, capfd) -> None:
+    done = main(capfd, odd, "bench", "grow.pth", f"{name}.onnx", *GROW)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)["networks"]
+    assert [n["macs"]["total"] for n in found] == [MACS, MACS]
+    assert [n["macs"]["uncounted"] for n in found] == [[], []]
+    files = [odd / f"{name}.onnx", *([odd / "beside.data"] if name == "beside" else [])]
+    assert found[1]["bytes"] == sum(file.stat().st_size for file in files)
+
+
+def test_a_fixed_batch_is_refused_with_the_way_out(odd: Path, capfd) -> None:
+    done = main(capfd, odd, "bench", "grow.pth", "fixed.onnx", *GROW)
+    assert done.returncode == 1
+    assert done.stderr == "compress: fixed.onnx: takes batches of exactly 2; export it again with a dynamic batch\n"
+
+
+def test_what_nobody_counts_is_named_and_no_reduction_is_claimed(odd: Path, capfd) -> None:
+    arguments = ("--network", "nets.py:Rec", "--input", "5x8", *GROW[4:])
+    done = main(capfd, odd, "bench", "rec.pth", "rec.onnx", *arguments)
+    assert done.returncode == 0, done.stderr
+    document = json.loads(done.stdout)
+    assert document["networks"][0]["macs"]["total"] == 5 * 4 * 16 * (8 + 16) + 16 * 10
+    assert document["networks"][0]["weights"] == 4 * 16 * (8 + 16) + 16 * 10
+    assert document["networks"][1]["macs"]["uncounted"] == ["Gemm", "LSTM"]  # what comes behind has no shape
+    assert not any("MACs" in said for said in headlines(document)["rec.onnx"])
+    assert "nobody counted them: Gemm, LSTM" in render(document, ".md")
+
+
+def test_half_precision_is_measured_as_it_is(odd: Path, capfd) -> None:
+    done = main(capfd, odd, "bench", "half.pth", "half.pth", *GROW, "--network-arg", "w=8")
+    assert done.returncode == 0, done.stderr
+    dense, again = json.loads(done.stdout)["networks"]
+    entries = 8 * 9 + 8 + 8 * 10 + 10
+    assert dense["tensor_bytes"] == 2 * entries
+    assert dense["csr_bytes"]["int32"] == (2 + 4) * (8 * 9 + 8 * 10) + 4 * (9 + 11)
+    assert [dense["name"], again["name"]] == ["half.pth", "half.pth (2)"]
+
+
+def test_numbers_that_are_none_are_null(odd: Path, capfd) -> None:
+    done = main(capfd, odd, "bench", "grow.pth", "any.onnx", *GROW, "--data", "nets.py:nan")
+    assert done.returncode == 0, done.stderr
+    document = json.loads(done.stdout, parse_constant=lambda text: pytest.fail(f"{text} is no JSON"))
+    assert document["networks"][0]["quality"] is None or document["networks"][0]["quality"]["loss"] is None
+    render(document, ".html")
+
+
+def test_the_fresh_process_reads_no_module_from_the_working_folder(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "json.py").write_text(f"open({str(tmp_path / 'trace')!r}, 'w').close()\n")
+    arguments = (folder / "dense.pt", folder / "small.safetensors", "--rounds", "2", "--batch", "2", "--json")
+    script = Path(sys.executable).with_name("compress")
+    done = subprocess.run([script, "bench", *map(str, arguments)], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert not (tmp_path / "trace").exists()
+    assert all(m["failed"] is None for m in json.loads(done.stdout)["memory"])

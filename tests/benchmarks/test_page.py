@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks.report import headlines, render
+from benchmarks.report import headlines, read, render
 from benchmarks.report.compare import comparisons, disk_meant, mac_reduction, paper, paper_rows, times
+from compressor.errors import BadInput
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 PLOTS = ("widths", "batch", "speedup", "memory")
@@ -192,3 +193,40 @@ def test_it_prints_as_pages(tmp_path: Path) -> None:
     assert browse(f"--print-to-pdf={paper_copy}", page=page).returncode == 0
     assert paper_copy.read_bytes().startswith(b"%PDF")
     assert 1 <= len(re.findall(rb"/Type\s*/Page\b", paper_copy.read_bytes())) <= 6
+
+
+def test_names_of_every_kind_are_shown(tmp_path: Path) -> None:
+    document = measured()
+    for old, new in (("dense.pt", "a$\\foo$<b>&.pt"), ("small.pt", "_小さい.pt")):
+        document = json.loads(json.dumps(document).replace(json.dumps(old), json.dumps(new)))
+    text = render(document, ".html")
+    assert "<b>" not in text.replace("one &lt;b&gt;", "")
+    assert text.count("_小さい.pt") > 5
+    assert "a$\\foo$&lt;b&gt;&amp;.pt" in text
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda d: d["times"][0].update(batch=0), "a time is not a positive number"),
+        (lambda d: d["times"][0].update(batch="two"), "a time is not a positive number"),
+        (lambda d: d["times"][0].update(values=[float("inf")]), "a time is not a positive number"),
+        (lambda d: d.update(notes="hello"), "its notes are not sentences"),
+        (lambda d: d.update(schema=True), "report schema True"),
+        (lambda d: d["networks"].pop(), "two networks or more"),
+        (lambda d: d["networks"][1].update(name="dense.pt"), "each with a name of its own"),
+        (lambda d: d.pop("environment"), "damaged one"),
+    ],
+)
+def test_damaged_reports_are_refused(change, words: str) -> None:
+    document = measured()
+    change(document)
+    with pytest.raises(BadInput, match=words):
+        read(json.dumps(document))
+
+
+def test_training_is_judged_by_its_own_multiply_adds() -> None:
+    document = measured()
+    document["networks"][1]["training_macs"] = document["networks"][0]["training_macs"] // 2
+    assert mac_reduction(document, "small.pt", "train_step") == pytest.approx(2)
+    assert mac_reduction(document, "small.pt") == pytest.approx(4)
