@@ -351,6 +351,10 @@ def _method_command(name: str) -> click.Command:
     help="samples of a micro-batch; data from file.py has its own",
 )
 @click.option("--floor", default=1, show_default=True, type=click.IntRange(1), help="nodes that every group keeps")
+@click.option(
+    "--freeze", metavar="LAYER", multiple=True, help="keeps all its nodes; a pattern such as features.*, may be repeated"
+)
+@click.option("--only", metavar="LAYER", multiple=True, help="in place of that: only these may lose nodes")
 @click.option("--calibrate-bn", is_flag=True, help="first give batch norms the statistics of the data")
 @_model_options
 @_shared_options
@@ -363,10 +367,10 @@ _PRUNE_OPTIONS: list[click.Parameter] = list(reversed(vars(_prune_parameters)["_
 
 def _prune(
     name: str, options: dict[str, Any], *, model: Path, sparsity: float | None, target_macs: str | None,
-    target_params: str | None, target_size: str | None, per: str | None, round_to: str, outputs: tuple[Path, ...],
-    report: Path | None, plan: Path | None, opset: int | None, loss: str, samples: int, batch_size: int, floor: int,
-    calibrate_bn: bool, data: str | None, device: str, threads: int | None, seed: int, as_json: bool, quiet: bool,
-    mean: tuple[float, ...] | None, std: tuple[float, ...] | None, **model_options: Any,
+    target_params: str | None, target_size: str | None, per: str | None, round_to: str, freeze: tuple[str, ...],
+    only: tuple[str, ...], outputs: tuple[Path, ...], report: Path | None, plan: Path | None, opset: int | None, loss: str,
+    samples: int, batch_size: int, floor: int, calibrate_bn: bool, data: str | None, device: str, threads: int | None,
+    seed: int, as_json: bool, quiet: bool, mean: tuple[float, ...] | None, std: tuple[float, ...] | None, **model_options: Any,
 ) -> None:  # fmt: skip
     """Check everything that can be checked, then load, prune, export and report."""
     from compressor.budget import Budget
@@ -394,8 +398,9 @@ def _prune(
     source = source_for(dense, data, loss=loss, count=samples, batch_size=batch_size, seed=seed)
     with _progress(quiet) as progress:
         result = compress(
-            dense, name, source.train, sparsity or 0.0, budget=budget, per=per, round_to=multiple, loss=loss, floor=floor,
-            seed=seed, calibrate_bn=calibrate_bn, example_inputs=source.inputs, progress=progress, **options,
+            dense, name, source.train, sparsity or 0.0, budget=budget, per=per, round_to=multiple, freeze=freeze, only=only,
+            loss=loss, floor=floor, seed=seed, calibrate_bn=calibrate_bn, example_inputs=source.inputs, progress=progress,
+            **options,
         )  # fmt: skip
         document = _finish(dense, result, source, loss, model, outputs, report, plan, opset, device, seed, progress)
     _tell(document, as_json, quiet)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Iterable, Iterator, Sized
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from typing import Any, Literal
 
 import torch
@@ -16,7 +17,7 @@ from compressor.budget import Budget, Meter, Unit, prices
 from compressor.calibrate import calibrated, is_fresh
 from compressor.cost import Cost, cost, tensor_bytes
 from compressor.equivalence import Equivalence
-from compressor.errors import BadInput, CompressError, NotEquivalent, UnsupportedNetwork, first_line
+from compressor.errors import BadInput, CompressError, NotEquivalent, UnsupportedNetwork, WrongUsage, first_line
 from compressor.fast import best_multiple
 from compressor.inputs import Inputs, as_inputs, precision_of, several
 from compressor.method import Method, make
@@ -111,6 +112,8 @@ def compress(
     budget: Budget | None = None,
     per: Unit | None = None,
     round_to: int | Literal["auto"] = 1,
+    freeze: Sequence[str] = (),
+    only: Sequence[str] = (),
     floor: int = 1,
     seed: int = 0,
     calibrate_bn: bool = False,
@@ -133,6 +136,8 @@ def compress(
         loss: a name, or a callable of (outputs, batch).
         forward: how a batch goes through the network.
         example_inputs: a tensor `(batch, ...)`, a tuple, or a dict of named inputs; the first batch's by default.
+        freeze: names of layers that keep all their nodes, or patterns such as `features.*`; what is coupled with them does too.
+        only: in place of that, the layers that may lose nodes.
         floor: nodes that every group keeps.
         seed: for a method's own random draws.
         calibrate_bn: first give batch norms the statistics of one pass over the data.
@@ -163,7 +168,7 @@ def compress(
 
     clock = _Clock()
     progress("finding the groups", 0, 0)
-    found = _runnable_structure(dense, inputs)
+    found = _restricted(_runnable_structure(dense, inputs), freeze, only)
     multiple = best_multiple(dense) if round_to == "auto" else round_to
     aim = _Aim(budget.unit if budget else "nodes", per, multiple, floor, model, inputs)
     full = aim.meter(dense, found)
@@ -368,6 +373,26 @@ def _runnable_structure(model: nn.Module, inputs: Inputs) -> Structure:
     if not found.prunable:
         raise UnsupportedNetwork(f"nothing can be pruned: {'; '.join(sorted(set(_reasons(found).values())))}")
     return found
+
+
+def _restricted(found: Structure, freeze: Sequence[str], only: Sequence[str]) -> Structure:
+    """The structure in which only what the user allows may lose nodes."""
+    layers = {g.name: g.layers("produce", "pass") for g in found.groups}
+    for pattern in (*freeze, *only):
+        if not any(fnmatchcase(layer, pattern) for names in layers.values() for layer in names):
+            some = ", ".join(list(layers)[:5])
+            raise WrongUsage(f"no layer is called {pattern}; there are {some} ...; `compress show` lists them")
+    reasons = {}
+    for group in found.prunable:
+        names = layers[group.name]
+        if asked := [p for p in freeze if any(fnmatchcase(layer, p) for layer in names)]:
+            reasons[group.name] = f"asked for: freeze {asked[0]}"
+        elif only and not any(fnmatchcase(layer, p) for layer in names for p in only):
+            reasons[group.name] = f"asked for: only {', '.join(only)}"
+    restricted = found.freeze(reasons)
+    if not restricted.prunable:
+        raise WrongUsage("nothing is left to prune: every layer is frozen")
+    return restricted
 
 
 def _proofs(dense: nn.Module, small: nn.Module, found: Structure, plan: Plan, inputs: Inputs) -> tuple[Equivalence, ...]:

@@ -216,3 +216,20 @@ def test_rounding_is_told_from_a_wrong_network() -> None:
     assert result.model.c.out_channels == 48
     with pytest.raises(UnsupportedNetwork, match="removal changes the result"):
         compress(Magnifies(wrong=True), "snap", batches, 0.5)
+
+
+def test_layers_are_frozen_or_allowed_by_name() -> None:
+    model = networks.build("lenet5")
+    batches = [(torch.randn(8, 1, 28, 28), torch.randint(10, (8,)))]
+    result = compress(model, "snap", batches, 0.05, freeze=("features.8", "classifier.*"))
+    assert {layer for layer, (dense, small) in result.summary.widths.items() if small < dense} <= {"features.0", "features.4"}
+    with pytest.raises(UnreachableSparsity):
+        compress(model, "snap", batches, 0.5, freeze=("features.8",))  # 120 of 226 nodes
+    result = compress(model, "snap", batches, 0.3, only=("features.8",))
+    assert result.summary.frozen["features.0"] == "asked for: only features.8"
+    assert result.model.features[0].out_channels == 6
+    assert apply_plan(result.plan, model, batches[0][0]).features[8].out_channels == result.model.features[8].out_channels
+    with pytest.raises(WrongUsage, match="no layer is called feature"):
+        compress(model, "snap", batches, 0.3, freeze=("feature.*",))
+    with pytest.raises(WrongUsage, match="nothing is left to prune"):
+        compress(model, "snap", batches, 0.3, freeze=("*",))
