@@ -20,7 +20,6 @@ from compressor.method import make, method_named, options_of, summaries
 if TYPE_CHECKING:
     from torch import nn
 
-    from compressor.inputs import Inputs
     from compressor.pipeline import Progress, Result
     from compressor.source import Source
 
@@ -162,6 +161,7 @@ def verify(
     as_json: bool, quiet: bool, mean: tuple[float, ...] | None, std: tuple[float, ...] | None, **model_options: Any,
 ) -> None:  # fmt: skip
     """Check that two networks compute the same: exit 0 if so, 1 if not."""
+    from benchmarks.networks import source_of
     from benchmarks.report import SCHEMA, proof_line
     from compressor.environment import environment
     from exporters.equivalence import check_equivalence
@@ -170,10 +170,12 @@ def verify(
     if tolerance is not None and tolerance != tolerance:
         raise WrongUsage("--tolerance: nan is no number")
     pair = [_opened(path, mean, std, **model_options) for path in (a, b)]
-    inputs, remarks = _inputs_for(pair, data, samples, seed, model_options["inputs"])
+    modules, files = [m for m in pair if not isinstance(m, Path)], [m for m in pair if isinstance(m, Path)]
+    source = source_of(modules, files, data, model_options["inputs"], samples=samples, seed=seed)
+    remarks = [f"Compared on {samples} samples of {'noise' if source.test is None else source.name}."]
     what = f"{a.name} = {b.name}"
     provider = "cuda" if device.startswith("cuda") else "cpu"
-    proof = check_equivalence(*pair, inputs, what=what, tolerance=tolerance, provider=provider)
+    proof = check_equivalence(*pair, source.inputs, what=what, tolerance=tolerance, provider=provider)
     if as_json:
         _print_json({"schema": SCHEMA, **proof.as_dict(), "notes": remarks, "environment": environment(device), "seed": seed})
     elif not quiet:
@@ -236,7 +238,7 @@ def bench(
         _check_targets((path,), outputs, None, None, suffixes=PAGES)
     _prepare(device, threads)
     from benchmarks.bench import bench as measure
-    from benchmarks.networks import open_network, source_of
+    from benchmarks.networks import BATCH, open_network, source_of
     from compressor.objective import loss_named
 
     loss_named(loss)
@@ -246,7 +248,8 @@ def bench(
     for network in networks:
         if network.module is not None:
             _adapt(network.module, image_size, mean, std)
-    source = source_of(networks, data, model_options["inputs"], loss=loss, seed=seed)
+    modules, files = [n.module for n in networks if n.module is not None], [n.path for n in networks if n.module is None]
+    source = source_of(modules, files, data, model_options["inputs"], loss=loss, samples=BATCH, seed=seed)
     with _progress(quiet) as progress:
         document = measure(
             networks, source, loss=loss, batches=sorted(set(batches)) or (1, 64), rounds=rounds, device=device, threads=threads,
@@ -551,36 +554,6 @@ def _opened(
             f"{path}: torch reads exported programs by unpickling and evaluating them; if you trust it, --trust-pickle"
         )
     return path if path.suffix in (".onnx", ".pt2") else _load(path, mean, std, **model_options)
-
-
-def _inputs_for(
-    pair: list[nn.Module | Path], data: str | None, samples: int, seed: int, said: tuple[str, ...]
-) -> tuple[Inputs, list[str]]:
-    """Inputs for `verify`: from --data, else the data set that one of the networks remembers, else noise."""
-    import torch
-
-    from compressor.source import noise_like, source_for
-    from compressor.state import origin_of
-    from compressor.types import InputSpec
-
-    loaded = [m for m in pair if not isinstance(m, Path)]
-    known = [m for m in loaded if (origin := origin_of(m)) and (origin.inputs or data)]
-    known.sort(key=lambda m: (origin := origin_of(m)) is None or origin.data is None)
-    if known:
-        source = source_for(known[0], data, seed=seed, proof_samples=samples)
-        name = "noise" if source.test is None else source.name
-        return source.inputs, [f"Compared on {samples} samples of {name}."]
-    specs = tuple(InputSpec.parse(text) for text in said)
-    if not specs:
-        from exporters.onnx import input_specs
-
-        path = next((p for p in pair if isinstance(p, Path) and p.suffix == ".onnx"), None)
-        specs = input_specs(path) if path else ()
-    if not specs or any(0 in spec.shape or spec.dtype == "?" for spec in specs):
-        raise BadInput(
-            f"{pair[0] if isinstance(pair[0], Path) else pair[1]}: its input shape is not known; add --input 3x224x224"
-        )
-    return noise_like(specs, samples, torch.Generator().manual_seed(seed)), [f"Compared on {samples} samples of noise."]
 
 
 def _print_json(document: dict[str, Any]) -> None:

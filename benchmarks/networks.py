@@ -134,22 +134,30 @@ def open_network(
     return Network(path, load(path, network=network, arguments=arguments, inputs=specs, key=key, trust_pickle=trust_pickle))
 
 
-def source_of(networks: Sequence[Network], data: str | None, said: Sequence[str], *, loss: str, seed: int) -> Source:
-    """What to run the networks on: `data`, else what one of them remembers, else noise of the shape that was said.
+def source_of(
+    modules: Sequence[nn.Module], files: Sequence[Path], data: str | None, said: Sequence[str], *, loss: str = "cross-entropy",
+    samples: int, seed: int,
+) -> Source:  # fmt: skip
+    """What to run several networks on: `data`, else what one of them remembers, else noise of the shape that is known.
 
+    Args:
+        modules: those that torch runs.
+        files: ONNX files, which tell their input's shape.
+        said: the user's own words for the inputs.
+        samples: how many are drawn.
     Raises:
         BadInput: the data cannot be used, or the input shape is not known.
     """
-    modules = [n.module for n in networks if n.module is not None]
-    modules.sort(key=lambda m: (origin := origin_of(m)) is None or (origin.data is None, not origin.inputs))
-    if modules:
-        return source_for(modules[0], data, loss=loss, count=BATCH, batch_size=BATCH, seed=seed)
+    known = [m for m in modules if (origin := origin_of(m)) and (origin.inputs or data)]
+    known.sort(key=lambda m: (origin := origin_of(m)) is None or origin.data is None)
+    if known:
+        return source_for(known[0], data, loss=loss, count=samples, batch_size=samples, seed=seed, proof_samples=samples)
     if data is not None:
         raise BadInput(f"data {data}: an ONNX file does not say how it takes data; name one .pt or .safetensors beside it")
-    specs = tuple(InputSpec.parse(text) for text in said) or input_specs(networks[0].path)
-    if any(0 in spec.shape or spec.dtype == "?" for spec in specs):
-        raise BadInput(f"{networks[0].path}: its input shape is not known; add --input 3x224x224")
-    inputs = noise_like(specs, BATCH, torch.Generator().manual_seed(seed))
+    specs = tuple(InputSpec.parse(text) for text in said) or next((input_specs(f) for f in files if f.suffix == ".onnx"), ())
+    if not specs or any(0 in spec.shape or spec.dtype == "?" for spec in specs):
+        raise BadInput(f"{', '.join(map(str, files))}: the input shape is not known; add --input 3x224x224")
+    inputs = noise_like(specs, samples, torch.Generator().manual_seed(seed))
     return Source("synthetic", [(inputs,)], None, inputs, (NOISE,))
 
 
