@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -39,9 +39,19 @@ def set_origin(model: nn.Module, origin: Origin) -> None:
     model.__dict__["origin"] = origin
 
 
-def outputs_of(model: nn.Module, inputs: Inputs, parameters: dict[str, Tensor] | None = None) -> list[Tensor]:
-    """All output tensors of one forward pass in eval mode; `parameters` replace the network's own where given."""
-    with observed(model) as twin, torch.no_grad():
+def outputs_of(
+    model: nn.Module,
+    inputs: Inputs,
+    parameters: dict[str, Tensor] | None = None,
+    within: Callable[[nn.Module], AbstractContextManager[Any]] = lambda _: nullcontext(),
+) -> list[Tensor]:
+    """All output tensors of one forward pass in eval mode.
+
+    Args:
+        parameters: in place of the network's own.
+        within: of the network that runs, the context that it runs in.
+    """
+    with observed(model) as twin, torch.no_grad(), within(twin):
         outputs = functional_call(twin, parameters or {}, *arguments(inputs))
     return list(tensors_in(outputs))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -29,43 +29,23 @@ def shrink(model: nn.Module, structure: Structure, kept: Kept) -> nn.Module:
     for (name, dim), indices in structure.kept_entries(kept).items():
         stay[name][dim] = indices
     smaller: dict[int, Tensor] = {}
-    for name, tensor in _tensors(model).items():
+    for name, tensor in tensors_of(model).items():
         if name in stay:
             smaller[id(tensor)] = _sliced(tensor, stay[name])
     small = copy.deepcopy(model, smaller)  # the memo: deepcopy takes these instead of copying the originals
     depthwise = {s.layer for group in structure.groups for s in group.slices if s.role == "pass"}
     for name in {name.rpartition(".")[0] for name in stay}:
         refit(small.get_submodule(name), name in depthwise)
+    for name, number in sizes_of(structure.shrink(kept)).items():
+        owner, _, attribute = name.rpartition(".")
+        setattr(small.get_submodule(owner), attribute, number)
     return small
 
 
-def zeroed_reads(model: nn.Module, structure: Structure, kept: Kept) -> dict[str, Tensor]:
-    """The consumers' weights of `model` with the columns of removed nodes set to 0, by name.
-
-    With `torch.func.functional_call` they make the dense network that the smaller one must equal.
-    """
-    tensors = _tensors(model)
-    zeroed: dict[str, Tensor] = {}
-    for name, dim, columns in _removed_reads(structure, kept):
-        weight = zeroed.setdefault(name, tensors[name].detach().clone())
-        weight.index_fill_(dim, columns.to(weight.device), 0.0)
-    return zeroed
-
-
-def zero_reads(model: nn.Module, structure: Structure, kept: Kept) -> None:
-    """Set, in place, the columns of removed nodes to 0 in their consumers' weights."""
-    tensors = _tensors(model)
-    for name, dim, columns in _removed_reads(structure, kept):
-        tensors[name].data.index_fill_(dim, columns.to(tensors[name].device), 0.0)
-
-
-def _removed_reads(structure: Structure, kept: Kept) -> Iterator[tuple[str, int, Tensor]]:
-    for group in structure.prunable:
-        removed = torch.ones(group.width, dtype=torch.bool)
-        removed[kept[group.name]] = False
-        for s in group.slices:
-            if s.role == "read" and bool(removed.any()):
-                yield s.tensor, s.dim, s.index[removed].flatten()
+def sizes_of(structure: Structure) -> dict[str, int]:
+    """The numbers of channels that modules remember: attribute -> number, such as `blocks.0.attn.num_heads`."""
+    names = {s.tensor for group in structure.groups for s in group.slices if s.role == "size"}
+    return {name: structure.shapes[name][0] for name in sorted(names)}
 
 
 def refit(module: nn.Module, depthwise: bool) -> None:
@@ -74,7 +54,11 @@ def refit(module: nn.Module, depthwise: bool) -> None:
     Args:
         depthwise: whether a convolution's channels are its groups, so that there are fewer groups now.
     """
-    if isinstance(module, _ConvNd):
+    if isinstance(module, _ConvNd) and module.transposed:
+        inputs, outputs = module.weight.shape[:2]
+        module.groups = inputs if depthwise else module.groups
+        module.in_channels, module.out_channels = inputs, outputs * module.groups
+    elif isinstance(module, _ConvNd):
         outputs, inputs = module.weight.shape[:2]
         if depthwise:
             module.groups = outputs // (module.out_channels // module.in_channels)
@@ -89,7 +73,8 @@ def is_depthwise(module: nn.Module) -> bool:
     return isinstance(module, _ConvNd) and 1 < module.groups == module.in_channels
 
 
-def _tensors(model: nn.Module) -> Mapping[str, Tensor]:
+def tensors_of(model: nn.Module) -> Mapping[str, Tensor]:
+    """All parameters and buffers by every name that they have."""
     return dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
 
 
@@ -119,8 +104,45 @@ def _fit_prelu(module: nn.Module) -> None:
     module.num_parameters = module.weight.numel()
 
 
+def _fit_layer_norm(module: nn.Module) -> None:
+    assert isinstance(module, (nn.LayerNorm, nn.RMSNorm))
+    if module.weight is not None:
+        module.normalized_shape = tuple(module.weight.shape)
+
+
+def _fit_group_norm(module: nn.Module) -> None:
+    assert isinstance(module, nn.GroupNorm)
+    if module.weight is not None:
+        module.num_channels = len(module.weight)
+
+
+def _fit_embedding(module: nn.Module) -> None:
+    assert isinstance(module, nn.Embedding)
+    module.embedding_dim = module.weight.shape[1]
+
+
+def _fit_recurrent(module: nn.Module) -> None:
+    assert isinstance(module, nn.RNNBase)
+    hidden, inputs = module.get_parameter("weight_hh_l0"), module.get_parameter("weight_ih_l0")
+    module.hidden_size, module.input_size = hidden.shape[1], inputs.shape[1]
+    module._init_flat_weights()
+
+
+def _fit_attention(module: nn.Module) -> None:
+    assert isinstance(module, nn.MultiheadAttention)
+    if module.in_proj_weight is not None:
+        module.embed_dim = module.kdim = module.vdim = module.out_proj.weight.shape[0]
+        module.num_heads = module.embed_dim // module.head_dim
+
+
 _FITS: dict[type[nn.Module], Callable[[nn.Module], None]] = {
     nn.Linear: _fit_linear,
     _NormBase: _fit_batch_norm,
     nn.PReLU: _fit_prelu,
+    nn.LayerNorm: _fit_layer_norm,
+    nn.RMSNorm: _fit_layer_norm,
+    nn.GroupNorm: _fit_group_norm,
+    nn.Embedding: _fit_embedding,
+    nn.RNNBase: _fit_recurrent,
+    nn.MultiheadAttention: _fit_attention,
 }

@@ -23,7 +23,10 @@ from compressor.errors import BadInput, WrongUsage, first_line
 Kept = Mapping[str, Tensor]
 """Group name -> sorted indices `(kept,)` of the nodes that stay."""
 
-Role = Literal["produce", "pass", "carry", "read"]
+Role = Literal["produce", "pass", "carry", "read", "size"]
+
+Attention = Literal["heads", "dims"]
+"""What the nodes of an attention are: whole heads, or the dimensions inside all of its heads."""
 
 
 @dataclass(frozen=True)
@@ -34,8 +37,9 @@ class Slice:
         tensor: name in the state dict, `features.0.weight`.
         dim: dimension that shrinks.
         index: `(width, k)` int64; row n lists the k places of node n (k > 1 where a linear layer reads a flattened map).
-        role: `produce` (the outputs of a dense layer), `pass` (a depthwise convolution), `carry` (bias, norm, scale)
-            or `read` (the inputs of the layers that use the node).
+        role: `produce` (the outputs of a dense layer), `pass` (a depthwise convolution), `carry` (bias, norm, scale),
+            `read` (the inputs of the layers that use the node) or `size`: no tensor, but a number that a module remembers and
+            that counts the nodes, `blocks.0.attn.num_heads`.
     """
 
     tensor: str
@@ -57,11 +61,14 @@ class Group:
         name: the first layer that produces it.
         slices: everything that lives or dies with a node.
         frozen: why the group must stay whole; None when it can be pruned.
+        multiplied: its nodes are multiplied with each other with no weight between, like queries and keys: a node is silent
+            when its producers give 0, not when its readers ignore it.
     """
 
     name: str
     slices: tuple[Slice, ...]
     frozen: str | None = None
+    multiplied: bool = False
 
     def __post_init__(self) -> None:
         if not self.slices or self.width == 0:
@@ -96,6 +103,7 @@ class Structure:
         outputs: names of the output layers, behind which no other layer comes; they are not counted as nodes.
         total_nodes: outputs of all layers but the output layers, in the network as it was first given.
         found_by: which graph found the groups, and why if it was not the first choice.
+        functional: weights that are applied by a function, not by the module that owns them.
     """
 
     groups: tuple[Group, ...]
@@ -104,6 +112,7 @@ class Structure:
     outputs: frozenset[str]
     total_nodes: int
     found_by: str = LABEL_FLOW
+    functional: frozenset[str] = frozenset()
 
     @property
     def prunable(self) -> tuple[Group, ...]:

@@ -11,11 +11,12 @@ from torch.func import functional_call
 from compressor import networks
 from compressor.cost import macs
 from compressor.equivalence import Equivalence
+from compressor.masked import zeroed_weights
 from compressor.proof import prove, prove_else_freeze, prove_randomised, randomised
 from compressor.select import highest_reachable, select
 from compressor.state import outputs_of
 from compressor.structure import structure as traced
-from compressor.surgery import shrink, zeroed_reads
+from compressor.surgery import shrink
 from compressor.types import Scores, Structure
 
 INPUT = (3, 8, 8)
@@ -42,7 +43,7 @@ def random_scores(found: Structure, seed: int) -> Scores:
 
 def agree_in_double(dense: nn.Module, small: nn.Module, found: Structure, kept, x: torch.Tensor) -> None:
     with torch.no_grad():
-        masked = functional_call(dense, zeroed_reads(dense, found, kept), (x,))
+        masked = functional_call(dense, zeroed_weights(dense, found, kept), (x,))
         torch.testing.assert_close(small(x), masked, rtol=1e-10, atol=1e-10)
 
 
@@ -88,7 +89,7 @@ def test_zeroing_producers_and_norms_equals_zeroing_the_reads(block_network: nn.
                 silenced[s.tensor].index_fill_(s.dim, s.index[gone].flatten(), 0.0)
     with torch.no_grad():
         at_source = functional_call(block_network, silenced, (x,))
-        at_reads = functional_call(block_network, zeroed_reads(block_network, found, kept), (x,))
+        at_reads = functional_call(block_network, zeroed_weights(block_network, found, kept), (x,))
         unharmed = block_network(x)
     torch.testing.assert_close(at_source, at_reads, rtol=1e-5, atol=1e-6)
     assert float((unharmed - at_reads).abs().max()) > 1e-3

@@ -3,15 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from compressor.structure.grouping import Axis
 from compressor.structure.labels import FILLER, Labels, compact, constant_along
-from compressor.types import Role
+from compressor.types import Attention, Role
+
+NOT_A_CHANNEL = "it works along a dimension that carries no channels of its own"
+
+
+def named(text: str) -> frozenset[str]:
+    """The names of a family of operators."""
+    return frozenset(text.split())
+
+
+def operator_of(node: fx.Node) -> str:
+    """Name of the ATen operator at a node, without the mark of working in place."""
+    return str(getattr(node.target, "_opname", node.target)).removesuffix("_")
+
+
+def owner_of(node: fx.Node) -> str:
+    """Name of the innermost module that an operator runs in."""
+    stack = list((node.meta.get("nn_module_stack") or {}).values())
+    return stack[-1][0] if stack else ""
 
 
 @dataclass(frozen=True)
@@ -24,7 +42,7 @@ class Parameter:
 
 @dataclass(frozen=True)
 class Constant:
-    """A buffer or constant of integers, such as the indices of a channel shuffle; its values matter, not labels."""
+    """A constant, such as the indices of a channel shuffle; its values matter, not labels."""
 
     value: Tensor
 
@@ -35,17 +53,27 @@ class Flow:
 
     Attributes:
         layers: the network's convolutions and linear layers, by name.
+        modules: all its modules, by name.
+        attention: what the nodes of an attention are.
         frozen_layers: layer that the labels cannot follow -> why; its outputs are nodes all the same, and stay.
+        made_by: operator -> the layer whose stored weight it applies.
+        functional: weights that are applied by a function, not by the module that owns them.
+        in_products: nodes behind a node that lead to a product of activations before any layer.
         where: layer and operator at hand, for messages.
     """
 
     layers: Mapping[str, nn.Module]
+    modules: Mapping[str, nn.Module] = field(default_factory=dict)
+    attention: Attention = "heads"
     labels: Labels = field(default_factory=Labels)
     axes: dict[tuple[str, int], Axis] = field(default_factory=dict)
     entries: dict[str, Tensor] = field(default_factory=dict)
     shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
     norms: dict[str, str] = field(default_factory=dict)
     frozen_layers: dict[str, str] = field(default_factory=dict)
+    functional: set[str] = field(default_factory=set)
+    made_by: dict[fx.Node, str] = field(default_factory=dict)
+    in_products: frozenset[fx.Node] = frozenset()
     where: str = ""
 
     def axis(self, parameter: Parameter, dim: int, role: Role) -> Tensor:
@@ -54,7 +82,14 @@ class Flow:
         place = (parameter.name, dim)
         if place not in self.axes:
             self.axes[place] = Axis(parameter.name, dim, role, self.labels.fresh(parameter.shape[dim]))
-        return self.axes[place].labels
+        known = self.axes[place]
+        if known.role != role and role == "read":  # an embedding that is a linear layer's weight too
+            if known.role != "carry":
+                self.labels.freeze(
+                    known.labels, f"{self.where}: the layer that makes its outputs reads them with the same weight"
+                )
+            self.axes[place] = replace(known, role="read")
+        return known.labels
 
     def read(self, parameter: Parameter, dim: int, labels: Tensor) -> None:
         """The parameter's dimension `dim` uses the channels `labels` `(size,)`."""
@@ -64,8 +99,10 @@ class Flow:
         """A one-dimensional bias, scale or statistic belongs to the channels `labels` `(size,)`."""
         if isinstance(parameter, Parameter):
             self.labels.tie(self.axis(parameter, 0, "carry"), labels)
-        elif isinstance(parameter, Tensor):
-            self.freeze([parameter, labels], "its bias or scale is computed, not stored")
+        elif isinstance(parameter, Tensor):  # computed from stored ones
+            if bool((parameter == FILLER).any()):
+                self.freeze([parameter, labels], "its bias or scale is computed, not stored")
+            self.labels.tie(parameter.expand_as(labels), labels)
 
     def entry_labels(self, parameter: Parameter) -> Tensor:
         """A label for every entry of a parameter that meets activations element by element."""
@@ -73,6 +110,11 @@ class Flow:
             self.shapes[parameter.name] = parameter.shape
             self.entries[parameter.name] = self.labels.fresh(*parameter.shape)
         return self.entries[parameter.name]
+
+    def is_stored(self, labels: Tensor) -> bool:
+        """Whether all labels are those of one parameter's entries."""
+        low, high = int(labels.min()), int(labels.max())
+        return any(int(e.flatten()[0]) <= low and high <= int(e.flatten()[-1]) for e in self.entries.values() if e.numel())
 
     def freeze(self, values: Any, reason: str) -> None:
         """Every channel in `values` stays whole, because of the operator at hand."""
@@ -85,13 +127,17 @@ class Flow:
             else:
                 self.labels.freeze(value, f"{self.where}: {reason}")
 
-    def stays(self, shape: tuple[int, ...], reason: str) -> Tensor:
-        """Labels of something that is not a node: one per index of the channel dimension, frozen."""
-        if len(shape) < 2:
-            return torch.full(shape, FILLER)
-        labels = self.labels.fresh(*(size if dim == 1 else 1 for dim, size in enumerate(shape)))
-        self.labels.freeze(labels, reason)
-        return labels.expand(shape)
+    def size(self, module: str, attribute: str, labels: Tensor) -> None:
+        """The number that a module remembers is how many of the channels `labels` `(size,)` there are."""
+        name = f"{module}.{attribute}".removeprefix(".")
+        self.labels.tie(self.axis(Parameter(name, (len(labels),)), 0, "size"), labels)
+
+    def stays(self, shape: tuple[int, ...]) -> Tensor:
+        """Labels of something that is no node's and whose size cannot change: what meets it element by element must stay.
+
+        They are filler, written out, where filler that fits anything is a single 0, expanded.
+        """
+        return torch.full(shape, FILLER)
 
     def channels(self, x: Tensor, dim: int, reason: str) -> Tensor:
         """The labels `(size,)` along `dim`; labels that share an index there are tied.
@@ -116,3 +162,34 @@ def flat(values: Any) -> list[Any]:
     if isinstance(values, Mapping):
         values = list(values.values())
     return [leaf for value in values for leaf in flat(value)] if isinstance(values, (list, tuple)) else []
+
+
+def meet(flow: Flow, operands: list[Tensor], shape: tuple[int, ...]) -> Tensor:
+    """Labels of tensors that meet element by element: those in one position are tied, never through a broadcast axis of size 1.
+
+    Args:
+        operands: labels, broadcastable to `shape`.
+    """
+    aligned = [compact(v.reshape((1,) * (len(shape) - v.dim()) + tuple(v.shape))) for v in operands]
+    alive = [bool((v != FILLER).any()) for v in aligned]
+    fixed = [v for v, lives in zip(aligned, alive, strict=True) if not lives and v.numel() > 1]
+    if not any(alive):
+        return torch.broadcast_tensors(*(fixed or aligned[:1]))[0].clone().expand(shape)
+    candidates = [v for v, lives in zip(aligned, alive, strict=True) if lives]
+    main = start = max(candidates, key=lambda v: (not flow.is_stored(v), v.numel()))
+    for other in candidates:
+        if other is start:
+            continue
+        varies = [d for d in range(len(shape)) if not constant_along(main, d)]
+        spread = any(other.shape[d] == 1 and shape[d] > 1 for d in varies)
+        if spread and all(constant_along(other, d) for d in varies):
+            flow.freeze(other, "it multiplies or shifts several channels at once")
+            continue
+        main, other = torch.broadcast_tensors(main, other)
+        flow.labels.tie(main, other)
+        if compact(other).numel() < compact(main).numel():  # what is tied may stand for all: the simpler one does
+            main, other = other, main
+        main = compact(torch.where(main == FILLER, other, main)) if bool((main == FILLER).any()) else compact(main)
+    if any(other.shape[d] > 1 for other in fixed for d in range(len(shape)) if not constant_along(main, d)):
+        flow.freeze(main, "it meets a tensor of fixed size")
+    return main.expand(shape)

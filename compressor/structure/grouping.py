@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from compressor.structure.labels import FILLER
+from compressor.structure.labels import FILLER, Solution
 from compressor.types import Group, Role, Slice
 
 
@@ -25,18 +25,15 @@ class Axis:
     labels: Tensor
 
 
-def groups_of(
-    axes: Iterable[Axis], entries: Mapping[str, Tensor], component: np.ndarray, reasons: Mapping[int, str]
-) -> tuple[Group, ...]:
+def groups_of(axes: Iterable[Axis], entries: Mapping[str, Tensor], solution: Solution) -> tuple[Group, ...]:
     """Collect every node's places, then put nodes with the same places into one group.
 
     Args:
         axes: the labelled dimensions, layers first come first.
         entries: labels of every entry of the parameters that met activations element by element.
-        component: component of each label `(labels,)`; a component with a producing layer is a node.
-        reasons: component -> why it must stay.
+        solution: which labels go together; those with a producing layer are a node.
     """
-    axes, reasons = list(axes), dict(reasons)
+    axes, component, reasons = list(axes), solution.component, dict(solution.reasons)
     for name, labels in entries.items():
         axes += _axes_of_entries(name, labels, component, reasons)
     owner = np.concatenate([component[a.labels.numpy()] for a in axes]) if axes else np.zeros(0, dtype=np.int64)
@@ -54,7 +51,7 @@ def groups_of(
         if owner[start] == filler or not made_by:
             continue
         reason = reasons.get(int(owner[start]))
-        key = (tuple(zip(its_axes.tolist(), counts.tolist(), strict=True)), reason)
+        key = (tuple(zip(its_axes.tolist(), counts.tolist(), strict=True)), reason, int(owner[start]) in solution.multiplied)
         places = [index[start + f : start + f + c] for f, c in zip(firsts, counts, strict=True)]
         first = min((places[list(its_axes).index(n)][0], n) for n in made_by)
         alike[key].append((made_by[0], int(first[0]), places))
@@ -64,7 +61,7 @@ def groups_of(
 
 
 def _group(axes: list[Axis], key: tuple, nodes: list[tuple], names: dict[str, int]) -> Group:
-    (places, reason), nodes = key, sorted(nodes, key=lambda node: node[:2])
+    (places, reason, multiplied), nodes = key, sorted(nodes, key=lambda node: node[:2])
     slices = []
     for position, (number, _) in enumerate(places):
         axis = axes[number]
@@ -73,7 +70,7 @@ def _group(axes: list[Axis], key: tuple, nodes: list[tuple], names: dict[str, in
     producer = next(s.layer for s in slices if s.role in ("produce", "pass"))
     names[producer] += 1
     name = producer if names[producer] == 1 else f"{producer}#{names[producer]}"
-    return Group(name, tuple(slices), reason)
+    return Group(name, tuple(slices), reason, multiplied)
 
 
 def _axes_of_entries(name: str, labels: Tensor, component: np.ndarray, reasons: dict[int, str]) -> list[Axis]:

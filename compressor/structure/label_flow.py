@@ -21,10 +21,13 @@ from compressor.errors import CompressError, first_line
 from compressor.inputs import Inputs, arguments
 from compressor.quiet import quiet
 from compressor.state import observed
-from compressor.structure.flow import Constant, Flow, Parameter, flat
+from compressor.structure.flow import Constant, Flow, Parameter, flat, operator_of, owner_of
 from compressor.structure.grouping import groups_of
-from compressor.structure.operators import apply, owner_of
-from compressor.types import OUTPUT, Group, Slice, Structure
+from compressor.structure.layers import LAYERS as LAYER_OPERATORS
+from compressor.structure.operators import apply
+from compressor.structure.products import PRODUCTS
+from compressor.structure.splits import before_products
+from compressor.types import OUTPUT, Attention, Group, Slice, Structure
 
 LAYERS = (_ConvNd, nn.Linear, nn.RNNBase)
 """Modules whose outputs are nodes."""
@@ -36,9 +39,11 @@ class Untraceable(CompressError):
     """`torch.export` cannot trace the network."""
 
 
-def by_label_flow(model: nn.Module, example_inputs: Inputs) -> Structure:
+def by_label_flow(model: nn.Module, example_inputs: Inputs, attention: Attention = "heads") -> Structure:
     """The groups of `model`, found on one sample in eval mode.
 
+    Args:
+        attention: what the nodes of an attention are.
     Raises:
         Untraceable: `torch.export` fails; the message is its first line.
     """
@@ -47,11 +52,13 @@ def by_label_flow(model: nn.Module, example_inputs: Inputs) -> Structure:
             program = torch.export.export(twin, *arguments(example_inputs))
         except Exception as error:  # torch.export raises whatever the network's code provokes
             raise Untraceable(f"{type(error).__name__}: {first_line(error)}") from error
-        flow = Flow({name: m for name, m in twin.named_modules() if isinstance(m, LAYERS)})
+        modules = dict(twin.named_modules())
+        flow = Flow({name: m for name, m in modules.items() if isinstance(m, LAYERS)}, modules, attention)
+    flow.in_products = before_products(program.graph.nodes, PRODUCTS, LAYER_OPERATORS)
     _run(flow, program)
-    component, reasons = flow.labels.solve()
-    groups = (*groups_of(flow.axes.values(), flow.entries, component, reasons), *_unfollowed(flow, program))
-    found = Structure(groups, flow.shapes, flow.norms, _output_layers(flow, program), 0)
+    groups = (*groups_of(flow.axes.values(), flow.entries, flow.labels.solve()), *_unfollowed(flow, program))
+    outputs = _output_layers(flow, program)
+    found = Structure(groups, flow.shapes, flow.norms, outputs, 0, functional=frozenset(flow.functional))
     return replace(found, total_nodes=found.nodes)
 
 
@@ -78,14 +85,14 @@ def _output_layers(flow: Flow, program: torch.export.ExportedProgram) -> frozens
     inner: set[str] = set()
     for node in reversed(program.graph.nodes):
         behind: set[str] = set().union(*(before_another[user] for user in node.users))
-        owner = owner_of(node)
-        if owner in flow.layers and node.op == "call_function":
+        owner = flow.made_by.get(node, owner_of(node))
+        if (owner in flow.layers or node in flow.made_by) and node.op == "call_function":
             if behind - {owner}:
                 inner.add(owner)
             behind = {owner}
         before_another[node] = behind
-    running = {owner_of(node) for node in program.graph.nodes}
-    return frozenset(name for name in flow.layers if name in running and name not in inner)
+    running = {owner_of(node) for node in program.graph.nodes if owner_of(node) in flow.layers} | set(flow.made_by.values())
+    return frozenset(running - inner)
 
 
 def _run(flow: Flow, program: torch.export.ExportedProgram) -> None:
@@ -115,12 +122,12 @@ def _placeholder(flow: Flow, program: torch.export.ExportedProgram, node: fx.Nod
         return Parameter(spec.target, shape)
     if spec.kind is InputKind.BUFFER:
         value = program.state_dict.get(spec.target, program.constants.get(spec.target))
-        return Constant(value.cpu()) if value is not None and not value.is_floating_point() else Parameter(spec.target, shape)
+        is_index = value is not None and not value.is_floating_point()
+        return Constant(value.cpu().clone()) if is_index else Parameter(spec.target, shape)
     if spec.kind is InputKind.CONSTANT_TENSOR:
-        value = program.constants[spec.target]
-        return Constant(value.cpu()) if not value.is_floating_point() else flow.stays(shape, "a constant in the network's code")
-    return flow.stays(shape, "the network's input") if spec.kind is InputKind.USER_INPUT else None
+        return Constant(program.constants[spec.target].cpu().clone())
+    return flow.stays(shape) if spec.kind is InputKind.USER_INPUT else None
 
 
 def _place(node: fx.Node) -> str:
-    return f"{owner_of(node) or 'the network'} ({getattr(node.target, '_opname', node.name)})"
+    return f"{owner_of(node) or 'the network'} ({operator_of(node)})"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 from scipy.sparse import coo_array
@@ -21,6 +23,7 @@ class Labels:
         self._count = 1  # 0 is FILLER
         self._ties: list[Tensor] = []
         self._frozen: list[tuple[Tensor, str]] = []
+        self._multiplied: list[Tensor] = []
 
     def fresh(self, *shape: int) -> Tensor:
         """New labels of the given shape."""
@@ -30,10 +33,13 @@ class Labels:
 
     def tie(self, one: Tensor, other: Tensor) -> None:
         """Labels that meet in one position of two tensors of equal shape go together."""
-        pairs = torch.stack([one.flatten(), other.flatten()])
-        pairs = pairs[:, (pairs[0] != pairs[1]) & (pairs != FILLER).all(0)]
-        if pairs.numel():
-            self._ties.append(torch.unique(pairs, dim=1))
+        for dim in range(one.dim()):  # what both only repeat is looked at once
+            if one.stride(dim) == other.stride(dim) == 0 and one.shape[dim] > 1:
+                one, other = one.narrow(dim, 0, 1), other.narrow(dim, 0, 1)
+        one, other = one.flatten(), other.flatten()
+        differ = (one != other) & (one != FILLER) & (other != FILLER)
+        if bool(differ.any()):
+            self._ties.append(torch.unique(one[differ] << 32 | other[differ]))
 
     def freeze(self, labels: Tensor, reason: str) -> None:
         """Everything that carries one of `labels` stays whole."""
@@ -42,16 +48,37 @@ class Labels:
         if alive.numel():
             self._frozen.append((alive, reason))
 
-    def solve(self) -> tuple[np.ndarray, dict[int, str]]:
-        """The component of every label, `(labels,)`, and the reason of each frozen component (the first one given)."""
-        ties = torch.cat(self._ties, dim=1).numpy() if self._ties else np.zeros((2, 0), dtype=np.int64)
-        graph = coo_array((np.ones(ties.shape[1], dtype=np.int8), (ties[0], ties[1])), shape=(self._count,) * 2)
+    def multiply(self, labels: Tensor) -> None:
+        """Note channels that are multiplied with each other and summed, with no weight between."""
+        self._multiplied.append(torch.unique(labels))
+
+    def solve(self) -> Solution:
+        """Put together what is tied."""
+        ties = torch.cat(self._ties).numpy() if self._ties else np.zeros(0, dtype=np.int64)
+        ends = ties >> 32, ties & 0xFFFFFFFF
+        graph = coo_array((np.ones(len(ties), dtype=np.int8), ends), shape=(self._count,) * 2)
         component = connected_components(graph, directed=False)[1]
         reasons: dict[int, str] = {}
         for labels, reason in sorted(self._frozen, key=lambda entry: entry[1] != OUTPUT):  # being the output comes first
             for node in np.unique(component[labels.numpy()]):
                 reasons.setdefault(int(node), reason)
-        return component, reasons
+        multiplied = np.unique(component[torch.cat(self._multiplied).numpy()]) if self._multiplied else ()
+        return Solution(component, reasons, frozenset(map(int, multiplied)))
+
+
+@dataclass(frozen=True)
+class Solution:
+    """What the ties come to.
+
+    Attributes:
+        component: of every label `(labels,)`; labels of one component go together.
+        reasons: component -> why it must stay (the first reason given).
+        multiplied: components that are multiplied with each other, with no weight between.
+    """
+
+    component: np.ndarray
+    reasons: dict[int, str]
+    multiplied: frozenset[int]
 
 
 def compact(labels: Tensor) -> Tensor:

@@ -6,39 +6,39 @@ operator gives. An operator that is in no family freezes what goes in, and says 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 from torch.nn import functional as F
 
-from compressor.structure.flow import Constant, Flow, Parameter, flat
-from compressor.structure.labels import FILLER, collapsed, compact, constant_along
+from compressor.structure.flow import NOT_A_CHANNEL, Constant, Flow, Parameter, flat, meet, named, operator_of, owner_of
+from compressor.structure.labels import FILLER, collapsed, constant_along
+from compressor.structure.layers import LAYER_RULES
+from compressor.structure.products import PRODUCT_RULES
+from compressor.structure.splits import divide
 
 Rule = Callable[[Flow, fx.Node, list[Any], dict[str, Any]], Any]
-NOT_A_CHANNEL = "it works along a dimension that carries no channels of its own"
 
 
-def _names(text: str) -> frozenset[str]:
-    return frozenset(text.split())
-
-
-RESHAPES = _names("view reshape _unsafe_view view_as unflatten")
-PARTS = _names("split split_with_sizes tensor_split chunk")
-MOVES = _names(
+RESHAPES = named("view reshape reshape_as _unsafe_view view_as unflatten")
+PARTS = named("split split_with_sizes tensor_split chunk")
+MOVES = named(
     """flatten permute transpose t numpy_T mT swapaxes swapdims movedim moveaxis
     cat concat concatenate stack hstack vstack unbind select slice narrow
     roll flip rot90 unsqueeze squeeze expand expand_as repeat tile repeat_interleave pixel_shuffle pixel_unshuffle
     channel_shuffle native_channel_shuffle broadcast_to unfold diagonal"""
 )
-INDEXED = _names("index index_select gather")
-SAME = _names(
+INDEXED = named("index index_select gather")
+SIZED = RESHAPES | PARTS | named("expand repeat layer_norm group_norm conv2d pixel_shuffle")
+"""Operators whose sizes a module may remember."""
+SAME = named(
     """contiguous clone alias detach lift_fresh_copy _to_copy to type_as dropout feature_dropout alpha_dropout
     feature_alpha_dropout native_dropout celu selu elu gelu silu mish hardtanh hardswish hardsigmoid relu6 leaky_relu softplus
-    logsigmoid threshold rrelu zeros_like ones_like full_like rand_like randn_like"""
+    logsigmoid threshold rrelu zero fill zeros_like ones_like full_like rand_like randn_like"""
 )
-POOLS = _names(
+POOLS = named(
     """max_pool1d max_pool2d max_pool3d max_pool2d_with_indices max_pool3d_with_indices avg_pool1d avg_pool2d avg_pool3d
     adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d _adaptive_avg_pool2d _adaptive_avg_pool3d
     adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d lp_pool1d lp_pool2d
@@ -46,26 +46,72 @@ POOLS = _names(
     upsample_trilinear3d upsample_nearest_exact2d _upsample_nearest_exact2d reflection_pad1d reflection_pad2d
     replication_pad1d replication_pad2d replication_pad3d"""
 )
-REDUCTIONS = _names("mean sum amax amin max min prod var std logsumexp argmax argmin all any norm linalg_vector_norm")
-SOFTMAXES = _names("softmax _softmax log_softmax _log_softmax")
-CONVOLUTIONS = _names("conv1d conv2d conv3d convolution")
-NORMS_OVER_CHANNELS = _names("layer_norm group_norm native_layer_norm native_group_norm local_response_norm rms_norm")
-IGNORED = _names("new_zeros new_ones new_full sym_size _assert_scalar _assert_tensor_metadata sym_constrain_range_for_size")
+REDUCTIONS = named("mean sum amax amin max min prod var std logsumexp argmax argmin all any norm linalg_vector_norm")
+SOFTMAXES = named("softmax _softmax log_softmax _log_softmax")
+IGNORED = named("new_zeros new_ones new_full sym_size _assert_scalar _assert_tensor_metadata sym_constrain_range_for_size")
 
 
 def apply(flow: Flow, node: fx.Node, arguments: list[Any], options: dict[str, Any]) -> Any:
     """Labels of what the operator at `node` gives, when `arguments` carry theirs."""
     target: Any = node.target
-    name = getattr(target, "_opname", str(target)).removesuffix("_")
+    name = operator_of(node)
     values = flat(arguments) + flat(options)
+    if name == "arange" or (values and all(isinstance(v, Constant) for v in values)):
+        return _evaluated(target, arguments, options)
     if not values or name in IGNORED:
         return _result(flow, node, None)
     pointwise = torch.Tag.pointwise in getattr(target, "tags", ())
+    if name in LAYER_RULES and name != "embedding" and isinstance(arguments[0], (Constant, Parameter)):
+        arguments = [_entries(flow, arguments[0]), *arguments[1:]]
     rule = _elementwise if pointwise and (name not in RULES or name in REDUCTIONS) else RULES.get(name, _unknown)
     try:
-        return rule(flow, node, arguments, options)
+        outcome = rule(flow, node, arguments, options)
+        _note_sizes(flow, node, name, outcome)
+        return outcome
     except (RuntimeError, IndexError, ValueError, TypeError, AttributeError):  # a use of the operator that the rule never met
         return _unknown(flow, node, arguments, options)
+
+
+def _evaluated(target: Any, arguments: list[Any], options: dict[str, Any]) -> Any:
+    """What an operator gives on constants, such as the indices of a table of relative positions."""
+
+    def value(argument: Any) -> Any:
+        if isinstance(argument, Constant):
+            return argument.value
+        return [value(a) for a in argument] if isinstance(argument, (list, tuple)) else argument
+
+    def wrapped(outcome: Any) -> Any:
+        if isinstance(outcome, (list, tuple)):
+            return [wrapped(o) for o in outcome]
+        return Constant(outcome) if isinstance(outcome, Tensor) else outcome
+
+    elsewhere = {k: v for k, v in options.items() if k not in ("device", "pin_memory")}
+    return wrapped(target(*map(value, arguments), **{k: value(v) for k, v in elsewhere.items()}))
+
+
+def _note_sizes(flow: Flow, node: fx.Node, name: str, outcome: Any) -> None:
+    """Numbers that the module at hand remembers, and that are how many channels it makes along a dimension."""
+    owner = owner_of(node)
+    if owner in flow.layers or not isinstance(outcome, Tensor) or name not in SIZED:
+        return
+    numbers = {k: v for k, v in vars(flow.modules[owner]).items() if type(v) is int and v > 1} if owner in flow.modules else {}
+    for dim, size in enumerate(outcome.shape) if numbers else ():
+        known = [attribute for attribute, number in numbers.items() if number == size]
+        if known and not constant_along(outcome, dim):
+            channels = _along(outcome, dim)
+            if channels is not None:
+                for attribute in known:
+                    flow.size(owner, attribute, channels)
+
+
+def _along(labels: Tensor, dim: int) -> Tensor | None:
+    """The labels `(size,)` along a dimension, where they are the same all along the others."""
+    for other in range(labels.dim()):
+        if other != dim:
+            if not constant_along(labels, other):
+                return None
+            labels = collapsed(labels, other)
+    return labels.flatten()
 
 
 def _unknown(flow: Flow, node: fx.Node, arguments: list[Any], options: dict[str, Any]) -> Any:
@@ -84,7 +130,7 @@ def _result(flow: Flow, node: fx.Node, frozen: str | None) -> Any:
             return value
         if frozen is None:
             return torch.full((1,) * value.dim(), FILLER).expand(value.shape)
-        return flow.stays(value.shape, f"{flow.where}: {frozen}")
+        return flow.stays(tuple(value.shape))
 
     value = node.meta.get("val")
     return type(value)(one(v) for v in value) if isinstance(value, (tuple, list)) else one(value)
@@ -95,7 +141,7 @@ def _entries(flow: Flow, value: Any) -> Any:
     if isinstance(value, Parameter):
         return flow.entry_labels(value)
     if isinstance(value, Constant):
-        return flow.stays(tuple(value.value.shape), "a constant in the network's code")
+        return flow.stays(tuple(value.value.shape))
     return type(value)(_entries(flow, v) for v in value) if isinstance(value, (list, tuple)) else value
 
 
@@ -106,36 +152,12 @@ def _move(flow: Flow, node: fx.Node, arguments: list[Any], options: dict[str, An
 
 
 def _reshape(flow: Flow, node: fx.Node, arguments: list[Any], options: dict[str, Any]) -> Any:
-    """Where channels are split over two dimensions, as in a shuffle, those along the smaller one go together.
-
-    The network's code divides by that factor (`view(n, 2, c // 2, h, w)`), so each of its parts must keep as many.
-    """
     x = _entries(flow, arguments[0])
-    outcome = _move(flow, node, [x, *arguments[1:]], options)
-    for first, last in _split_dimensions(tuple(x.shape), tuple(outcome.shape)):
-        inside = [d for d in range(first, last) if not constant_along(outcome, d)]
-        if len(inside) == 2:
-            inside.sort(key=lambda d: outcome.shape[d], reverse=True)
-        for dim in inside[1:]:  # of more than two, a linear layer made a map: its channels come first
-            flow.labels.tie(outcome.narrow(dim, 0, 1).expand_as(outcome), outcome)
-    return outcome
-
-
-def _split_dimensions(before: tuple[int, ...], after: tuple[int, ...]) -> list[tuple[int, int]]:
-    """The ranges of dimensions in `after` that were one dimension in `before`."""
-    found: list[tuple[int, int]] = []
-    start = 0
-    for size in before:
-        stop, product = start, 1
-        while stop < len(after) and product < size and size % (product * after[stop]) == 0:
-            product *= after[stop]
-            stop += 1
-        if product != size:
-            return found  # dimensions were merged: from here on nothing is split
-        if stop - start > 1:
-            found.append((start, stop))
-        start = max(stop, start + (size == 1 and start < len(after) and after[start] == 1))
-    return found
+    try:
+        outcome = _move(flow, node, [x, *arguments[1:]], options)
+    except RuntimeError:  # labels repeat where activations do not: what is a view of those may be none of these
+        outcome = _move(flow, node, [x.contiguous(), *arguments[1:]], options)
+    return divide(flow, node, tuple(x.shape), outcome)
 
 
 def _part(flow: Flow, node: fx.Node, arguments: list[Any], options: dict[str, Any]) -> Any:
@@ -178,24 +200,7 @@ def _pad(flow: Flow, node: fx.Node, arguments: list[Any], options: dict[str, Any
 
 def _elementwise(flow: Flow, node: fx.Node, arguments: list[Any], options: dict[str, Any]) -> Any:
     """Labels that meet in one position are tied, but never through a broadcast axis of size 1."""
-    shape = node.meta["val"].shape
-    given = sorted(flat(arguments) + flat(options), key=lambda v: not isinstance(v, Tensor))  # activations before parameters
-    operands = [_entries(flow, v) for v in given]
-    operands = [compact(v.reshape((1,) * (len(shape) - v.dim()) + tuple(v.shape))) for v in operands]
-    activations = operands[: max(1, sum(isinstance(v, Tensor) for v in given))]
-    main = max(activations, key=lambda v: (v.numel(), bool((v != FILLER).any())))
-    for other in operands:
-        if other is main:
-            continue
-        varies = [d for d in range(len(shape)) if not constant_along(main, d)]
-        spread = any(other.shape[d] == 1 and shape[d] > 1 for d in varies)
-        if spread and all(constant_along(other, d) for d in varies):
-            flow.freeze(other, "it multiplies or shifts several channels at once")
-            continue
-        main, other = torch.broadcast_tensors(main, other)
-        flow.labels.tie(main, other)
-        main = compact(torch.where(main == FILLER, other, main)) if bool((main == FILLER).any()) else compact(main)
-    return main.expand(shape)
+    return meet(flow, [_entries(flow, v) for v in flat(arguments) + flat(options)], tuple(node.meta["val"].shape))
 
 
 def _pool(flow: Flow, node: fx.Node, arguments: list[Any], options: dict[str, Any]) -> Any:
@@ -240,95 +245,7 @@ def _softmax(flow: Flow, node: fx.Node, arguments: list[Any], options: dict[str,
     return x
 
 
-def _channel_norm(flow: Flow, node: fx.Node, arguments: list[Any], options: dict[str, Any]) -> Any:
-    x = arguments[0]
-    channels = flow.channels(x, 1, NOT_A_CHANNEL)
-    for parameter in arguments[1:5]:
-        flow.carry(parameter, channels)
-    return x
-
-
-def _batch_norm_of_a_layer(flow: Flow, node: fx.Node, arguments: list[Any], options: dict[str, Any]) -> Any:
-    """As any norm of channels; beside it, note the layer that feeds nothing else, where both are used once."""
-    source, stored = node.args[0], [a for a in node.args[1:5] if isinstance(a, fx.Node)]
-    if stored and isinstance(source, fx.Node) and getattr(source.target, "_opname", "") in CONVOLUTIONS | {"linear"}:
-        weight = source.args[1]
-        own = (source, weight, *stored)
-        if all(isinstance(n, fx.Node) and len(n.users) == 1 for n in own) and getattr(weight, "op", "") == "placeholder":
-            flow.norms[owner_of(source)] = owner_of(node)
-    return _channel_norm(flow, node, arguments, options)
-
-
-def owner_of(node: fx.Node) -> str:
-    """Name of the innermost module that an operator runs in."""
-    stack = list((node.meta.get("nn_module_stack") or {}).values())
-    return stack[-1][0] if stack else ""
-
-
-def _over_channels(flow: Flow, node: fx.Node, arguments: list[Any], options: dict[str, Any]) -> Any:
-    flow.freeze(arguments, "it normalises over channels")
-    return _result(flow, node, "it normalises over channels")
-
-
-def _linear(flow: Flow, node: fx.Node, arguments: list[Any], options: dict[str, Any]) -> Any:
-    x, weight, bias = arguments[0], arguments[1], arguments[2] if len(arguments) > 2 else None
-    if not _own_weight(flow, node, x, weight):
-        return _frozen_layer(flow, node, arguments)
-    flow.read(weight, 1, flow.channels(x, x.dim() - 1, NOT_A_CHANNEL))
-    made = flow.axis(weight, 0, "produce")
-    flow.carry(bias, made)
-    return made.expand(node.meta["val"].shape)
-
-
-def _convolution(flow: Flow, node: fx.Node, arguments: list[Any], options: dict[str, Any]) -> Any:
-    x, weight, bias = arguments[0], arguments[1], arguments[2] if len(arguments) > 2 else None
-    name, groups = getattr(node.target, "_opname", ""), _argument(arguments, options, "groups", 6)
-    if name == "convolution":
-        if arguments[6]:
-            return _unknown(flow, node, arguments, options)
-        groups = arguments[8]
-    if not _own_weight(flow, node, x, weight) or x.dim() != len(weight.shape):
-        return _frozen_layer(flow, node, arguments)
-    channels = flow.channels(x, 1, NOT_A_CHANNEL)
-    outputs, inputs = weight.shape[:2]
-    if groups > 1 and inputs == 1:  # depthwise: each output belongs to the channel it reads
-        made = flow.axis(weight, 0, "pass")
-        flow.labels.tie(made, channels.repeat_interleave(outputs // groups))
-    else:
-        made = flow.axis(weight, 0, "produce")
-        for group in channels.reshape(groups, inputs):
-            flow.read(weight, 1, group)
-        for group in made.reshape(groups, outputs // groups)[1:]:
-            flow.labels.tie(made[: outputs // groups], group)
-    flow.carry(bias, made)
-    shape = node.meta["val"].shape
-    return made.reshape(1, -1, *(1 for _ in shape[2:])).expand(shape)
-
-
-def _argument(arguments: list[Any], options: dict[str, Any], name: str, place: int) -> int:
-    return options.get(name, arguments[place] if len(arguments) > place else 1)
-
-
-def _own_weight(flow: Flow, node: fx.Node, x: Any, weight: Any) -> bool:
-    """The layer reads activations through a stored weight of the module that runs."""
-    owner = owner_of(node)
-    return (
-        isinstance(x, Tensor)
-        and isinstance(weight, Parameter)
-        and owner in flow.layers
-        and weight.name == f"{owner}.weight".removeprefix(".")
-    )
-
-
-def _frozen_layer(flow: Flow, node: fx.Node, arguments: list[Any]) -> Any:
-    reason = "its weight is not the stored weight of a convolution or linear module"
-    if (owner := owner_of(node)) in flow.layers:
-        flow.frozen_layers.setdefault(owner, f"{flow.where}: {reason}")
-    flow.freeze(arguments, reason)
-    return _result(flow, node, reason)
-
-
-RULES: dict[str, Rule] = (
+RULES: Mapping[str, Rule] = (
     dict.fromkeys(MOVES, _move)
     | dict.fromkeys(RESHAPES, _reshape)
     | dict.fromkeys(PARTS, _part)
@@ -338,12 +255,7 @@ RULES: dict[str, Rule] = (
     | dict.fromkeys(REDUCTIONS, _reduce)
     | dict.fromkeys(SOFTMAXES, _softmax)
     | dict.fromkeys(("prelu", "_prelu_kernel"), _prelu)
-    | dict.fromkeys(CONVOLUTIONS, _convolution)
     | dict.fromkeys(("constant_pad_nd", "pad"), _pad)
-    | dict.fromkeys(NORMS_OVER_CHANNELS, _over_channels)
-    | {
-        "batch_norm": _batch_norm_of_a_layer,
-        "instance_norm": _channel_norm,
-        "linear": _linear,
-    }
+    | LAYER_RULES
+    | PRODUCT_RULES
 )

@@ -49,8 +49,7 @@ def by_torch_pruning(model: nn.Module, example_inputs: Inputs) -> Structure:
             followed = isinstance(module, (_ConvNd, nn.Linear)) and len(after) == 1 and isinstance(after[0], _NormBase)
             if followed and len(graph.module2node[after[0]].inputs) == 1:  # a norm after several layers is none of theirs
                 flow.norms[names[module]] = names[after[0]]
-    component, reasons = flow.labels.solve()
-    groups = groups_of(flow.axes.values(), {}, component, reasons)
+    groups = groups_of(flow.axes.values(), {}, flow.labels.solve())
     found = Structure(groups, flow.shapes, flow.norms, frozenset(outputs), 0, "torch-pruning's graph")
     return replace(found, total_nodes=found.nodes)
 

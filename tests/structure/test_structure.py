@@ -99,7 +99,7 @@ def test_the_output_layer_is_frozen_and_not_counted() -> None:
 class Normalised(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.first, self.norm, self.second = nn.Conv2d(3, 4, 3), nn.GroupNorm(2, 4), nn.Conv2d(4, 6, 3)
+        self.first, self.norm, self.second = nn.Conv2d(3, 4, 3), nn.LocalResponseNorm(2), nn.Conv2d(4, 6, 3)
         self.fc = nn.Linear(6, 5)
 
     def forward(self, x):
@@ -110,7 +110,7 @@ def test_an_operator_in_the_way_freezes_what_it_touches_and_is_named() -> None:
     found = structure(Normalised(), X)
     assert [g.name for g in found.prunable] == ["second"]
     frozen = next(g for g in found.frozen if g.name == "first")
-    assert frozen.frozen == "norm (group_norm): it normalises over channels"
+    assert frozen.frozen == "norm (avg_pool3d): it pools over channels"
 
 
 class Unknown(nn.Module):

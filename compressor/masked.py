@@ -1,0 +1,108 @@
+"""The dense network that a smaller one must equal: readers ignore what is removed, norms over channels do not see it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+
+from compressor.inputs import Inputs
+from compressor.state import outputs_of
+from compressor.surgery import tensors_of
+from compressor.types import Kept, Structure
+
+
+def reference_outputs(
+    model: nn.Module, structure: Structure, kept: Kept, inputs: Inputs, *, inplace: bool = False
+) -> list[Tensor]:
+    """What `model` gives in eval mode when the nodes that are not kept are silent.
+
+    Args:
+        inplace: zero the weights of `model` itself, which is of no use afterwards, rather than copies of them.
+    """
+    zeroed = zeroed_weights(model, structure, kept, inplace=inplace)
+    return outputs_of(model, inputs, {} if inplace else zeroed, lambda twin: norms_over_kept(twin, structure, kept))
+
+
+def zeroed_weights(model: nn.Module, structure: Structure, kept: Kept, *, inplace: bool = False) -> dict[str, Tensor]:
+    """The consumers' weights with the columns of removed nodes set to 0, by name; copies, unless `inplace`.
+
+    Nodes that are multiplied with each other have no consumer with a weight: there the producers' rows are 0.
+    """
+    tensors = tensors_of(model)
+    zeroed: dict[str, Tensor] = {}
+    for group in structure.prunable:
+        removed = torch.ones(group.width, dtype=torch.bool)
+        removed[kept[group.name]] = False
+        for s in group.slices if bool(removed.any()) else ():
+            if (s.role == "read" or (group.multiplied and s.role in ("produce", "carry"))) and s.tensor in tensors:
+                if s.tensor not in zeroed:
+                    tensor = tensors[s.tensor].detach()
+                    zeroed[s.tensor] = tensor if inplace else tensor.clone()
+                weight = zeroed[s.tensor]
+                weight.index_fill_(s.dim, s.index[removed].flatten().to(weight.device), 0.0)
+    return zeroed
+
+
+@contextmanager
+def norms_over_kept(model: nn.Module, structure: Structure, kept: Kept) -> Iterator[None]:
+    """Within, LayerNorm, RMSNorm and GroupNorm of `model` see the kept channels only, and give 0 for the rest.
+
+    A removed channel would be in the mean and the variance that all the others are normalised with, even with its value 0.
+    A norm is known by its weight, so that it does not matter which code calls it.
+    """
+    entries = structure.kept_entries(kept)
+    stays = {id(p): entries[name, 0] for name, p in model.named_parameters(remove_duplicate=False) if (name, 0) in entries}
+    with _Norms(stays):
+        yield
+
+
+class _Norms(TorchFunctionMode):
+    def __init__(self, stays: Mapping[int, Tensor]) -> None:
+        self.stays = stays
+
+    def __torch_function__(self, function: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None) -> Any:
+        kwargs = kwargs or {}
+        if function in _PARTIAL and self.stays:
+            names = ("x", "shape", "weight", "bias", "eps")
+            given = dict(zip(names, args, strict=False)) | {_RENAMED.get(k, k): v for k, v in kwargs.items()}
+            stay = self.stays.get(id(given.get("weight")))
+            if stay is not None:
+                return _PARTIAL[function](stay=stay.to(given["x"].device), **given)
+        return function(*args, **kwargs)
+
+
+_RENAMED = {"input": "x", "normalized_shape": "shape", "num_groups": "shape"}
+
+
+def _over_last(x: Tensor, shape: Any, weight: Tensor, bias: Tensor | None = None, eps: float = 1e-5, *, stay: Tensor) -> Tensor:
+    part = x.index_select(-1, stay)
+    part = F.layer_norm(part, (len(stay),), weight[stay], None if bias is None else bias[stay], eps)
+    return torch.zeros_like(x).index_copy(-1, stay, part.to(x.dtype))
+
+
+def _root_mean_square(x: Tensor, shape: Any, weight: Tensor, eps: float | None = None, *, stay: Tensor) -> Tensor:
+    part = F.rms_norm(x.index_select(-1, stay), (len(stay),), weight[stay], eps)
+    return torch.zeros_like(x).index_copy(-1, stay, part.to(x.dtype))
+
+
+def _over_groups(
+    x: Tensor, shape: Any, weight: Tensor, bias: Tensor | None = None, eps: float = 1e-5, *, stay: Tensor
+) -> Tensor:
+    part = F.group_norm(x.index_select(1, stay), shape, weight[stay], None if bias is None else bias[stay], eps)
+    return torch.zeros_like(x).index_copy(1, stay, part.to(x.dtype))
+
+
+_PARTIAL: dict[Callable[..., Any], Callable[..., Tensor]] = {
+    F.layer_norm: _over_last,
+    torch.layer_norm: _over_last,
+    F.group_norm: _over_groups,
+    torch.group_norm: _over_groups,
+    F.rms_norm: _root_mean_square,
+    torch.rms_norm: _root_mean_square,
+}
