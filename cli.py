@@ -88,6 +88,13 @@ def _model_options(command: Callable[..., None]) -> Callable[..., None]:
     return command
 
 
+def _attention_option(command: Callable[..., None]) -> Callable[..., None]:
+    return click.option(
+        "--attention", type=click.Choice(("heads", "dims")), default="heads", show_default=True,
+        help="nodes of an attention: whole heads, or the dimensions inside all of them",
+    )(command)  # fmt: skip
+
+
 def _shared_options(command: Callable[..., None]) -> Callable[..., None]:
     """Options of every command that runs a network."""
     for decorate in (
@@ -188,15 +195,15 @@ def verify(
 
 @cli.command()
 @click.argument("model", type=click.Path(path_type=Path))
+@_attention_option
 @_model_options
 @click.option("--json", "as_json", is_flag=True, help="print it as JSON on stdout")
-def show(model: Path, as_json: bool, **model_options: Any) -> None:
+def show(model: Path, as_json: bool, attention: Any, **model_options: Any) -> None:
     """Show a network: its layers, which of them are coupled, what stays whole and why."""
     from benchmarks.report import describe, show_structure
+    from compressor.feasible import feasible
     from compressor.precision import working_copy
-    from compressor.proof import prove_else_freeze
     from compressor.source import example_of
-    from compressor.structure import structure
 
     with _progress(quiet=as_json) as progress:
         progress("loading", 0, 0)
@@ -204,9 +211,7 @@ def show(model: Path, as_json: bool, **model_options: Any) -> None:
         inputs = example_of(network, samples=2)
         working = working_copy(network, inputs)
         progress("finding the groups", 0, 0)
-        found = structure(working, inputs, prunable=False)
-        progress("proving them", 0, 0)
-        found = prove_else_freeze(working, found, inputs) if found.prunable else found
+        found = feasible(working, inputs, attention)
         document = describe(model, network, found, working, inputs)
     if as_json:
         _print_json(document)
@@ -358,6 +363,7 @@ def _method_command(name: str) -> click.Command:
     "--freeze", metavar="LAYER", multiple=True, help="keeps all its nodes; a pattern such as features.*, may be repeated"
 )
 @click.option("--only", metavar="LAYER", multiple=True, help="in place of that: only these may lose nodes")
+@_attention_option
 @click.option("--calibrate-bn", is_flag=True, help="first give batch norms the statistics of the data")
 @_model_options
 @_shared_options
@@ -371,7 +377,7 @@ _PRUNE_OPTIONS: list[click.Parameter] = list(reversed(vars(_prune_parameters)["_
 def _prune(
     name: str, options: dict[str, Any], *, model: Path, sparsity: float | None, target_macs: str | None,
     target_params: str | None, target_size: str | None, per: str | None, round_to: str, freeze: tuple[str, ...],
-    only: tuple[str, ...], outputs: tuple[Path, ...], report: Path | None, plan: Path | None, opset: int | None, loss: str,
+    only: tuple[str, ...], attention: Any, outputs: tuple[Path, ...], report: Path | None, plan: Path | None, opset: int | None, loss: str,
     samples: int, batch_size: int, floor: int, calibrate_bn: bool, data: str | None, device: str, threads: int | None,
     seed: int, as_json: bool, quiet: bool, mean: tuple[float, ...] | None, std: tuple[float, ...] | None, **model_options: Any,
 ) -> None:  # fmt: skip
@@ -402,6 +408,7 @@ def _prune(
     with _progress(quiet) as progress:
         result = compress(
             dense, name, source.train, sparsity or 0.0, budget=budget, per=per, round_to=multiple, freeze=freeze, only=only,
+            attention=attention,
             loss=loss, floor=floor, seed=seed, calibrate_bn=calibrate_bn, example_inputs=source.inputs, progress=progress,
             **options,
         )  # fmt: skip

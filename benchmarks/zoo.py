@@ -15,6 +15,8 @@ import time
 import warnings
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -26,15 +28,40 @@ from compressor.environment import environment
 from compressor.errors import CompressError
 from compressor.files import staged
 from compressor.structure import structure
-from compressor.types import Plan, Structure
 
 RESULTS = Path(__file__).parent / "results" / "zoo.json"
 SPARSITY = 0.5
 SECONDS = 900
-TIMM = """resnet18 regnety_004 densenet121 efficientnet_b0 mobilenetv3_small_100 convnext_atto vit_tiny_patch16_224
-    deit_tiny_patch16_224 swin_tiny_patch4_window7_224 mixer_s32_224 maxvit_rmlp_pico_rw_256 ghostnet_050 hrnet_w18_small
-    res2net50_14w_8s dla34 ese_vovnet19b_dw nfnet_l0 repvgg_a0 edgenext_xx_small fastvit_t8 levit_128s xcit_nano_12_p16_224
-    cait_xxs24_224 pit_ti_224 coat_tiny coatnet_pico_rw_224 poolformer_s12 mobilevit_xxs""".split()
+TIMM = [
+    "resnet18",
+    "regnety_004",
+    "densenet121",
+    "efficientnet_b0",
+    "mobilenetv3_small_100",
+    "convnext_atto",
+    "vit_tiny_patch16_224",
+    "deit_tiny_patch16_224",
+    "swin_tiny_patch4_window7_224",
+    "mixer_s32_224",
+    "maxvit_rmlp_pico_rw_256",
+    "ghostnet_050",
+    "hrnet_w18_small",
+    "res2net50_14w_8s",
+    "dla34",
+    "ese_vovnet19b_dw",
+    "nfnet_l0",
+    "repvgg_a0",
+    "edgenext_xx_small",
+    "fastvit_t8",
+    "levit_128s",
+    "xcit_nano_12_p16_224",
+    "cait_xxs24_224",
+    "pit_ti_224",
+    "coat_tiny",
+    "coatnet_pico_rw_224",
+    "poolformer_s12",
+    "mobilevit_xxs",
+]
 """One network of each family, a small one."""
 
 Inputs = tuple[Tensor, ...] | dict[str, Tensor]
@@ -73,19 +100,22 @@ def timm_networks() -> dict[str, Callable[[], tuple[nn.Module, Inputs]]]:
     import timm
 
     def make(name: str) -> tuple[nn.Module, Inputs]:
-        model = timm.create_model(name)
+        model: Any = timm.create_model(name)
         return model, (torch.randn(2, *model.default_cfg["input_size"]),)
 
-    return {name: lambda name=name: make(name) for name in TIMM}
+    return {name: partial(make, name) for name in TIMM}
 
 
 def transformers_networks() -> dict[str, Callable[[], tuple[nn.Module, Inputs]]]:
     """Encoders of `transformers` as their configurations make them, smaller than the published ones."""
-    import transformers as hf
+    import_torchvision()  # transformers imports it where it is installed
+    import transformers
 
-    small = {"hidden_size": 192, "num_hidden_layers": 4, "num_attention_heads": 6, "intermediate_size": 768}
-    ids = {"input_ids": torch.randint(5, 1000, (2, 64)), "attention_mask": torch.ones(2, 64, dtype=torch.int64)}
-    image = (torch.randn(2, 3, 224, 224),)
+    hf: Any = transformers
+
+    small: Any = {"hidden_size": 192, "num_hidden_layers": 4, "num_attention_heads": 6, "intermediate_size": 768}
+    ids: Inputs = {"input_ids": torch.randint(5, 1000, (2, 64)), "attention_mask": torch.ones(2, 64, dtype=torch.int64)}
+    image: Inputs = (torch.randn(2, 3, 224, 224),)
     distil = hf.DistilBertConfig(dim=192, n_layers=4, n_heads=6, hidden_dim=768)
     return {
         "BertForSequenceClassification": lambda: (hf.BertForSequenceClassification(hf.BertConfig(**small)), ids),
@@ -118,7 +148,7 @@ def row_of(make: Callable[[], tuple[nn.Module, Inputs]]) -> dict[str, Any]:
         return row | {"refused": str(error), "seconds": time.perf_counter() - start}
     return row | {
         "seconds": time.perf_counter() - start,
-        "open": open_share(found, result.plan),
+        "open": result.summary.open_share,
         "sparsity": result.summary.reached,
         "mac_reduction": result.summary.before.macs / result.summary.after.macs,
         "needed_tolerance": max(p.needed_tolerance for p in result.summary.proofs),
@@ -129,31 +159,26 @@ def row_of(make: Callable[[], tuple[nn.Module, Inputs]]) -> dict[str, Any]:
     }
 
 
-def open_share(found: Structure, plan: Plan) -> float:
-    """The share of the nodes that may be pruned: those of unfrozen groups of more than one node."""
-    opened = sum(g.width * g.multiplicity for g in found.groups if plan.widths.get(g.name, 0) > 1)
-    return opened / found.total_nodes
-
-
-def _work(make: Callable[[], tuple[nn.Module, Inputs]], results: Any) -> None:
+def _work(make: Callable[[], tuple[nn.Module, Inputs]], end: Connection) -> None:
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
-    try:
-        results.put(row_of(make))
-    except Exception as error:  # the row says so: a traceback is a failure of ours
-        results.put({"failed": f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"})
+    end.send(row_of(make))
 
 
 def in_a_process(make: Callable[[], tuple[nn.Module, Inputs]]) -> dict[str, Any]:
-    """The row of one network, made in a process of its own."""
+    """The row of one network, made in a process of its own; of a process that ends without one, how it ended."""
     context = multiprocessing.get_context("fork")
-    results = context.Queue()
-    process = context.Process(target=_work, args=(make, results))
+    ours, theirs = context.Pipe(duplex=False)
+    process = context.Process(target=_work, args=(make, theirs))
     process.start()
+    theirs.close()
     try:
-        return results.get(timeout=SECONDS)
-    except Exception as error:  # queue.Empty, in whatever way the process ended
-        return {"failed": f"no result in {SECONDS} s, exit code {process.exitcode} ({type(error).__name__})"}
+        if ours.poll(SECONDS):
+            return ours.recv()
+        return {"failed": f"no result in {SECONDS} s"}
+    except EOFError:
+        process.join()
+        return {"failed": f"the process ended with {process.exitcode}"}
     finally:
         process.kill()
         process.join()

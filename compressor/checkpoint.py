@@ -27,7 +27,7 @@ from compressor.data import Preprocessing
 from compressor.errors import BadInput, WrongUsage, first_line
 from compressor.files import check_target, staged
 from compressor.state import origin_of, set_origin
-from compressor.surgery import is_depthwise, refit
+from compressor.surgery import is_depthwise, refit, remember
 from compressor.types import InputSpec, Origin, Plan
 
 SUFFIXES = (".pt", ".safetensors")
@@ -162,6 +162,11 @@ def _ours(content: _Content, path: Path, network: str | None) -> tuple[nn.Module
     except (WrongUsage, BadInput) as error:
         raise error if str(path) in str(error) else BadInput(f"{path}: {error}") from error
     _fill(model, content.state, path)
+    try:
+        for name, number in named.sizes.items():
+            remember(model, name, number)
+    except AttributeError as error:
+        raise BadInput(f"{path}: its header is damaged ({first_line(error)})") from error
     return model, replace(named, inputs=named.inputs or fresh.inputs)
 
 
@@ -314,6 +319,7 @@ def _as_json(origin: Origin) -> dict[str, Any]:
         "data": origin.data,
         "preprocessing": origin.preprocessing and dict(origin.preprocessing),
         "plan": None if origin.plan is None else origin.plan.to_json(),
+        "sizes": dict(origin.sizes),
     }
 
 
@@ -324,4 +330,7 @@ def _from_json(raw: dict[str, Any]) -> Origin:
     network, data = raw["network"], raw["data"]
     if not isinstance(network, str | None) or not isinstance(data, str | None):
         raise TypeError("network and data are names")
-    return Origin(network, dict(raw["arguments"]), inputs, data, plan, preprocessing)
+    sizes = dict(raw.get("sizes", {}))
+    if not all(isinstance(name, str) and type(number) is int and number > 0 for name, number in sizes.items()):
+        raise TypeError("sizes are numbers of channels by name")
+    return Origin(network, dict(raw["arguments"]), inputs, data, plan, preprocessing, sizes=sizes)

@@ -19,16 +19,18 @@ from compressor.cost import Cost, cost, tensor_bytes
 from compressor.equivalence import Equivalence
 from compressor.errors import BadInput, CompressError, NotEquivalent, UnsupportedNetwork, WrongUsage, first_line
 from compressor.fast import best_multiple
+from compressor.feasible import feasible
 from compressor.inputs import Inputs, as_inputs, each, precision_of, several
 from compressor.method import Method, make
 from compressor.objective import Batch, Loss, Objective, call, check_finite, inputs_of, loss_named, suited_batch, to_device
 from compressor.precision import as_it_came, wide, working_copy
-from compressor.proof import prove, prove_else_freeze, prove_randomised
+from compressor.proof import prove, prove_randomised
 from compressor.select import check_reachable, check_sparsity, select
 from compressor.state import origin_of, set_origin
 from compressor.structure import structure as find_structure
-from compressor.surgery import shrink
-from compressor.types import LABEL_FLOW, Plan, Scores, Structure, fingerprint, total_by_layer
+from compressor.structure import trace
+from compressor.surgery import shrink, sizes_of
+from compressor.types import LABEL_FLOW, Attention, Plan, Scores, Structure, fingerprint, total_by_layer
 
 Progress = Callable[[str, int, int], None]
 """(what is being done, steps done, steps in all); 0 in all where that is unknown."""
@@ -65,6 +67,7 @@ class Summary:
         notes: sentences for the reader.
         budget: what was asked to be left, and what is.
         round_to: what the widths are multiples of.
+        open_share: share of the dense network's nodes that could be pruned.
     """
 
     method: str
@@ -84,6 +87,7 @@ class Summary:
     notes: tuple[str, ...]
     budget: Spent | None = None
     round_to: int = 1
+    open_share: float = 1.0
 
     @property
     def weight_sparsity(self) -> float:
@@ -114,6 +118,7 @@ def compress(
     round_to: int | Literal["auto"] = 1,
     freeze: Sequence[str] = (),
     only: Sequence[str] = (),
+    attention: Attention = "heads",
     floor: int = 1,
     seed: int = 0,
     calibrate_bn: bool = False,
@@ -138,6 +143,7 @@ def compress(
         example_inputs: a tensor `(batch, ...)`, a tuple, or a dict of named inputs; the first batch's by default.
         freeze: names of layers that keep all their nodes, or patterns such as `features.*`; what is coupled with them does too.
         only: in place of that, the layers that may lose nodes.
+        attention: what the nodes of an attention are: whole `heads`, or the `dims` inside all of its heads.
         floor: nodes that every group keeps.
         seed: for a method's own random draws.
         calibrate_bn: first give batch norms the statistics of one pass over the data.
@@ -168,7 +174,7 @@ def compress(
 
     clock = _Clock()
     progress("finding the groups", 0, 0)
-    found = _restricted(_runnable_structure(dense, inputs), freeze, only)
+    found = _restricted(_runnable_structure(dense, inputs, attention), freeze, only)
     multiple = best_multiple(dense) if round_to == "auto" else round_to
     aim = _Aim(budget.unit if budget else "nodes", per, multiple, floor, model, inputs)
     full = aim.meter(dense, found)
@@ -179,7 +185,8 @@ def compress(
         notes.append(f"The groups come from {found.found_by}.")
     clock.lap("structure")
 
-    plan = Plan({g.name: g.width for g in found.prunable}, architecture_of(model), (), _reasons(found))
+    widths = {g.name: g.width for g in found.prunable}
+    plan = Plan(widths, architecture_of(model), (), _reasons(found), found.attention, found.bound)
     state = _State(dense, found, plan)
     targets = chosen.targets(share)
     for number, target in enumerate(targets, 1):
@@ -197,8 +204,8 @@ def compress(
     if multiple == 1:
         notes.append("Widths that are multiples of 8 or 16 run faster for their multiply-adds: --round-to auto.")
     name = method if isinstance(method, str) else type(chosen).__name__
+    left = aim.meter(state.model, state.structure)  # before the network gets the precision back that it came in
     summary = _summary(name, dataclasses.asdict(chosen), share, model, dense, found, state, inputs, proofs, clock, notes)
-    left = aim.meter(state.model, state.structure)
     summary = dataclasses.replace(
         summary, budget=Spent(left.unit, left.wanted(share), left.amount, left.total), round_to=multiple
     )
@@ -263,6 +270,7 @@ def _summary(
         samples=state.samples,
         seconds=clock.laps,
         notes=tuple(notes),
+        open_share=found.open_share,
     )
 
 
@@ -304,7 +312,7 @@ def replay(plan: Plan, model: nn.Module, example_inputs: Tensor | Inputs, progre
     inputs = _on_device_of(model, example_inputs)
     dense, clock = working_copy(model, inputs), _Clock()
     progress("finding the groups", 0, 0)
-    found = find_structure(dense, inputs).freeze(plan.frozen)
+    found = trace(dense, inputs, plan.attention).structure(plan.bound).freeze(plan.frozen)
     if {g.name: g.width for g in found.prunable} != dict(plan.widths):
         raise BadInput("the plan's groups or their widths are not this network's: it is damaged, or of another architecture")
     clock.lap("structure")
@@ -368,8 +376,8 @@ def _widened(forward: Callable[[nn.Module, Batch], Any]) -> Callable[[nn.Module,
     return widened
 
 
-def _runnable_structure(model: nn.Module, inputs: Inputs) -> Structure:
-    found = prove_else_freeze(model, find_structure(model, inputs), inputs)
+def _runnable_structure(model: nn.Module, inputs: Inputs, attention: Attention) -> Structure:
+    found = feasible(model, inputs, attention)
     if not found.prunable:
         raise UnsupportedNetwork(f"nothing can be pruned: {'; '.join(sorted(set(_reasons(found).values())))}")
     return found
@@ -413,7 +421,7 @@ def _proofs(dense: nn.Module, small: nn.Module, found: Structure, plan: Plan, in
 
 
 def _far_apart(x: Tensor) -> Tensor:
-    """Samples that differ by an offset of each channel: noise alone averages out in a network that pools over many positions."""
+    """Samples that differ by an offset of each channel: noise alone averages out where a network pools over many positions."""
     if not x.is_floating_point() or x.dim() < 3:
         return x
     generator = torch.Generator().manual_seed(len(x))
@@ -460,18 +468,20 @@ def _near_collapse(before: Structure, after: Structure) -> dict[str, int]:
 
 def _handed_over(state: _State, model: nn.Module, inplace: bool) -> nn.Module:
     """The small network with its origin; `model` itself, made small, where that was asked."""
-    _remember(state.model, model, state.plan)
+    _remember(state, model)
     if not inplace:
         return state.model
     model.__dict__.update(state.model.__dict__)
     return model
 
 
-def _remember(small: nn.Module, model: nn.Module, plan: Plan) -> None:
+def _remember(state: _State, model: nn.Module) -> None:
     """The small network's origin carries everything that was removed since it was built."""
-    origin = origin_of(model)
+    origin, plan = origin_of(model), state.plan
     if origin is not None:
-        set_origin(small, dataclasses.replace(origin, plan=plan if origin.plan is None else _joined(origin.plan, plan)))
+        joined = plan if origin.plan is None else _joined(origin.plan, plan)
+        sizes = {**origin.sizes, **sizes_of(state.structure)}
+        set_origin(state.model, dataclasses.replace(origin, plan=joined, sizes=sizes))
 
 
 def _joined(earlier: Plan, later: Plan) -> Plan:

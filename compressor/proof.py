@@ -16,15 +16,11 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from compressor.equivalence import TORCH_TOLERANCE, Equivalence
-from compressor.errors import UnsupportedNetwork, first_line
-from compressor.inputs import Inputs, each, run
+from compressor.inputs import Inputs, each
 from compressor.masked import reference_outputs
-from compressor.state import observed, outputs_of
+from compressor.state import outputs_of
 from compressor.surgery import shrink
-from compressor.types import Group, Kept, Structure
-
-DRAWS = 2
-"""Random removals that a group must survive before it may be pruned."""
+from compressor.types import Kept, Structure
 
 
 def prove(model: nn.Module, small: nn.Module, structure: Structure, kept: Kept, inputs: Inputs) -> Equivalence:
@@ -109,63 +105,3 @@ def _random_like(module: nn.Module, name: str, tensor: Tensor, generator: torch.
     else:
         noise *= 0.1
     return noise.to(tensor)
-
-
-def prove_else_freeze(model: nn.Module, structure: Structure, inputs: Inputs) -> Structure:
-    """The structure with every group frozen whose removal does not give the same network.
-
-    A random number of nodes of every group is removed, with random weights; the smaller network must also run in train mode.
-    If that fails, the groups are halved until those at fault are found, each with what went wrong.
-
-    Raises:
-        UnsupportedNetwork: not even the whole network equals itself (it is random, or its output is not finite).
-    """
-    training = runs_in_training(model, inputs)
-
-    def failure(groups: tuple[Group, ...]) -> str | None:
-        for seed in range(DRAWS):
-            generator = torch.Generator().manual_seed(seed)
-            some = {g.name: _some(g, generator) for g in structure.prunable}
-            kept = structure.keep_all() | {g.name: some[g.name] for g in groups}
-            try:
-                proof = prove_randomised(model, structure, kept, inputs, seed)
-                if not proof:
-                    return f"removal changes the result (by {proof.needed_tolerance:.1e} of its range)"
-                if training and not runs_in_training(shrink(model, structure, kept), inputs):
-                    return "the smaller network does not run in train mode"
-            except (RuntimeError, ValueError, IndexError, TypeError, AttributeError) as error:  # the network's own code
-                return f"the smaller network does not run: {first_line(error)}"
-        return None
-
-    def at_fault(groups: tuple[Group, ...]) -> dict[str, str]:
-        reason = failure(groups)
-        if reason is None:
-            return {}
-        if len(groups) == 1:
-            return {groups[0].name: reason}
-        middle = len(groups) // 2
-        found = at_fault(groups[:middle]) | at_fault(groups[middle:])
-        return found or {g.name: f"only together with others: {reason}" for g in groups}
-
-    frozen: dict[str, str] = {}
-    while bad := at_fault(tuple(g for g in structure.prunable if g.name not in frozen)):
-        frozen |= bad
-        if len(frozen) == len(structure.prunable) and (reason := failure(())):
-            raise UnsupportedNetwork(f"no proof is possible, even with nothing removed: {reason}")
-    return structure.freeze(frozen)
-
-
-def runs_in_training(model: nn.Module, inputs: Inputs) -> bool:
-    """Whether a copy of the network runs in train mode, where some have branches of their own."""
-    with observed(model) as twin, torch.no_grad():
-        try:
-            run(twin.train(), inputs)
-        except (RuntimeError, ValueError, IndexError, TypeError, AttributeError):  # the network's own code
-            return False
-    return True
-
-
-def _some(group: Group, generator: torch.Generator) -> Tensor:
-    """A random number of a group's nodes, different from that of other groups: some code counts on equal halves."""
-    count = int(torch.randint(1, max(2, group.width), (), generator=generator))
-    return torch.randperm(group.width, generator=generator)[:count].sort().values

@@ -29,17 +29,37 @@ def shrink(model: nn.Module, structure: Structure, kept: Kept) -> nn.Module:
     for (name, dim), indices in structure.kept_entries(kept).items():
         stay[name][dim] = indices
     smaller: dict[int, Tensor] = {}
-    for name, tensor in tensors_of(model).items():
+    tensors = tensors_of(model)
+    for name, tensor in tensors.items():
         if name in stay:
             smaller[id(tensor)] = _sliced(tensor, stay[name])
     small = copy.deepcopy(model, smaller)  # the memo: deepcopy takes these instead of copying the originals
     depthwise = {s.layer for group in structure.groups for s in group.slices if s.role == "pass"}
-    for name in {name.rpartition(".")[0] for name in stay}:
+    for name in {name.rpartition(".")[0] for name in stay if name in tensors}:
         refit(small.get_submodule(name), name in depthwise)
     for name, number in sizes_of(structure.shrink(kept)).items():
-        owner, _, attribute = name.rpartition(".")
-        setattr(small.get_submodule(owner), attribute, number)
+        remember(small, name, number)
     return small
+
+
+def remember(model: nn.Module, name: str, number: int) -> None:
+    """Set, in place, a number that a module of `model` remembers: an attribute, or a place in one, `bias_shape.2`.
+
+    Raises:
+        AttributeError: there is no such module, attribute or place.
+    """
+    owner, _, attribute = name.rpartition(".")
+    place: int | None = None
+    if attribute.isdigit():
+        (owner, _, attribute), place = owner.rpartition("."), int(attribute)
+    module = model.get_submodule(owner)
+    old = getattr(module, attribute)
+    if place is None and type(old) is int:
+        setattr(module, attribute, number)
+    elif place is not None and type(old) in (tuple, list) and place < len(old):
+        setattr(module, attribute, type(old)((*old[:place], number, *old[place + 1 :])))
+    else:
+        raise AttributeError(f"{name} is not a number")
 
 
 def sizes_of(structure: Structure) -> dict[str, int]:

@@ -13,7 +13,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from types import NoneType
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -93,6 +93,14 @@ LABEL_FLOW = "label flow"
 
 
 @dataclass(frozen=True)
+class Bound:
+    """Two weights, `(outputs, inputs, ...)`, that read the same number of channels because the network's code says so."""
+
+    one: str
+    other: str
+
+
+@dataclass(frozen=True)
 class Structure:
     """All groups of a network, and what else scoring and surgery need to know of it.
 
@@ -104,6 +112,8 @@ class Structure:
         total_nodes: outputs of all layers but the output layers, in the network as it was first given.
         found_by: which graph found the groups, and why if it was not the first choice.
         functional: weights that are applied by a function, not by the module that owns them.
+        attention: what the nodes of an attention are.
+        bound: what goes together beside what the operators say.
     """
 
     groups: tuple[Group, ...]
@@ -113,6 +123,8 @@ class Structure:
     total_nodes: int
     found_by: str = LABEL_FLOW
     functional: frozenset[str] = frozenset()
+    attention: Attention = "heads"
+    bound: tuple[Bound, ...] = ()
 
     @property
     def prunable(self) -> tuple[Group, ...]:
@@ -128,6 +140,15 @@ class Structure:
     def nodes(self) -> int:
         """Nodes now, counted like `total_nodes`; node sparsity is `1 - nodes / total_nodes`."""
         return sum(total_by_layer(self).values())
+
+    def reads(self, tensor: str) -> bool:
+        """Whether a weight's columns belong to nodes."""
+        return any(s.tensor == tensor and s.role == "read" for g in self.groups for s in g.slices)
+
+    @property
+    def open_share(self) -> float:
+        """The share of the nodes that may be pruned: those of unfrozen groups of more than one node."""
+        return sum(g.width * g.multiplicity for g in self.prunable if g.width > 1) / max(1, self.total_nodes)
 
     def keep_all(self) -> dict[str, Tensor]:
         """The selection that removes nothing."""
@@ -253,12 +274,16 @@ class Plan:
         events: in the order they happened; the last one is the outcome.
         architecture: fingerprint of the original network's tensor names and shapes.
         frozen: group that stayed whole -> the reason.
+        attention: what the nodes of an attention are.
+        bound: what goes together beside what the operators say.
     """
 
     widths: Mapping[str, int]
     architecture: str
     events: tuple[Event, ...] = ()
     frozen: Mapping[str, str] = field(default_factory=dict)
+    attention: Attention = "heads"
+    bound: tuple[Bound, ...] = ()
 
     SCHEMA = 1
 
@@ -302,6 +327,8 @@ class Plan:
                 "architecture": self.architecture,
                 "widths": dict(self.widths),
                 "frozen": dict(self.frozen),
+                "attention": self.attention,
+                "bound": [[pair.one, pair.other] for pair in self.bound],
                 "events": events,
             }
         )
@@ -321,7 +348,9 @@ class Plan:
                 Event(float(e["sparsity"]), {n: tuple(i) for n, i in e["kept"].items()}, e["tie"], e["loss"])
                 for e in raw["events"]
             )
-            plan = cls(dict(raw["widths"]), raw["architecture"], events, dict(raw["frozen"]))
+            bound = tuple(Bound(one, other) for one, other in raw.get("bound", ()))
+            attention = raw.get("attention", "heads")
+            plan = cls(dict(raw["widths"]), raw["architecture"], events, dict(raw["frozen"]), attention, bound)
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise BadInput(f"not a plan: {type(error).__name__} {first_line(error)}") from error
         plan._check()
@@ -329,9 +358,11 @@ class Plan:
 
     def _check(self) -> None:
         """Refuse what no pruning could have made."""
-        texts = (self.architecture, *self.frozen, *self.frozen.values())
-        if not all(isinstance(text, str) for text in texts) or not all(_is_index(w) and w > 0 for w in self.widths.values()):
-            raise BadInput("not a plan: its widths, reasons or fingerprint are not what they should be")
+        texts = (self.architecture, *self.frozen, *self.frozen.values(), *(t for b in self.bound for t in (b.one, b.other)))
+        if not all(isinstance(text, str) for text in texts) or self.attention not in get_args(Attention):
+            raise BadInput("not a plan: its reasons, fingerprint or attention are not what they should be")
+        if not all(_is_index(w) and w > 0 for w in self.widths.values()):
+            raise BadInput("not a plan: its widths are not what they should be")
         if sum(self.widths.values()) > MOST_NODES:
             raise BadInput(f"not a plan: more than {MOST_NODES:,} nodes")
         before: dict[str, frozenset[int]] = {}
@@ -424,6 +455,7 @@ class Origin:
         plan: what was removed since it was built.
         preprocessing: mean and standard deviation that images are normalised with, where they were chosen.
         notes: sentences about how the file was read; they are not saved.
+        sizes: numbers of channels that modules remember in their attributes, where nodes were removed: `attn.num_heads` -> 3.
     """
 
     network: str | None
@@ -433,6 +465,7 @@ class Origin:
     plan: Plan | None = None
     preprocessing: Mapping[str, Any] | None = None
     notes: tuple[str, ...] = ()
+    sizes: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def input_shape(self) -> tuple[int, ...]:

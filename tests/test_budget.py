@@ -14,7 +14,7 @@ from compressor.budget import Budget, Meter, prices
 from compressor.cost import cost
 from compressor.errors import UnreachableSparsity, WrongUsage
 from compressor.fast import best_multiple
-from compressor.proof import prove_else_freeze
+from compressor.feasible import prove_else_freeze
 from compressor.select import rounded, select
 from compressor.structure import structure
 from compressor.surgery import shrink

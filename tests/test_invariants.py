@@ -11,8 +11,9 @@ from torch.func import functional_call
 from compressor import networks
 from compressor.cost import macs
 from compressor.equivalence import Equivalence
+from compressor.feasible import prove_else_freeze
 from compressor.masked import zeroed_weights
-from compressor.proof import prove, prove_else_freeze, prove_randomised, randomised
+from compressor.proof import prove, prove_randomised, randomised
 from compressor.select import highest_reachable, select
 from compressor.state import outputs_of
 from compressor.structure import structure as traced

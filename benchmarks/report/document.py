@@ -46,6 +46,7 @@ def make_document(
         "node_sparsity": {"asked": s.asked if s.budget is None or s.budget.unit == "nodes" else None, "reached": s.reached},
         "budget": asdict(s.budget) if s.budget else None,
         "round_to": s.round_to,
+        "open_share": s.open_share,
         "weight_sparsity": s.weight_sparsity,
         "nodes": {"dense": s.total_nodes, "small": round((1 - s.reached) * s.total_nodes)},
         "macs": both("macs"),

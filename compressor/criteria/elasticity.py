@@ -59,8 +59,9 @@ def node_elasticity(
         best_layouts(twin)
         gates = _Gates(per_sample=aggregate == "sample")
         for name, group in prunable.items():
+            unread = not any(s.role == "read" for s in group.slices)  # queries and keys: what reads them is no layer
             for s in group.slices:
-                gates.place(twin, structure, name, s, gate)
+                gates.place(twin, structure, name, s, "post-norm" if unread else gate)
         for batch in objective.batches():
             size = gates.batch = size_of(batch)
             loss = _finite(objective.loss_of(twin, batch))
@@ -125,10 +126,16 @@ class _Gates:
     def __init__(self, per_sample: bool) -> None:
         self.per_sample, self.batch = per_sample, 0
         self._sums: dict[str, list[tuple[Tensor, Tensor]]] = defaultdict(list)
+        self._stored: list[tuple[str, Tensor, int, Tensor]] = []
 
     def collect(self) -> dict[str, Tensor]:
         """Sums `(1 or batch, width)` per group since the last call."""
         found: dict[str, Tensor] = {}
+        for name, weight, dim, index in self._stored:
+            if weight.grad is not None:
+                self._sums[name].append(((weight.detach() * weight.grad).movedim(dim, 0).flatten(1).sum(1)[None], index))
+        for weight in {weight for _, weight, _, _ in self._stored}:
+            weight.grad = None
         for name, parts in self._sums.items():
             for sums, index in parts:  # sums (1 or batch, channels); index (width, k)
                 part = sums.double()[:, index.to(sums.device)].sum(-1)
@@ -137,7 +144,15 @@ class _Gates:
         return found
 
     def place(self, model: nn.Module, structure: Structure, group: str, s: Slice, gate: GatePlace) -> None:
-        """Register the hook of one slice, if the gate belongs there."""
+        """Register the hook of one slice, if the gate belongs there.
+
+        A weight that a function applies has no module whose input could be gated: there the sum over what it reads is
+        <W[:, j], dL/dW[:, j]>, and over what it makes <W[j], dL/dW[j]> + b[j] dL/db[j], which are the same numbers.
+        """
+        if s.tensor in structure.functional or s.tensor.rpartition(".")[2].startswith("units_"):
+            if s.role == ("read" if gate == "read" else "produce"):
+                self._place_on_weights(model, group, s)
+            return
         module = model.get_submodule(s.layer)
         if gate == "read" and s.role == "read":
             index = _input_channels(module, s)
@@ -152,6 +167,15 @@ class _Gates:
             follower = structure.norms.get(s.layer) if gate == "post-norm" else None
             place = model.get_submodule(follower) if follower else module
             place.register_forward_hook(lambda _, args, out: self._gated(out, group, s.index, s.layer, module, output=True))
+
+    def _place_on_weights(self, model: nn.Module, group: str, s: Slice) -> None:
+        if self.per_sample:
+            raise UnsupportedNetwork(f"{s.tensor}: a function applies it, not a layer; use --aggregate signed or batch")
+        names = [s.tensor] if s.role == "read" else [s.tensor, s.tensor.removesuffix("weight") + "bias"]
+        parameters = dict(model.named_parameters(remove_duplicate=False))
+        for name in names:
+            if name in parameters:
+                self._stored.append((group, parameters[name].requires_grad_(), s.dim, s.index))
 
     def _gated(self, x: Tensor, group: str, index: Tensor, layer: str, module: nn.Module, output: bool = False) -> Tensor:
         y = x.view_as(x) if x.requires_grad else x.detach().requires_grad_()
@@ -186,4 +210,6 @@ def _input_channels(module: nn.Module, s: Slice) -> Tensor:
     """The input channels `(width, k)` that a slice of the module's weight reads; each group of a convolution reads its own."""
     assert isinstance(module, (nn.Linear, _ConvNd))
     groups, size = getattr(module, "groups", 1), module.weight.shape[1]
+    if getattr(module, "transposed", False):
+        return s.index
     return torch.cat([s.index + n * size for n in range(groups)], dim=1)

@@ -2,43 +2,71 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Collection
+from dataclasses import dataclass, replace
 
 from torch import nn
 
 from compressor.errors import BadInput, UnsupportedNetwork, first_line
 from compressor.inputs import Inputs, as_inputs, each
 from compressor.state import outputs_of
-from compressor.structure.label_flow import Untraceable, by_label_flow
-from compressor.types import Structure
+from compressor.structure.label_flow import Traced, Untraceable
+from compressor.types import Attention, Bound, Structure
 
-__all__ = ["structure"]
+__all__ = ["Traced", "check_prunable", "structure", "trace"]
 
 
-def structure(model: nn.Module, example_inputs: Inputs, *, prunable: bool = True) -> Structure:
+def structure(model: nn.Module, example_inputs: Inputs, *, prunable: bool = True, attention: Attention = "heads") -> Structure:
     """Find the groups of `model` by label flow, or by torch-pruning's graph where `torch.export` cannot trace it.
 
     Args:
         model: any network; it is not changed.
-        prunable: refuse a network in which nothing can be pruned.
         example_inputs: positional inputs, or a dict of named ones, with a batch dimension; one sample is enough.
+        prunable: refuse a network in which nothing can be pruned.
+        attention: what the nodes of an attention are: `heads`, or `dims`, the dimensions inside all heads.
     Raises:
         BadInput: the network does not run on the inputs.
         UnsupportedNetwork: neither graph can be made, or nothing can be pruned; the message says why.
     """
+    found = trace(model, example_inputs, attention).structure()
+    if prunable:
+        check_prunable(found)
+    return found
+
+
+def check_prunable(found: Structure) -> None:
+    """Refuse a network in which nothing can be pruned.
+
+    Raises:
+        UnsupportedNetwork: with the reasons.
+    """
+    if not found.prunable:
+        reasons = sorted({g.frozen for g in found.frozen if g.frozen}) or ["it has no layer with nodes"]
+        raise UnsupportedNetwork(f"nothing can be pruned: {'; '.join(reasons)}")
+
+
+def trace(model: nn.Module, example_inputs: Inputs, attention: Attention = "heads") -> Traced | _Fixed:
+    """What label flow needs of `model`, or the groups that torch-pruning finds. Errors as in `structure`."""
     one = each(as_inputs(example_inputs), lambda x: x[:1])
     try:
         outputs_of(model, one)
     except Exception as error:  # whatever the network's own code raises
         raise BadInput(f"the network does not run in eval mode on its inputs: {first_line(error)}") from error
     try:
-        found = by_label_flow(model, one)
+        return Traced(model, one, attention)
     except Untraceable as reason:
         from compressor.structure.torch_pruning_graph import by_torch_pruning
 
         found = by_torch_pruning(model, one)
-        found = replace(found, found_by=f"torch-pruning's graph, for torch.export cannot trace the network ({reason})")
-    if prunable and not found.prunable:
-        reasons = sorted({g.frozen for g in found.frozen if g.frozen}) or ["it has no layer with nodes"]
-        raise UnsupportedNetwork(f"nothing can be pruned: {'; '.join(reasons)}")
-    return found
+        why = f"torch-pruning's graph, for torch.export cannot trace the network ({reason})"
+        return _Fixed(replace(found, found_by=why))
+
+
+@dataclass(frozen=True)
+class _Fixed:
+    """Groups that cannot be bound further."""
+
+    found: Structure
+
+    def structure(self, bound: Collection[Bound] = ()) -> Structure:
+        return self.found

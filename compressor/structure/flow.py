@@ -16,6 +16,28 @@ from compressor.types import Attention, Role
 NOT_A_CHANNEL = "it works along a dimension that carries no channels of its own"
 
 
+OF_POSITIONS = (
+    "window",
+    "kernel",
+    "stride",
+    "patch",
+    "resolution",
+    "padding",
+    "dilation",
+    "grid",
+    "reduction",
+    "image",
+    "img",
+    "length",
+)
+"""Words in the names of attributes that count positions, not channels."""
+
+
+def _is_size(value: Any) -> bool:
+    several = type(value) in (tuple, list) and len(value) > 1 and all(type(v) is int for v in value)
+    return several or (type(value) is int and value > 1)
+
+
 def named(text: str) -> frozenset[str]:
     """The names of a family of operators."""
     return frozenset(text.split())
@@ -58,6 +80,7 @@ class Flow:
         frozen_layers: layer that the labels cannot follow -> why; its outputs are nodes all the same, and stay.
         made_by: operator -> the layer whose stored weight it applies.
         functional: weights that are applied by a function, not by the module that owns them.
+        running: modules that are called, with all that they are in.
         in_products: nodes behind a node that lead to a product of activations before any layer.
         where: layer and operator at hand, for messages.
     """
@@ -73,6 +96,8 @@ class Flow:
     frozen_layers: dict[str, str] = field(default_factory=dict)
     functional: set[str] = field(default_factory=set)
     made_by: dict[fx.Node, str] = field(default_factory=dict)
+    running: frozenset[str] = frozenset()
+    _remembered: dict[str, dict[str, int | tuple[int, ...]]] = field(default_factory=dict)
     in_products: frozenset[fx.Node] = frozenset()
     where: str = ""
 
@@ -127,9 +152,20 @@ class Flow:
             else:
                 self.labels.freeze(value, f"{self.where}: {reason}")
 
-    def size(self, module: str, attribute: str, labels: Tensor) -> None:
+    def remembered(self, module: str) -> dict[str, int | tuple[int, ...]]:
+        """Whole numbers and shapes that a module remembers, by name; and those of its parts that do not run by themselves."""
+        if module not in self._remembered and module in self.modules:
+            parts = [n for n in self.modules if n.rpartition(".")[0] == module and n not in self.running and n != module]
+            self._remembered[module] = {
+                f"{owner}.{attribute}".removeprefix("."): value if isinstance(value, int) else tuple(value)
+                for owner in [module, *parts]
+                for attribute, value in vars(self.modules[owner]).items()
+                if _is_size(value) and not any(word in attribute for word in OF_POSITIONS)
+            }
+        return self._remembered.get(module, {})
+
+    def size(self, name: str, labels: Tensor) -> None:
         """The number that a module remembers is how many of the channels `labels` `(size,)` there are."""
-        name = f"{module}.{attribute}".removeprefix(".")
         self.labels.tie(self.axis(Parameter(name, (len(labels),)), 0, "size"), labels)
 
     def stays(self, shape: tuple[int, ...]) -> Tensor:

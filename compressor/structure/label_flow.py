@@ -8,7 +8,7 @@ labels that meet, layers consume labels and produce fresh ones. Connected compon
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -17,7 +17,7 @@ from torch import Tensor, fx, nn
 from torch.export.graph_signature import InputKind
 from torch.nn.modules.conv import _ConvNd
 
-from compressor.errors import CompressError, first_line
+from compressor.errors import BadInput, CompressError, first_line
 from compressor.inputs import Inputs, arguments
 from compressor.quiet import quiet
 from compressor.state import observed
@@ -27,7 +27,7 @@ from compressor.structure.layers import LAYERS as LAYER_OPERATORS
 from compressor.structure.operators import apply
 from compressor.structure.products import PRODUCTS
 from compressor.structure.splits import before_products
-from compressor.types import OUTPUT, Attention, Group, Slice, Structure
+from compressor.types import OUTPUT, Attention, Bound, Group, Slice, Structure
 
 LAYERS = (_ConvNd, nn.Linear, nn.RNNBase)
 """Modules whose outputs are nodes."""
@@ -39,27 +39,53 @@ class Untraceable(CompressError):
     """`torch.export` cannot trace the network."""
 
 
-def by_label_flow(model: nn.Module, example_inputs: Inputs, attention: Attention = "heads") -> Structure:
-    """The groups of `model`, found on one sample in eval mode.
+class Traced:
+    """A network as `torch.export` sees it, on one sample in eval mode."""
 
-    Args:
-        attention: what the nodes of an attention are.
-    Raises:
-        Untraceable: `torch.export` fails; the message is its first line.
-    """
-    with observed(model) as twin, quiet():
-        try:
-            program = torch.export.export(twin, *arguments(example_inputs))
-        except Exception as error:  # torch.export raises whatever the network's code provokes
-            raise Untraceable(f"{type(error).__name__}: {first_line(error)}") from error
-        modules = dict(twin.named_modules())
-        flow = Flow({name: m for name, m in modules.items() if isinstance(m, LAYERS)}, modules, attention)
-    flow.in_products = before_products(program.graph.nodes, PRODUCTS, LAYER_OPERATORS)
-    _run(flow, program)
-    groups = (*groups_of(flow.axes.values(), flow.entries, flow.labels.solve()), *_unfollowed(flow, program))
-    outputs = _output_layers(flow, program)
-    found = Structure(groups, flow.shapes, flow.norms, outputs, 0, functional=frozenset(flow.functional))
-    return replace(found, total_nodes=found.nodes)
+    def __init__(self, model: nn.Module, example_inputs: Inputs, attention: Attention = "heads") -> None:
+        """Trace `model`.
+
+        Args:
+            attention: what the nodes of an attention are.
+        Raises:
+            Untraceable: `torch.export` fails; the message is its first line.
+        """
+        with observed(model) as twin, quiet():
+            try:
+                self.program = torch.export.export(twin, *arguments(example_inputs))
+            except Exception as error:  # torch.export raises whatever the network's code provokes
+                raise Untraceable(f"{type(error).__name__}: {first_line(error)}") from error
+            self.modules = dict(twin.named_modules())
+        self.attention = attention
+
+    def structure(self, bound: Collection[Bound] = ()) -> Structure:
+        """The groups of the network.
+
+        Args:
+            bound: what goes together beside what the operators say.
+        """
+        program, modules = self.program, self.modules
+        flow = Flow({name: m for name, m in modules.items() if isinstance(m, LAYERS)}, modules, self.attention)
+        stacks = [node.meta.get("nn_module_stack") or {} for node in program.graph.nodes]
+        flow.running = frozenset(place[0] for stack in stacks for place in stack.values())
+        flow.in_products = before_products(program.graph.nodes, PRODUCTS, LAYER_OPERATORS)
+        _run(flow, program)
+        for pair in bound:
+            if not {(pair.one, 1), (pair.other, 1)} <= flow.axes.keys():
+                raise BadInput(f"{pair.one} and {pair.other} are not weights of this network: the plan is of another")
+            flow.labels.tie(flow.axes[pair.one, 1].labels, flow.axes[pair.other, 1].labels)
+        groups = (*groups_of(flow.axes.values(), flow.entries, flow.labels.solve()), *_unfollowed(flow, program))
+        outputs = _output_layers(flow, program)
+        found = Structure(
+            groups, flow.shapes, flow.norms, outputs, 0,
+            functional=frozenset(flow.functional), attention=self.attention, bound=tuple(bound),
+        )  # fmt: skip
+        return replace(found, total_nodes=found.nodes)
+
+
+def by_label_flow(model: nn.Module, example_inputs: Inputs, attention: Attention = "heads") -> Structure:
+    """The groups of `model`. Errors as in `Traced`."""
+    return Traced(model, example_inputs, attention).structure()
 
 
 def _unfollowed(flow: Flow, program: torch.export.ExportedProgram) -> Iterator[Group]:

@@ -26,7 +26,7 @@ def _linear(flow: Flow, node: fx.Node, arguments: list[Any], options: dict[str, 
     flow.read(weight, 1, channels)
     owner = owner_of(node)
     if isinstance(flow.modules.get(owner), nn.MultiheadAttention) and weight.name.endswith("in_proj_weight"):
-        flow.size(owner, "embed_dim", channels)  # its code takes the heads' sizes from its input's
+        flow.size(f"{owner}.embed_dim".removeprefix("."), channels)  # its code takes the heads' sizes from its input's
     made = flow.axis(weight, 0, "produce")
     flow.carry(bias, made)
     return made.expand(node.meta["val"].shape)
@@ -133,8 +133,10 @@ def _batch_norm_of_a_layer(flow: Flow, node: fx.Node, arguments: list[Any], opti
     if stored and isinstance(source, fx.Node) and operator_of(source) in CONVOLUTIONS | {"linear"}:
         weight = source.args[1]
         own = (source, weight, *stored)
-        if all(isinstance(n, fx.Node) and len(n.users) == 1 for n in own) and getattr(weight, "op", "") == "placeholder":
-            flow.norms[owner_of(source)] = owner_of(node)
+        layer = owner_of(source)
+        its_own = flow.made_by.get(source) == layer and f"{layer}.weight" not in flow.functional
+        if its_own and all(isinstance(n, fx.Node) and len(n.users) == 1 for n in own):
+            flow.norms[layer] = owner_of(node)
     return _channel_norm(flow, node, arguments, options)
 
 
@@ -200,7 +202,7 @@ def _recurrent(flow: Flow, node: fx.Node, arguments: list[Any], options: dict[st
                 flow.labels.tie(flow.axis(parameter, 0, "carry"), gates)
             for parameter in biases:
                 flow.carry(parameter, gates)
-            made = Parameter(f"{owner}.units_{rows.name.rpartition('_')[2]}{direction or ''}".removeprefix("."), (len(units),))
+            made = Parameter(rows.name.replace("weight_ih", "units"), (len(units),))
             flow.labels.tie(flow.axis(made, 0, "produce"), units)
         channels = units.repeat(directions)
     for state in states:

@@ -6,6 +6,7 @@ operator gives. An operator that is in no family freezes what goes in, and says 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -33,6 +34,7 @@ MOVES = named(
 INDEXED = named("index index_select gather")
 SIZED = RESHAPES | PARTS | named("expand repeat layer_norm group_norm conv2d pixel_shuffle")
 """Operators whose sizes a module may remember."""
+HEADS = re.compile(r"heads?$|n_?head$|num_head")
 SAME = named(
     """contiguous clone alias detach lift_fresh_copy _to_copy to type_as dropout feature_dropout alpha_dropout
     feature_alpha_dropout native_dropout celu selu elu gelu silu mish hardtanh hardswish hardsigmoid relu6 leaky_relu softplus
@@ -92,16 +94,39 @@ def _evaluated(target: Any, arguments: list[Any], options: dict[str, Any]) -> An
 def _note_sizes(flow: Flow, node: fx.Node, name: str, outcome: Any) -> None:
     """Numbers that the module at hand remembers, and that are how many channels it makes along a dimension."""
     owner = owner_of(node)
-    if owner in flow.layers or not isinstance(outcome, Tensor) or name not in SIZED:
+    if owner in flow.layers or name not in SIZED:
         return
-    numbers = {k: v for k, v in vars(flow.modules[owner]).items() if type(v) is int and v > 1} if owner in flow.modules else {}
-    for dim, size in enumerate(outcome.shape) if numbers else ():
-        known = [attribute for attribute, number in numbers.items() if number == size]
-        if known and not constant_along(outcome, dim):
-            channels = _along(outcome, dim)
-            if channels is not None:
-                for attribute in known:
-                    flow.size(owner, attribute, channels)
+    remembered = flow.remembered(owner)
+    if isinstance(outcome, list) and remembered:
+        _note_parts(flow, outcome, remembered)
+    elif isinstance(outcome, Tensor):
+        for dim in range(outcome.dim()) if remembered else ():
+            _note_size(flow, outcome, dim, [place for place, value in remembered.items() if value == outcome.shape[dim]])
+            shapes = {place: value for place, value in remembered.items() if isinstance(value, tuple)}
+            for place, value in shapes.items():
+                first = outcome.dim() - len(value)
+                if dim >= first >= 0 and value == tuple(outcome.shape[first:]):
+                    _note_size(flow, outcome, dim, [f"{place}.{dim - first}"])
+
+
+def _note_parts(flow: Flow, parts: list[Tensor], remembered: Mapping[str, int | tuple[int, ...]]) -> None:
+    """The size of equal parts, or the list of sizes of unequal ones."""
+    for dim in range(parts[0].dim()):
+        sizes = tuple(part.shape[dim] for part in parts)
+        for place, value in remembered.items():
+            if value == sizes:
+                for number, part in enumerate(parts):
+                    _note_size(flow, part, dim, [f"{place}.{number}"])
+            elif value == sizes[0]:
+                _note_size(flow, parts[0], dim, [place])
+
+
+def _note_size(flow: Flow, labels: Tensor, dim: int, places: list[str]) -> None:
+    counts = [place for place in places if HEADS.search(place)]
+    places = counts or places  # 16 heads of 16 dimensions: the name tells
+    if places and not constant_along(labels, dim) and (channels := _along(labels, dim)) is not None:
+        for place in places:
+            flow.size(place, channels)
 
 
 def _along(labels: Tensor, dim: int) -> Tensor | None:

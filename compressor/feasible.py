@@ -1,0 +1,212 @@
+"""Prove, else freeze: which groups may lose nodes, in a network whose code has sizes of its own.
+
+Labels say what belongs together, but a network's code may count on more: `reshape(n, tokens, heads, channels // heads)` takes
+the size of one tensor from another. So every group loses some nodes at random, and what does not run, or gives something else,
+is first tied to what its code takes the size from, and frozen where that does not help.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from compressor.errors import UnsupportedNetwork, first_line
+from compressor.inputs import Inputs, each, run
+from compressor.proof import prove_randomised
+from compressor.state import observed
+from compressor.structure import Bound, trace
+from compressor.surgery import shrink, tensors_of
+from compressor.types import Attention, Bound, Group, Structure
+
+DRAWS = 2
+"""Random removals that a group must survive before it may be pruned."""
+
+OF_ITS_CODE = (RuntimeError, ValueError, IndexError, TypeError, AttributeError, AssertionError, ZeroDivisionError)
+"""What a network's own code raises when a size does not fit."""
+
+
+def feasible(model: nn.Module, inputs: Inputs, attention: Attention = "heads") -> Structure:
+    """The structure of `model` in which every group that is not frozen was seen to lose nodes and stay the same network.
+
+    Errors as in `compressor.structure.structure` and `prove_else_freeze`.
+    """
+    traced = trace(model, inputs, attention)
+    found = traced.structure()
+    dry = _DryRuns(model, inputs)
+    bound: frozenset[Bound] = frozenset()
+    while fault := dry.first_fault(found):
+        more = bound | _bonds(model, found, fault)
+        again = traced.structure(sorted(more, key=str)) if more != bound else found
+        if more == bound or dry.failure(again, again.prunable) == fault[1]:
+            break
+        bound, found = more, again
+    return prove_else_freeze(model, found.freeze(dry.faults(found)), inputs)
+
+
+Fault = tuple[Group, str]
+"""A group that cannot lose nodes, and the error."""
+
+
+def _bonds(model: nn.Module, found: Structure, fault: Fault) -> frozenset[Bound]:
+    """What the producers of the group at fault read is tied to what its readers read; likewise in all modules of that kind.
+
+    Code that takes a size from its input (`b, n, c = x.shape`, and later `.reshape(b, n, c)`) needs both alike.
+    """
+    group = fault[0]
+    makers = {s.layer for s in group.slices if s.role == "produce"}
+    inner = dict.fromkeys(s.tensor for g in found.groups for s in g.slices if s.role == "read" and s.layer in makers)
+    outer = dict.fromkeys(s.tensor for s in group.slices if s.role == "read")
+    modules = dict(model.named_modules())
+    bonds = set()
+    for one, other in itertools.product(inner, outer):
+        home = _common(one, other)
+        if one == other or home not in modules or found.shapes[one][1] != found.shapes[other][1]:
+            continue
+        for name, module in modules.items():
+            pair = [f"{name}.{tensor.removeprefix(home).removeprefix('.')}".removeprefix(".") for tensor in (one, other)]
+            sizes = [found.shapes.get(tensor, (0, 0))[1:2] for tensor in pair]
+            if type(module) is type(modules[home]) and sizes[0] == sizes[1] and all(found.reads(tensor) for tensor in pair):
+                bonds.add(Bound(*pair))
+    return frozenset(bonds)
+
+
+def _common(one: str, other: str) -> str:
+    """The innermost module that two tensors are in."""
+    pairs = zip(one.split(".")[:-1], other.split(".")[:-1], strict=False)
+    return ".".join(a for a, _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
+
+
+class _DryRuns:
+    """Whether a network still runs when groups lose nodes. Only shapes are computed, where the network's code allows that."""
+
+    def __init__(self, model: nn.Module, inputs: Inputs) -> None:
+        self.model, self.inputs = on_meta(model), each(inputs, lambda x: x[:2].to("meta"))
+        self.possible = _error_of(self.model, self.inputs) is None
+        self.training = self.possible and _error_of(self.model.train(), self.inputs) is None
+
+    def failure(self, found: Structure, groups: tuple[Group, ...]) -> str | None:
+        """What goes wrong when `groups` lose some nodes."""
+        for seed in range(DRAWS if self.possible else 0):
+            try:
+                small = shrink(self.model, found, _some_of(found, groups, seed))
+            except OF_ITS_CODE as error:
+                return f"it cannot be made smaller: {first_line(error)}"
+            wrong = _error_of(small.eval(), self.inputs)
+            if wrong is not None:
+                return f"the smaller network does not run: {wrong}"
+            if self.training and _error_of(small.train(), self.inputs) is not None:
+                return "the smaller network does not run in train mode"
+        return None
+
+    def faults(self, found: Structure) -> dict[str, str]:
+        """Group -> the error, for all groups that cannot lose nodes."""
+        return _all_at_fault(found, lambda groups: self.failure(found, groups))
+
+    def first_fault(self, found: Structure) -> Fault | None:
+        """One group that cannot, by halving; None where all can, or only several together cannot."""
+        groups = found.prunable
+        reason = self.failure(found, groups)
+        while reason is not None and len(groups) > 1:
+            middle = len(groups) // 2
+            for half in (groups[:middle], groups[middle:]):
+                if (wrong := self.failure(found, half)) is not None:
+                    groups, reason = half, wrong
+                    break
+            else:
+                return None
+        return (groups[0], reason) if reason is not None else None
+
+
+def on_meta(model: nn.Module) -> nn.Module:
+    """A copy without values, in eval mode: its shapes are computed, its numbers are not."""
+    memo: dict[int, Tensor] = {}
+    for tensor in tensors_of(model).values():
+        hollow = tensor.detach().to("meta")
+        memo[id(tensor)] = nn.Parameter(hollow, requires_grad=False) if isinstance(tensor, nn.Parameter) else hollow
+    return copy.deepcopy(model, memo).eval()
+
+
+def _error_of(model: nn.Module, inputs: Inputs) -> str | None:
+    """The first line of what a forward pass raises."""
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        try:
+            run(model, inputs)
+        except OF_ITS_CODE as error:
+            return first_line(error)
+    return None
+
+
+def prove_else_freeze(model: nn.Module, structure: Structure, inputs: Inputs) -> Structure:
+    """The structure with every group frozen whose removal does not give the same network.
+
+    A random number of nodes of every group is removed, with random weights; the smaller network must also run in train mode.
+    If that fails, the groups are halved until those at fault are found, each with what went wrong.
+
+    Raises:
+        UnsupportedNetwork: not even the whole network equals itself (it is random, or its output is not finite).
+    """
+    training = runs_in_training(model, inputs)
+
+    def failure(groups: tuple[Group, ...]) -> str | None:
+        for seed in range(DRAWS):
+            kept = _some_of(structure, groups, seed)
+            try:
+                proof = prove_randomised(model, structure, kept, inputs, seed)
+                if not proof:
+                    return f"removal changes the result (by {proof.needed_tolerance:.1e} of its range)"
+                if training and not runs_in_training(shrink(model, structure, kept), inputs):
+                    return "the smaller network does not run in train mode"
+            except OF_ITS_CODE as error:
+                return f"the smaller network does not run: {first_line(error)}"
+        return None
+
+    frozen = _all_at_fault(structure, failure)
+    if len(frozen) == len(structure.prunable) and (reason := failure(())):
+        raise UnsupportedNetwork(f"no proof is possible, even with nothing removed: {reason}")
+    return structure.freeze(frozen)
+
+
+def _all_at_fault(structure: Structure, failure: Callable[[tuple[Group, ...]], str | None]) -> dict[str, str]:
+    """Group -> what went wrong, for groups without which the others do not fail."""
+    frozen: dict[str, str] = {}
+    while bad := _at_fault(tuple(g for g in structure.prunable if g.name not in frozen), failure):
+        frozen |= bad
+    return frozen
+
+
+def _at_fault(groups: tuple[Group, ...], failure: Callable[[tuple[Group, ...]], str | None]) -> dict[str, str]:
+    reason = failure(groups) if groups else None
+    if reason is None:
+        return {}
+    if len(groups) == 1:
+        return {groups[0].name: reason}
+    middle = len(groups) // 2
+    found = _at_fault(groups[:middle], failure) | _at_fault(groups[middle:], failure)
+    return found or {g.name: f"only together with others: {reason}" for g in groups}
+
+
+def runs_in_training(model: nn.Module, inputs: Inputs) -> bool:
+    """Whether a copy of the network runs in train mode, where some have branches of their own."""
+    with observed(model) as twin, torch.no_grad():
+        try:
+            run(twin.train(), inputs)
+        except OF_ITS_CODE:
+            return False
+    return True
+
+
+def _some_of(structure: Structure, groups: tuple[Group, ...], seed: int) -> dict[str, Tensor]:
+    """All nodes but some of those of `groups`, the same ones whatever the other groups are."""
+    generator = torch.Generator().manual_seed(seed)
+    some = {g.name: _some(g, generator) for g in structure.prunable}
+    return structure.keep_all() | {g.name: some[g.name] for g in groups}
+
+
+def _some(group: Group, generator: torch.Generator) -> Tensor:
+    """A random number of a group's nodes, different from that of other groups: some code counts on equal halves."""
+    count = int(torch.randint(1, max(2, group.width), (), generator=generator))
+    return torch.randperm(group.width, generator=generator)[:count].sort().values
