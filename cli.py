@@ -377,9 +377,10 @@ _PRUNE_OPTIONS: list[click.Parameter] = list(reversed(vars(_prune_parameters)["_
 def _prune(
     name: str, options: dict[str, Any], *, model: Path, sparsity: float | None, target_macs: str | None,
     target_params: str | None, target_size: str | None, per: str | None, round_to: str, freeze: tuple[str, ...],
-    only: tuple[str, ...], attention: Any, outputs: tuple[Path, ...], report: Path | None, plan: Path | None, opset: int | None, loss: str,
-    samples: int, batch_size: int, floor: int, calibrate_bn: bool, data: str | None, device: str, threads: int | None,
-    seed: int, as_json: bool, quiet: bool, mean: tuple[float, ...] | None, std: tuple[float, ...] | None, **model_options: Any,
+    only: tuple[str, ...], attention: Any, outputs: tuple[Path, ...], report: Path | None, plan: Path | None,
+    opset: int | None, loss: str, samples: int, batch_size: int, floor: int, calibrate_bn: bool, data: str | None,
+    device: str, threads: int | None, seed: int, as_json: bool, quiet: bool, mean: tuple[float, ...] | None,
+    std: tuple[float, ...] | None, **model_options: Any,
 ) -> None:  # fmt: skip
     """Check everything that can be checked, then load, prune, export and report."""
     from compressor.budget import Budget

@@ -18,9 +18,9 @@ from compressor.errors import UnsupportedNetwork, first_line
 from compressor.inputs import Inputs, each, run
 from compressor.proof import prove_randomised
 from compressor.state import observed
-from compressor.structure import Bound, trace
+from compressor.structure import trace
 from compressor.surgery import shrink, tensors_of
-from compressor.types import Attention, Bound, Group, Structure
+from compressor.types import NOT_IN_EVAL, Attention, Bound, Group, Structure
 
 DRAWS = 2
 """Random removals that a group must survive before it may be pruned."""
@@ -150,12 +150,15 @@ def prove_else_freeze(model: nn.Module, structure: Structure, inputs: Inputs) ->
         UnsupportedNetwork: not even the whole network equals itself (it is random, or its output is not finite).
     """
     training = runs_in_training(model, inputs)
+    aside = any(g.frozen == NOT_IN_EVAL for g in structure.groups)
 
     def failure(groups: tuple[Group, ...]) -> str | None:
         for seed in range(DRAWS):
             kept = _some_of(structure, groups, seed)
             try:
                 proof = prove_randomised(model, structure, kept, inputs, seed)
+                if proof and training and aside:
+                    proof = prove_randomised(model, structure, kept, inputs, seed, branches=True)
                 if not proof:
                     return f"removal changes the result (by {proof.needed_tolerance:.1e} of its range)"
                 if training and not runs_in_training(shrink(model, structure, kept), inputs):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -18,15 +18,30 @@ from compressor.types import Kept, Structure
 
 
 def reference_outputs(
-    model: nn.Module, structure: Structure, kept: Kept, inputs: Inputs, *, inplace: bool = False
+    model: nn.Module, structure: Structure, kept: Kept, inputs: Inputs, *, inplace: bool = False, branches: bool = False
 ) -> list[Tensor]:
     """What `model` gives in eval mode when the nodes that are not kept are silent.
 
     Args:
         inplace: zero the weights of `model` itself, which is of no use afterwards, rather than copies of them.
+        branches: also what the network gives only in training, such as auxiliary heads.
     """
     zeroed = zeroed_weights(model, structure, kept, inplace=inplace)
-    return outputs_of(model, inputs, {} if inplace else zeroed, lambda twin: norms_over_kept(twin, structure, kept))
+
+    @contextmanager
+    def within(twin: nn.Module) -> Iterator[None]:
+        with norms_over_kept(twin, structure, kept), in_branches(twin) if branches else nullcontext():
+            yield
+
+    return outputs_of(model, inputs, {} if inplace else zeroed, within)
+
+
+@contextmanager
+def in_branches(twin: nn.Module) -> Iterator[None]:
+    """Let a twin take the branches of train mode; its dropouts and norms stay as they are in eval mode."""
+    twin.training = True
+    yield
+    twin.training = False
 
 
 def zeroed_weights(model: nn.Module, structure: Structure, kept: Kept, *, inplace: bool = False) -> dict[str, Tensor]:

@@ -108,7 +108,8 @@ class Structure:
         groups: prunable and frozen groups, in the order of the layers.
         shapes: shape of every tensor that a group touches.
         norms: producing layer -> the batch norm that directly follows it.
-        outputs: names of the output layers, behind which no other layer comes; they are not counted as nodes.
+        outputs: names of the layers whose outputs are not counted as nodes: those behind which no other layer comes, and those
+            that run only in training.
         total_nodes: outputs of all layers but the output layers, in the network as it was first given.
         found_by: which graph found the groups, and why if it was not the first choice.
         functional: weights that are applied by a function, not by the module that owns them.
@@ -212,6 +213,9 @@ class Structure:
 
 OUTPUT = "it is the network's output"
 """Why a group that the network returns is frozen."""
+
+NOT_IN_EVAL = "it runs only in training, if at all, and no score sees it"
+"""Why a layer that eval mode does not reach keeps its outputs, such as those of an auxiliary head."""
 
 
 @dataclass(frozen=True)

@@ -27,12 +27,10 @@ from compressor.structure.layers import LAYERS as LAYER_OPERATORS
 from compressor.structure.operators import apply
 from compressor.structure.products import PRODUCTS
 from compressor.structure.splits import before_products
-from compressor.types import OUTPUT, Attention, Bound, Group, Slice, Structure
+from compressor.types import NOT_IN_EVAL, OUTPUT, Attention, Bound, Group, Slice, Structure
 
 LAYERS = (_ConvNd, nn.Linear, nn.RNNBase)
 """Modules whose outputs are nodes."""
-
-NOT_IN_EVAL = "it does not run in eval mode"
 
 
 class Untraceable(CompressError):
@@ -56,7 +54,18 @@ class Traced:
             except Exception as error:  # torch.export raises whatever the network's code provokes
                 raise Untraceable(f"{type(error).__name__}: {first_line(error)}") from error
             self.modules = dict(twin.named_modules())
+            self.layers = {name: m for name, m in self.modules.items() if isinstance(m, LAYERS)}
+            self.in_training = self._in_training(twin, example_inputs)
         self.attention = attention
+
+    def _in_training(self, twin: nn.Module, example_inputs: Inputs) -> torch.export.ExportedProgram | None:
+        """The program of train mode, where some layers run in that only; auxiliary heads read what others make."""
+        if self.layers.keys() <= running_in(self.program):
+            return None
+        try:
+            return torch.export.export(twin.train(), *arguments(example_inputs))
+        except Exception:  # noqa: BLE001 - without it those layers cannot be followed, and keep what they read
+            return None
 
     def structure(self, bound: Collection[Bound] = ()) -> Structure:
         """The groups of the network.
@@ -64,23 +73,36 @@ class Traced:
         Args:
             bound: what goes together beside what the operators say.
         """
-        program, modules = self.program, self.modules
-        flow = Flow({name: m for name, m in modules.items() if isinstance(m, LAYERS)}, modules, self.attention)
-        stacks = [node.meta.get("nn_module_stack") or {} for node in program.graph.nodes]
-        flow.running = frozenset(place[0] for stack in stacks for place in stack.values())
-        flow.in_products = before_products(program.graph.nodes, PRODUCTS, LAYER_OPERATORS)
-        _run(flow, program)
+        flow = Flow(self.layers, self.modules, self.attention)
+        programs = [self.program, *([self.in_training] if self.in_training else [])]
+        flow.running = frozenset().union(*map(running_in, programs))
+        for program in programs:
+            flow.in_products = before_products(program.graph.nodes, PRODUCTS, LAYER_OPERATORS)
+            _run(flow, program)
+        aside = self.layers.keys() - running_in(self.program)
+        for axis in list(flow.axes.values()):
+            if axis.role in ("produce", "pass") and axis.tensor.rpartition(".")[0] in aside:
+                flow.labels.freeze(axis.labels, NOT_IN_EVAL)
         for pair in bound:
             if not {(pair.one, 1), (pair.other, 1)} <= flow.axes.keys():
                 raise BadInput(f"{pair.one} and {pair.other} are not weights of this network: the plan is of another")
             flow.labels.tie(flow.axes[pair.one, 1].labels, flow.axes[pair.other, 1].labels)
-        groups = (*groups_of(flow.axes.values(), flow.entries, flow.labels.solve()), *_unfollowed(flow, program))
-        outputs = _output_layers(flow, program)
+        groups = (*groups_of(flow.axes.values(), flow.entries, flow.labels.solve()), *_unfollowed(flow, self.program))
+        outputs = _output_layers(flow, self.program) | aside
         found = Structure(
             groups, flow.shapes, flow.norms, outputs, 0,
             functional=frozenset(flow.functional), attention=self.attention, bound=tuple(bound),
         )  # fmt: skip
         return replace(found, total_nodes=found.nodes)
+
+
+def running_in(program: torch.export.ExportedProgram) -> frozenset[str]:
+    """Names of the modules that are called, with all that they are in, and of those whose weights are applied."""
+    stacks = [node.meta.get("nn_module_stack") or {} for node in program.graph.nodes]
+    placeholders = {node.name: node for node in program.graph.nodes if node.op == "placeholder"}
+    specs = program.graph_signature.input_specs
+    used = {str(spec.target).rpartition(".")[0] for spec in specs if spec.target and placeholders[spec.arg.name].users}
+    return frozenset(place[0] for stack in stacks for place in stack.values()) | used
 
 
 def by_label_flow(model: nn.Module, example_inputs: Inputs, attention: Attention = "heads") -> Structure:
@@ -91,7 +113,7 @@ def by_label_flow(model: nn.Module, example_inputs: Inputs, attention: Attention
 def _unfollowed(flow: Flow, program: torch.export.ExportedProgram) -> Iterator[Group]:
     """Layers that the labels could not follow: their outputs are nodes all the same, and stay whole."""
     followed = {axis.tensor.rpartition(".")[0] for axis in flow.axes.values() if axis.role in ("produce", "pass")}
-    running = {owner_of(node) for node in program.graph.nodes}
+    running = running_in(program)
     for name, module in flow.layers.items():
         if name not in followed:
             why = flow.frozen_layers.get(name, f"{name}: it cannot be followed")

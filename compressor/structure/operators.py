@@ -124,6 +124,8 @@ def _note_parts(flow: Flow, parts: list[Tensor], remembered: Mapping[str, int | 
 def _note_size(flow: Flow, labels: Tensor, dim: int, places: list[str]) -> None:
     counts = [place for place in places if HEADS.search(place)]
     places = counts or places  # 16 heads of 16 dimensions: the name tells
+    if places and dim == labels.dim() - 1 and flow.is_stored(labels):  # a table of positions and heads
+        labels = labels[(slice(0, 1),) * dim]
     if places and not constant_along(labels, dim) and (channels := _along(labels, dim)) is not None:
         for place in places:
             flow.size(place, channels)
