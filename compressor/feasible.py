@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import copy
 import itertools
+import traceback
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -38,33 +40,49 @@ def feasible(model: nn.Module, inputs: Inputs, attention: Attention = "heads") -
     found = traced.structure()
     dry = _DryRuns(model, inputs)
     bound: frozenset[Bound] = frozenset()
-    while fault := dry.first_fault(found):
-        more = bound | _bonds(model, found, fault)
+    while (fault := dry.first_fault(found)) and fault.group:
+        more = bound | _bonds(model, found, fault.group, fault.wrong.where)
         again = traced.structure(sorted(more, key=str)) if more != bound else found
-        if more == bound or dry.failure(again, again.prunable) == fault[1]:
+        if more == bound or dry.failure(again, again.prunable) == fault.wrong:
             break
         bound, found = more, again
-    return prove_else_freeze(model, found.freeze(dry.faults(found)), inputs)
+    frozen = {name: wrong.what for name, wrong in dry.faults(found).items()} if fault else {}
+    return prove_else_freeze(model, found.freeze(frozen), inputs)
 
 
-Fault = tuple[Group, str]
-"""A group that cannot lose nodes, and the error."""
+@dataclass(frozen=True)
+class _Wrong:
+    """What does not work, and in which module."""
+
+    what: str
+    where: str = ""
 
 
-def _bonds(model: nn.Module, found: Structure, fault: Fault) -> frozenset[Bound]:
+@dataclass(frozen=True)
+class _Fault:
+    """A group that cannot lose nodes; None where only several together cannot."""
+
+    group: Group | None
+    wrong: _Wrong
+
+
+def _bonds(model: nn.Module, found: Structure, group: Group, where: str) -> frozenset[Bound]:
     """What the producers of the group at fault read is tied to what its readers read; likewise in all modules of that kind.
 
-    Code that takes a size from its input (`b, n, c = x.shape`, and later `.reshape(b, n, c)`) needs both alike.
+    Only weights of the innermost module around the one that failed are looked at. Code that takes a size from its input
+    (`b, n, c = x.shape`, and later `.reshape(b, n, c)`) needs both alike.
     """
-    group = fault[0]
     makers = {s.layer for s in group.slices if s.role == "produce"}
     inner = dict.fromkeys(s.tensor for g in found.groups for s in g.slices if s.role == "read" and s.layer in makers)
     outer = dict.fromkeys(s.tensor for s in group.slices if s.role == "read")
     modules = dict(model.named_modules())
+    pairs = [(a, b) for a, b in itertools.product(inner, outer) if a != b and found.shapes[a][1] == found.shapes[b][1]]
+    around = [pair for pair in pairs if f"{where}.".startswith(f"{_common(*pair)}.".removeprefix("."))]
+    deepest = max((_common(*pair).count(".") + bool(_common(*pair)) for pair in around), default=0)
     bonds = set()
-    for one, other in itertools.product(inner, outer):
+    for one, other in around:
         home = _common(one, other)
-        if one == other or home not in modules or found.shapes[one][1] != found.shapes[other][1]:
+        if home.count(".") + bool(home) < deepest:
             continue
         for name, module in modules.items():
             pair = [f"{name}.{tensor.removeprefix(home).removeprefix('.')}".removeprefix(".") for tensor in (one, other)]
@@ -86,28 +104,25 @@ class _DryRuns:
     def __init__(self, model: nn.Module, inputs: Inputs) -> None:
         self.model, self.inputs = on_meta(model), each(inputs, lambda x: x[:2].to("meta"))
         self.possible = _error_of(self.model, self.inputs) is None
-        self.training = self.possible and _error_of(self.model.train(), self.inputs) is None
 
-    def failure(self, found: Structure, groups: tuple[Group, ...]) -> str | None:
+    def failure(self, found: Structure, groups: tuple[Group, ...]) -> _Wrong | None:
         """What goes wrong when `groups` lose some nodes."""
         for seed in range(DRAWS if self.possible else 0):
             try:
                 small = shrink(self.model, found, _some_of(found, groups, seed))
             except OF_ITS_CODE as error:
-                return f"it cannot be made smaller: {first_line(error)}"
-            wrong = _error_of(small.eval(), self.inputs)
+                return _Wrong(f"it cannot be made smaller: {first_line(error)}")
+            wrong = _error_of(small, self.inputs)
             if wrong is not None:
-                return f"the smaller network does not run: {wrong}"
-            if self.training and _error_of(small.train(), self.inputs) is not None:
-                return "the smaller network does not run in train mode"
+                return replace(wrong, what=f"the smaller network does not run: {wrong.what}")
         return None
 
-    def faults(self, found: Structure) -> dict[str, str]:
+    def faults(self, found: Structure) -> dict[str, _Wrong]:
         """Group -> the error, for all groups that cannot lose nodes."""
         return _all_at_fault(found, lambda groups: self.failure(found, groups))
 
-    def first_fault(self, found: Structure) -> Fault | None:
-        """One group that cannot, by halving; None where all can, or only several together cannot."""
+    def first_fault(self, found: Structure) -> _Fault | None:
+        """One group that cannot, by halving; None where all can."""
         groups = found.prunable
         reason = self.failure(found, groups)
         while reason is not None and len(groups) > 1:
@@ -117,8 +132,8 @@ class _DryRuns:
                     groups, reason = half, wrong
                     break
             else:
-                return None
-        return (groups[0], reason) if reason is not None else None
+                return _Fault(None, reason)
+        return _Fault(groups[0], reason) if reason is not None else None
 
 
 def on_meta(model: nn.Module) -> nn.Module:
@@ -130,13 +145,16 @@ def on_meta(model: nn.Module) -> nn.Module:
     return copy.deepcopy(model, memo).eval()
 
 
-def _error_of(model: nn.Module, inputs: Inputs) -> str | None:
-    """The first line of what a forward pass raises."""
+def _error_of(model: nn.Module, inputs: Inputs) -> _Wrong | None:
+    """The first line of what a forward pass raises, and the module whose code it comes from."""
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         try:
             run(model, inputs)
         except OF_ITS_CODE as error:
-            return first_line(error)
+            names = {id(module): name for name, module in model.named_modules()}
+            frames = [id(frame.f_locals.get("self")) for frame, _ in traceback.walk_tb(error.__traceback__)]
+            where = [names[one] for one in frames if one in names]
+            return _Wrong(first_line(error), where[-1] if where else "")
     return None
 
 
@@ -152,7 +170,7 @@ def prove_else_freeze(model: nn.Module, structure: Structure, inputs: Inputs) ->
     training = runs_in_training(model, inputs)
     aside = any(g.frozen == NOT_IN_EVAL for g in structure.groups)
 
-    def failure(groups: tuple[Group, ...]) -> str | None:
+    def failure(groups: tuple[Group, ...]) -> _Wrong | None:
         for seed in range(DRAWS):
             kept = _some_of(structure, groups, seed)
             try:
@@ -160,28 +178,28 @@ def prove_else_freeze(model: nn.Module, structure: Structure, inputs: Inputs) ->
                 if proof and training and aside:
                     proof = prove_randomised(model, structure, kept, inputs, seed, branches=True)
                 if not proof:
-                    return f"removal changes the result (by {proof.needed_tolerance:.1e} of its range)"
-                if training and not runs_in_training(shrink(model, structure, kept), inputs):
-                    return "the smaller network does not run in train mode"
+                    return _Wrong(f"removal changes the result (by {proof.needed_tolerance:.1e} of its range)")
+                if training and seed == 0 and not runs_in_training(shrink(model, structure, kept), inputs):
+                    return _Wrong("the smaller network does not run in train mode")
             except OF_ITS_CODE as error:
-                return f"the smaller network does not run: {first_line(error)}"
+                return _Wrong(f"the smaller network does not run: {first_line(error)}")
         return None
 
     frozen = _all_at_fault(structure, failure)
     if len(frozen) == len(structure.prunable) and (reason := failure(())):
-        raise UnsupportedNetwork(f"no proof is possible, even with nothing removed: {reason}")
-    return structure.freeze(frozen)
+        raise UnsupportedNetwork(f"no proof is possible, even with nothing removed: {reason.what}")
+    return structure.freeze({name: wrong.what for name, wrong in frozen.items()})
 
 
-def _all_at_fault(structure: Structure, failure: Callable[[tuple[Group, ...]], str | None]) -> dict[str, str]:
+def _all_at_fault(structure: Structure, failure: Callable[[tuple[Group, ...]], _Wrong | None]) -> dict[str, _Wrong]:
     """Group -> what went wrong, for groups without which the others do not fail."""
-    frozen: dict[str, str] = {}
+    frozen: dict[str, _Wrong] = {}
     while bad := _at_fault(tuple(g for g in structure.prunable if g.name not in frozen), failure):
         frozen |= bad
     return frozen
 
 
-def _at_fault(groups: tuple[Group, ...], failure: Callable[[tuple[Group, ...]], str | None]) -> dict[str, str]:
+def _at_fault(groups: tuple[Group, ...], failure: Callable[[tuple[Group, ...]], _Wrong | None]) -> dict[str, _Wrong]:
     reason = failure(groups) if groups else None
     if reason is None:
         return {}
@@ -189,7 +207,7 @@ def _at_fault(groups: tuple[Group, ...], failure: Callable[[tuple[Group, ...]], 
         return {groups[0].name: reason}
     middle = len(groups) // 2
     found = _at_fault(groups[:middle], failure) | _at_fault(groups[middle:], failure)
-    return found or {g.name: f"only together with others: {reason}" for g in groups}
+    return found or {g.name: replace(reason, what=f"only together with others: {reason.what}") for g in groups}
 
 
 def runs_in_training(model: nn.Module, inputs: Inputs) -> bool:

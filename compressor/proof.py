@@ -71,7 +71,7 @@ def _rounding_aside(proof: Equivalence, in_double: Callable[[], Equivalence]) ->
 
 
 NEARLY = 1.0
-"""A difference, as a fraction of the output's range, that rounding in float32 makes in some deep networks with random weights."""
+"""A difference, as a fraction of the output's range, that rounding in float32 makes in deep networks with random weights."""
 
 
 def _in_double(model: nn.Module) -> nn.Module:

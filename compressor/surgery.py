@@ -35,10 +35,10 @@ def shrink(model: nn.Module, structure: Structure, kept: Kept) -> nn.Module:
             smaller[id(tensor)] = _sliced(tensor, stay[name])
     small = copy.deepcopy(model, smaller)  # the memo: deepcopy takes these instead of copying the originals
     depthwise = {s.layer for group in structure.groups for s in group.slices if s.role == "pass"}
-    for name in {name.rpartition(".")[0] for name in stay if name in tensors}:
+    for name in {name.rpartition(".")[0] for name, tensor in tensors.items() if id(tensor) in smaller}:  # tied ones too
         refit(small.get_submodule(name), name in depthwise)
-    for name, number in sizes_of(structure.shrink(kept)).items():
-        remember(small, name, number)
+    for name in {s.tensor for group in structure.groups for s in group.slices if s.role == "size"} & stay.keys():
+        remember(small, name, len(stay[name][0]))
     return small
 
 

@@ -172,6 +172,142 @@ class Scaled(nn.Module):
         return self.head(x + self.twice(x))
 
 
+class Tokens(nn.Module):
+    """A map as tokens `(batch, 16, 12)`, with a position embedding; the mean of them is classified."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.position = nn.Conv2d(3, 12, 2, stride=2), nn.Parameter(torch.randn(1, 16, 12))
+        self.norm, self.fc = nn.LayerNorm(12), nn.Linear(12, 5)
+
+    def mixed(self, x):
+        raise NotImplementedError
+
+    def forward(self, x):
+        x = self.mixed(self.stem(x).flatten(2).transpose(1, 2) + self.position)
+        return self.fc(self.norm(x).mean(1))
+
+
+class OwnHeads(nn.Module):
+    """Attention that remembers its heads; `from_input` takes the sizes from what comes in instead."""
+
+    def __init__(self, from_input: bool = False) -> None:
+        super().__init__()
+        self.num_heads, self.head_dim, self.from_input = 3, 4, from_input
+        self.norm, self.qkv, self.proj = nn.LayerNorm(12), nn.Linear(12, 36), nn.Linear(12, 12)
+        self.bias = nn.Parameter(torch.randn(1, 3, 1, 16))
+
+    def forward(self, x):
+        b, n, c = x.shape
+        dims = c // self.num_heads if self.from_input else self.head_dim
+        q, k, v = self.qkv(self.norm(x)).reshape(b, n, 3, self.num_heads, dims).permute(2, 0, 3, 1, 4).unbind(0)
+        weights = (q @ k.transpose(-2, -1) * 0.5 + self.bias).softmax(-1)
+        return self.proj((weights @ v).transpose(1, 2).reshape(b, n, c if self.from_input else -1))
+
+
+@block
+class Attention(Tokens):
+    """Two blocks of attention and a perceptron, as in a vision transformer."""
+
+    def __init__(self, from_input: bool = False) -> None:
+        super().__init__()
+        self.first, self.second = OwnHeads(from_input), OwnHeads(from_input)
+        self.mlp = nn.Sequential(nn.LayerNorm(12), nn.Linear(12, 10), nn.GELU(), nn.Linear(10, 12))
+
+    def mixed(self, x):
+        x = x + self.first(x)
+        return (x := x + self.second(x)) + self.mlp(x)
+
+
+@block
+class SizesFromInput(Attention):
+    """The heads take their size from the stream, so both lose nodes together."""
+
+    def __init__(self) -> None:
+        super().__init__(from_input=True)
+
+
+@block
+class TorchAttention(Tokens):
+    """torch's own attention, whose weights are applied by a function."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(12, 3, batch_first=True)
+        self.mlp = nn.Sequential(nn.LayerNorm(12), nn.Linear(12, 10), nn.GELU(), nn.Linear(10, 12))
+
+    def mixed(self, x):
+        x = x + self.attention(x, x, x, need_weights=False)[0]
+        return x + self.mlp(x)
+
+
+@block
+class OneHead(Tokens):
+    """Queries and keys meet dimension by dimension, in an einsum; values are read by a layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.query, self.key, self.value = nn.Linear(12, 6), nn.Linear(12, 6), nn.Linear(12, 8)
+        self.out = nn.Linear(8, 12)
+
+    def mixed(self, x):
+        weights = torch.einsum("bnd,bmd->bnm", self.query(x), self.key(x)).softmax(-1)
+        return x + self.out(torch.bmm(weights, self.value(x)))
+
+
+@block
+class Mixer(Tokens):
+    """A perceptron over the tokens: its nodes are positions, and stay."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tokens, self.channels = nn.Linear(16, 16), nn.Linear(12, 12)
+
+    def mixed(self, x):
+        x = x + torch.relu(self.tokens(x.transpose(1, 2))).transpose(1, 2)
+        return x + torch.relu(self.channels(x))
+
+
+@block
+class Recurrent(Tokens):
+    """A layer before and a layer behind an LSTM of two layers that reads both ways, and a GRU."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm, self.gru = nn.LSTM(12, 6, 2, batch_first=True, bidirectional=True), nn.GRU(12, 12, batch_first=True)
+
+    def mixed(self, x):
+        return self.gru(self.lstm(x)[0])[0]
+
+
+@block
+class GroupNormed(nn.Module):
+    """Norms over groups of channels, over all of them, and a convolution that makes the map larger."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.norm = nn.Conv2d(3, 8, 3, padding=1), nn.GroupNorm(2, 8)
+        self.up, self.all, self.head = nn.ConvTranspose2d(8, 6, 2, stride=2), nn.GroupNorm(1, 6), Head(6)
+        self.depth = nn.ConvTranspose2d(6, 6, 3, padding=1, groups=6)
+
+    def forward(self, x):
+        x = torch.relu(self.norm(self.stem(x)))
+        return self.head(torch.relu(self.depth(self.all(self.up(x)))))
+
+
+class Auxiliary(nn.Module):
+    """A head that runs only in training."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.second, self.head, self.aux = conv(3, 8), conv(8, 6), Head(6), Head(8)
+
+    def forward(self, x):
+        x = torch.relu(self.stem(x))
+        y = self.head(torch.relu(self.second(x)))
+        return (y, self.aux(x)) if self.training else y
+
+
 class Stubborn(nn.Module):
     """A size in the code: removal there cannot run, the rest can be pruned."""
 
