@@ -6,7 +6,7 @@ COMPRESS := $(BIN)/compress
 READY := $(VENV)/.ready
 DATA ?= $(firstword $(wildcard ../shared/data/cifar10) digits)
 
-.PHONY: demo test test-slow check format bench clean
+.PHONY: demo test test-slow check format bench zoo clean
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11")'
@@ -38,6 +38,9 @@ format: $(READY)
 bench: $(READY)  ## the numbers of the README, with their environment
 	$(BIN)/python -m benchmarks.main_job --data $(DATA)
 	$(BIN)/python -m benchmarks.peers --data $(DATA)
+
+zoo: $(READY)  ## networks that others wrote: torchvision, timm, transformers; half of their nodes
+	$(BIN)/python -m benchmarks.zoo
 
 clean:
 	rm -rf $(VENV) demo build *.egg-info

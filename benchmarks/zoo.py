@@ -154,6 +154,7 @@ def row_of(make: Callable[[], tuple[nn.Module, Inputs]]) -> dict[str, Any]:
         "needed_tolerance": max(p.needed_tolerance for p in result.summary.proofs),
         "equivalent": all(result.summary.proofs),
         "groups": len(result.plan.widths),
+        "of_one_node": sum(width == 1 for width in result.plan.widths.values()),
         "frozen": dict(Counter(result.summary.frozen.values()).most_common(5)),
         "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
     }
@@ -191,7 +192,10 @@ def table(rows: dict[str, dict[str, Any]]) -> str:
         if "open" not in row:
             lines.append(f"| {name} | | | | | | | {row.get('refused') or row.get('failed')} |")
             continue
-        why = "; ".join(f"{count} x {reason}" for reason, count in list(row["frozen"].items())[:2])
+        reasons = [f"{count} x {reason}" for reason, count in list(row["frozen"].items())[:2]]
+        if row["of_one_node"]:
+            reasons.append(f"{row['of_one_node']} groups are one node each: all their channels go together")
+        why = "; ".join(reasons)
         lines.append(
             f"| {name} | {row['open']:.0%} | {row['sparsity']:.1%} | {row['mac_reduction']:.2f}x fewer | "
             f"{row['graph_seconds']:.1f} s | {row['seconds']:.1f} s | {'yes' if row['equivalent'] else 'NO'} | {why} |"

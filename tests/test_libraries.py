@@ -67,3 +67,60 @@ def libraries() -> None:
 def test_saved_whole_and_as_state_dict(kind: str, name: str, libraries: None, tmp_path: Path) -> None:
     done = python(IMPORT + ROUND, kind, name, tmp_path)
     assert done.stdout == "done\n", done.stderr[-2000:]
+
+
+ZOO = """
+import sys
+import torch
+from benchmarks.zoo import FAMILIES, row_of
+
+family, name = sys.argv[1:]
+row = row_of(FAMILIES[family]()[name])
+assert row["graph"] == "label flow", row
+assert row["equivalent"] and row["open"] > 0.99 and abs(row["sparsity"] - 0.5) < 0.01, row
+print("done")
+"""
+
+
+@pytest.mark.parametrize(
+    ("family", "name"),
+    [
+        ("torchvision", "googlenet"),
+        ("torchvision", "swin_t"),
+        ("timm", "vit_tiny_patch16_224"),
+        ("timm", "xcit_nano_12_p16_224"),
+        ("transformers", "BertForSequenceClassification"),
+        ("transformers", "ViTForImageClassification"),
+    ],
+)
+def test_the_zoo_is_pruned_and_proven(family: str, name: str, libraries: None) -> None:
+    """Some of `make zoo`: auxiliary heads, windows, attention, sizes taken from the input, token embeddings."""
+    if family == "transformers":
+        pytest.importorskip("transformers")
+    done = python(ZOO, family, name)
+    assert done.stdout == "done\n", done.stderr[-2000:]
+
+
+ROUND_OF_HEADS = """
+import sys
+import torch
+from compressor import compress, load, save
+
+timm = sys.modules["timm"]
+torch.manual_seed(0)
+model = timm.create_model("vit_tiny_patch16_224")
+torch.save(model.state_dict(), f"{sys.argv[1]}/vit.pth")
+loaded = load(f"{sys.argv[1]}/vit.pth", network="timm:vit_tiny_patch16_224").eval()
+x = torch.randn(2, 3, 224, 224)
+small = compress(loaded, "random", None, 0.5, example_inputs=x).model.eval()
+save(small, f"{sys.argv[1]}/small.safetensors")
+again = load(f"{sys.argv[1]}/small.safetensors").eval()
+assert [b.attn.num_heads for b in again.blocks] == [b.attn.num_heads for b in small.blocks] != [3] * 12
+assert torch.equal(again(x), small(x))
+print("done")
+"""
+
+
+def test_a_vision_transformer_keeps_its_heads_in_a_file(libraries: None, tmp_path: Path) -> None:
+    done = python(IMPORT + ROUND_OF_HEADS, tmp_path)
+    assert done.stdout == "done\n", done.stderr[-2000:]

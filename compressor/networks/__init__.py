@@ -5,6 +5,7 @@ A file holds `INPUT` (the default input shape) and `make(in_channels, classes, i
 
 from __future__ import annotations
 
+import functools
 import importlib
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -116,7 +117,9 @@ def recognised(state: Mapping[str, Tensor]) -> Iterator[tuple[str, dict[str, Any
     for name in names():
         channels, size, _ = default_input(name)
         for image_size in dict.fromkeys((size, 28, 32, 64, 224)):
-            flat = matrices[0].dim() == 2
+            flat = matrices[0].dim() == 2  # then the image's size is in the shapes
+            if not _names_fit(name, state):
+                break
             arguments = {"in_channels": channels if flat else matrices[0].shape[1], "classes": matrices[-1].shape[0]}
             try:
                 model, _ = skeleton(name, image_size=image_size, **arguments)
@@ -125,6 +128,15 @@ def recognised(state: Mapping[str, Tensor]) -> Iterator[tuple[str, dict[str, Any
             if _shapes(model.state_dict()) == _shapes(state):
                 yield name, {**arguments, "image_size": image_size}
                 break
+
+
+@functools.cache
+def _tensors_of(name: str) -> frozenset[str]:
+    return frozenset(_shapes(skeleton(name)[0].state_dict()))
+
+
+def _names_fit(name: str, state: Mapping[str, Tensor]) -> bool:
+    return _tensors_of(name) == _shapes(state).keys()
 
 
 def _shapes(state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:

@@ -20,6 +20,9 @@ def initialise(model: nn.Module, weights: Literal["orthogonal", "glorot"] = "ort
     for module in model.modules():
         if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)):
             module.reset_parameters()
+    for recurrent in (m for m in model.modules() if isinstance(m, nn.RNNBase)):
+        for parameter in recurrent.parameters():
+            nn.init.xavier_normal_(parameter) if parameter.dim() > 1 else nn.init.zeros_(parameter)
     for layer in layers:
         if weights == "glorot":
             nn.init.xavier_normal_(layer.weight)

@@ -18,7 +18,7 @@ from torch.export.graph_signature import InputKind
 from torch.nn.modules.conv import _ConvNd
 
 from compressor.errors import BadInput, CompressError, first_line
-from compressor.inputs import Inputs, arguments
+from compressor.inputs import Inputs, arguments, each
 from compressor.quiet import quiet
 from compressor.state import observed
 from compressor.structure.flow import Constant, Flow, Parameter, flat, operator_of, owner_of
@@ -63,7 +63,8 @@ class Traced:
         if self.layers.keys() <= running_in(self.program):
             return None
         try:
-            return torch.export.export(twin.train(), *arguments(example_inputs))
+            twice = each(example_inputs, lambda x: torch.cat([x, x]))  # a batch norm in training needs more than one value
+            return torch.export.export(twin.train(), *arguments(twice))
         except Exception:  # noqa: BLE001 - without it those layers cannot be followed, and keep what they read
             return None
 

@@ -22,6 +22,14 @@ WEIGHTS_AND_NODES = {  # conv and linear weights + norm weights, and nodes witho
     "lenet300100": (784 * 300 + 300 * 100 + 100 * 10, 400),
     "lenet5caffe": (20 * 25 + 50 * 20 * 25 + 800 * 500 + 500 * 10, 570),
 }
+PARAMETERS = {  # with biases and norms, in thousands or millions as the papers print them
+    "alexnet_s": "5.1m", "alexnet_b": "8.5m", "vgg_c": "10.5m", "vgg_d": "15.3m", "vgg_like": "15.0m",
+    "wrn16_8": "11.0m", "wrn16_10": "17.1m", "wrn22_8": "17.2m",
+    "lstm_s": "137k", "lstm_b": "536k", "gru_s": "104k", "gru_b": "405k",
+    "resnet34": "21.1m", "squeezenet": "741k", "squeezenet_bypass": "741k", "vgg19": "20.0m", "resnet32": "1.8m",
+    "googlenet": "6.0m", "densenet121": "7.0m", "densenet169": "12.5m", "densenet201": "18.1m", "densenet264": "30.7m",
+}  # fmt: skip
+"""SNIP's tables 2, 5 and 6 (LSTM-b 535k and VGG-D 15.2m there, without a second bias and norms), its reproduction, GraSP."""
 SMALL = ("mlp5", "lenet5", "conv6", "resnet18", "lenet300100", "lenet5caffe")
 
 
@@ -53,10 +61,28 @@ def closed_form_macs(model: nn.Module, x: torch.Tensor) -> int:
 
 
 def test_every_network_has_its_numbers_here() -> None:
-    assert set(WEIGHTS_AND_NODES) == set(networks.names())
+    assert WEIGHTS_AND_NODES.keys() | PARAMETERS.keys() == set(networks.names())
 
 
-@pytest.mark.parametrize("name", networks.names())
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_parameters_are_the_published_ones(name: str) -> None:
+    model, _ = networks.skeleton(name)
+    count = sum(p.numel() for p in model.parameters())
+    assert PARAMETERS[name] == (f"{count / 1e6:.1f}m" if count >= 1e6 else f"{count / 1e3:.0f}k")
+
+
+@pytest.mark.parametrize("name", ["gru_s", "squeezenet_bypass", "vgg_c", "densenet121"])
+def test_fresh_networks_answer(name: str) -> None:
+    """Variance scaling keeps the signal alive through every kind of layer."""
+    model = networks.build(name, classes=7).eval()
+    x = torch.randn(4, *networks.default_input(name))
+    with torch.no_grad():
+        logits = model(x)
+    assert logits.shape == (4, 7)
+    assert float(logits.std(0).mean() / logits.abs().mean()) > 0.01
+
+
+@pytest.mark.parametrize("name", WEIGHTS_AND_NODES)
 def test_weights_and_nodes(name: str) -> None:
     model = real(name)
     weights, nodes = WEIGHTS_AND_NODES[name]
@@ -68,7 +94,7 @@ def test_the_papers_vgg16_has_its_macs() -> None:
     assert macs(real("vgg16"), (torch.zeros(1, 3, 32, 32),)) == 356_229_120
 
 
-@pytest.mark.parametrize("name", networks.names())
+@pytest.mark.parametrize("name", WEIGHTS_AND_NODES)
 def test_counters_agree_with_the_closed_form(name: str) -> None:
     model, x = real(name), torch.zeros(2, *networks.default_input(name))
     expected = closed_form_macs(model, x[:1])
