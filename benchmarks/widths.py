@@ -108,6 +108,7 @@ def table(rows: list[dict[str, Any]]) -> str:
                 f"{quartiles(before['values'])[1] / quartiles(after['values'])[1]:.2f}x" if ok else str(after["failed"])
             )
         widths = "exact" if row["round_to"] == 1 else f"x {row['round_to']}"
+        fewer = f"{dense['macs'] / row['macs']:.2f}x fewer"
         lines.append(f"| {row['network']} | {row['reached']:.3f} | {widths} | {fewer} | {' | '.join(speeds)} |")
     return "\n".join(lines)
 

@@ -48,6 +48,8 @@ HOMES = {
     "safetensors": {"compressor/checkpoint.py"},
     "scipy": {"compressor/structure/labels.py"},
 }
+RUN_BY_HAND = ("main_job", "peers", "widths", "zoo")
+"""Benchmarks that are commands of their own."""
 EXPORTERS_MAY_USE = {
     f"compressor.{name}" for name in ("equivalence", "types", "errors", "files", "checkpoint", "inputs", "state", "quiet")
 }
@@ -114,14 +116,29 @@ def test_only_the_command_line_prints() -> None:
         for n in ast.walk(ast.parse(p.read_text()))
         if isinstance(n, ast.Call) and getattr(n.func, "id", "") == "print"
     }
-    assert printing <= {"cli", "benchmarks.main_job", "benchmarks.memory", "benchmarks.peers", "benchmarks.widths", "benchmarks.zoo"}
+    assert printing <= {
+        "cli",
+        "benchmarks.main_job",
+        "benchmarks.memory",
+        "benchmarks.peers",
+        "benchmarks.widths",
+        "benchmarks.zoo",
+    }
 
 
 def test_a_methods_name_is_known_in_one_place() -> None:
     """Adding a method touches no other file: none but its own, the default of the Python API and examples name it."""
     for name in ("snapit", "snap", "random"):
         for path in SOURCES:
-            if path.parent.name == "methods" or path.stem in ("pipeline", "cli", "__init__", "main_job", "peers", "widths", "zoo"):
+            if path.parent.name == "methods" or path.stem in (
+                "pipeline",
+                "cli",
+                "__init__",
+                "main_job",
+                "peers",
+                "widths",
+                "zoo",
+            ):
                 continue
             strings = [n.value for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Constant)]
             assert name not in strings, f"{path} knows the method {name}"

@@ -124,3 +124,34 @@ print("done")
 def test_a_vision_transformer_keeps_its_heads_in_a_file(libraries: None, tmp_path: Path) -> None:
     done = python(IMPORT + ROUND_OF_HEADS, tmp_path)
     assert done.stdout == "done\n", done.stderr[-2000:]
+
+
+BOTH_GRAPHS = """
+import sys
+import torch
+from benchmarks.zoo import import_torchvision
+from compressor.structure.label_flow import by_label_flow
+from compressor.structure.torch_pruning_graph import by_torch_pruning
+
+model = import_torchvision().models.get_model(sys.argv[1], weights=None).eval()
+x = (torch.randn(1, 3, 224, 224),)
+found = []
+for graph in (by_label_flow, by_torch_pruning):
+    nodes = set()
+    for group in graph(model, x).groups:
+        for n in range(group.width):
+            places = frozenset((s.tensor, s.dim, int(i)) for s in group.slices for i in s.index[n])
+            nodes.add((places, group.frozen is None))
+    found.append(nodes)
+assert found[0] == found[1], [sorted(map(str, found[0] ^ found[1]))[:3]]
+print("done")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name", ["resnet18", "resnet50", "vgg11_bn", "mobilenet_v2", "squeezenet1_1", "densenet121", "mnasnet0_5", "alexnet"]
+)
+def test_both_graphs_agree_on_networks_of_others(name: str, libraries: None) -> None:
+    done = python(BOTH_GRAPHS, name)
+    assert done.stdout == "done\n", done.stderr[-2000:]
