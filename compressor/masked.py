@@ -84,7 +84,7 @@ class _Norms(TorchFunctionMode):
     def __torch_function__(self, function: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None) -> Any:
         kwargs = kwargs or {}
         if function in _PARTIAL and self.stays:
-            names = ("x", "shape", "weight", "bias", "eps")
+            names = ("x", "shape", "weight", *(("eps",) if _PARTIAL[function] is _root_mean_square else ("bias", "eps")))
             given = dict(zip(names, args, strict=False)) | {_RENAMED.get(k, k): v for k, v in kwargs.items()}
             stay = self.stays.get(id(given.get("weight")))
             if stay is not None:

@@ -248,6 +248,7 @@ class OneHead(Tokens):
     def __init__(self) -> None:
         super().__init__()
         self.query, self.key, self.value = nn.Linear(12, 6), nn.Linear(12, 6), nn.Linear(12, 8)
+        self.norm = nn.RMSNorm(12)
         self.out = nn.Linear(8, 12)
 
     def mixed(self, x):

@@ -20,7 +20,8 @@ SCHEMA = 1
 WIDE = 500
 """Columns where no terminal sets a limit."""
 
-ROLES: dict[Role, str] = {"produce": "produced by", "pass": "passed on by", "carry": "carried by", "read": "read by"}
+ROLES: dict[Role, str] = {"produce": "produced by", "pass": "passed on by", "carry": "carried by", "read": "read by",
+                          "size": "remembered by"}  # fmt: skip
 
 
 def describe(path: Path, model: nn.Module, found: Structure, working: nn.Module, inputs: Inputs) -> dict[str, Any]:
