@@ -81,19 +81,18 @@ class Meter:
         amount: what is left.
     """
 
-    def __init__(
-        self, structure: Structure, unit: Unit = "nodes", prices: Mapping[str, float] | None = None, total: float = 0
-    ) -> None:
+    def __init__(self, structure: Structure, unit: Unit = "nodes", prices: Prices | None = None, total: float = 0) -> None:
         """Start from a structure.
 
         Args:
-            prices: tensor -> what one of its entries costs; not needed for nodes.
+            prices: what each tensor's entries cost; not needed for nodes.
             total: of the network as it was first given; that of `structure` by default.
         """
         self.unit = unit
-        self.prices = dict(prices or {})
+        self.prices = dict(prices.of_entries) if prices else {}
         self._sizes = {name: list(structure.shapes.get(name, ())) for name in self.prices}  # one entry: a counter
-        self.amount: float = structure.nodes if unit == "nodes" else sum(map(self._of, self._sizes))
+        rest = prices.rest if prices else 0.0
+        self.amount: float = structure.nodes if unit == "nodes" else rest + sum(map(self._of, self._sizes))
         self.total = total or (structure.total_nodes if unit == "nodes" else self.amount)
         self._places = {g.name: _places(g, self._sizes) for g in structure.prunable}
 
@@ -134,28 +133,46 @@ def _places(group: Group, sizes: Mapping[str, list[int]]) -> dict[tuple[str, int
     return found
 
 
-def prices(unit: Unit, model: nn.Module, inputs: Inputs, came: nn.Module | None = None) -> dict[str, float]:
-    """Tensor -> what one of its entries costs.
+@dataclass(frozen=True)
+class Prices:
+    """What a network's tensors cost.
 
-    A layer's multiply-adds fall with the entries of its weights: each of them meets as many positions as before.
+    Attributes:
+        of_entries: tensor -> what one of its entries costs.
+        rest: what belongs to no tensor, such as the multiply-adds of products of activations.
+    """
+
+    of_entries: Mapping[str, float]
+    rest: float = 0.0
+
+
+def prices(unit: Unit, model: nn.Module, inputs: Inputs, came: nn.Module | None = None) -> Prices:
+    """What the entries of every tensor cost.
+
+    A layer's multiply-adds fall with the entries of its weights: each of them meets as many positions as before. That is
+    exact for convolutions and linear layers over channels; where it is not (attention, layers over positions), the pipeline
+    counts the network that is left, and cuts again.
 
     Args:
         came: the network in the precision that it is saved in, for bytes.
     """
     if unit == "nodes":
-        return {}
+        return Prices({})
     if unit == "parameters":
-        return {name: 1.0 for name, _ in model.named_parameters()}
+        return Prices({name: 1.0 for name, _ in model.named_parameters()})
     if unit == "bytes":
         source = came or model
-        return {name: float(t.element_size()) for name, t in (*source.named_parameters(), *source.named_buffers())}
+        return Prices({name: float(t.element_size()) for name, t in (*source.named_parameters(), *source.named_buffers())})
     found: dict[str, float] = {}
-    for layer, macs in count(model, inputs).by_layer.items():
+    counted = count(model, inputs)
+    rest = float(counted.macs)
+    for layer, macs in counted.by_layer.items():
         own = {
             f"{layer}.{n}".removeprefix("."): p
             for n, p in model.get_submodule(layer).named_parameters(recurse=False)
             if p.dim() > 1
         }
-        entries = sum(p.numel() for p in own.values())
-        found |= dict.fromkeys(own, macs / entries)
-    return found
+        if entries := sum(p.numel() for p in own.values()):
+            found |= dict.fromkeys(own, macs / entries)
+            rest -= macs
+    return Prices(found, rest)

@@ -15,17 +15,17 @@ from torch.nn.parameter import is_lazy
 
 from compressor.budget import Budget, Meter, Unit, prices
 from compressor.calibrate import calibrated, is_fresh
-from compressor.cost import Cost, cost, tensor_bytes
+from compressor.cost import Cost, cost, count, tensor_bytes
 from compressor.equivalence import Equivalence
 from compressor.errors import BadInput, CompressError, NotEquivalent, UnsupportedNetwork, WrongUsage, first_line
-from compressor.fast import best_multiple
+from compressor.fast import FAST_MULTIPLE
 from compressor.feasible import feasible
 from compressor.inputs import Inputs, as_inputs, each, precision_of, several
 from compressor.method import Method, make
 from compressor.objective import Batch, Loss, Objective, call, check_finite, inputs_of, loss_named, suited_batch, to_device
 from compressor.precision import as_it_came, wide, working_copy
 from compressor.proof import prove, prove_randomised
-from compressor.select import check_reachable, check_sparsity, select
+from compressor.select import Selection, check_reachable, check_sparsity, highest_reachable, select
 from compressor.state import origin_of, set_origin
 from compressor.structure import structure as find_structure
 from compressor.structure import trace
@@ -175,7 +175,7 @@ def compress(
     clock = _Clock()
     progress("finding the groups", 0, 0)
     found = _restricted(_runnable_structure(dense, inputs, attention), freeze, only)
-    multiple = best_multiple(dense) if round_to == "auto" else round_to
+    multiple = FAST_MULTIPLE if round_to == "auto" else round_to
     aim = _Aim(budget.unit if budget else "nodes", per, multiple, floor, model, inputs)
     full = aim.meter(dense, found)
     share = sparsity if budget is None else budget.removed_share(full.total)
@@ -449,9 +449,37 @@ def _event(state: _State, method: Method, objective: Objective, target: float, a
     except RuntimeError as error:
         raise UnsupportedNetwork(f"{what}: the network does not run: {first_line(error)}") from error
     ranked = aim.ranked(scores, state.model, left)
-    selection = select(ranked, left, target, floor=aim.floor, round_to=aim.round_to, meter=meter)
+    selection = _cut(ranked, left, target, state.model, aim)
     plan = state.plan.event(selection.kept, target, tie=selection.tie, loss=scores.loss)
     return _State(shrink(state.model, left, selection.kept), left.shrink(selection.kept), plan, scores.samples)
+
+
+def _cut(scores: Scores, left: Structure, target: float, model: nn.Module, aim: _Aim) -> Selection:
+    """What stays of the nodes; where multiply-adds fall otherwise than the meter thinks, the cut moves until the count fits."""
+    asked, best = target, None
+    wanted = (1 - target) * aim.total
+    for _ in range(CUTS):
+        asked = min(max(asked, 0.0), highest_reachable(left, aim.floor, round_to=aim.round_to, meter=aim.meter(model, left)))
+        selection = select(scores, left, asked, floor=aim.floor, round_to=aim.round_to, meter=aim.meter(model, left))
+        if aim.unit != "macs":
+            return selection
+        macs = count(shrink(model, left, selection.kept), aim.inputs).macs
+        off = macs - wanted
+        if best is None or abs(off) < abs(best[0]):
+            best = off, selection
+        if round((1 - selection.reached) * aim.total) == macs or (_same(selection, best[1]) and best[1] is not selection):
+            break
+        asked += off / aim.total
+    assert best is not None
+    return best[1]
+
+
+CUTS = 8
+"""Times that a budget of multiply-adds is cut anew."""
+
+
+def _same(one: Selection, other: Selection) -> bool:
+    return all(torch.equal(one.kept[name], other.kept[name]) for name in one.kept)
 
 
 def _widths(before: Structure, after: Structure) -> dict[str, tuple[int, int]]:
