@@ -46,7 +46,7 @@ def remember(model: nn.Module, name: str, number: int) -> None:
     """Set, in place, a number that a module of `model` remembers: an attribute, or a place in one, `bias_shape.2`.
 
     Raises:
-        AttributeError: there is no such module, attribute or place.
+        AttributeError: there is no such module, attribute or place, or the number there is smaller.
     """
     owner, _, attribute = name.rpartition(".")
     place: int | None = None
@@ -54,12 +54,12 @@ def remember(model: nn.Module, name: str, number: int) -> None:
         (owner, _, attribute), place = owner.rpartition("."), int(attribute)
     module = model.get_submodule(owner)
     old = getattr(module, attribute)
-    if place is None and type(old) is int:
+    if place is None and type(old) is int and number <= old:
         setattr(module, attribute, number)
-    elif place is not None and type(old) in (tuple, list) and place < len(old):
+    elif place is not None and type(old) in (tuple, list) and place < len(old) and number <= old[place]:
         setattr(module, attribute, type(old)((*old[:place], number, *old[place + 1 :])))
     else:
-        raise AttributeError(f"{name} is not a number")
+        raise AttributeError(f"{name} is not a number of at least {number}")
 
 
 def sizes_of(structure: Structure) -> dict[str, int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from pathlib import Path
 
 import pytest
@@ -182,6 +183,13 @@ def test_a_saved_network_remembers_its_heads(tmp_path: Path) -> None:
         back = load(tmp_path / f"small{suffix}", network=f"{file}:make").eval()
         assert back.first.num_heads == small.first.num_heads
         torch.testing.assert_close(back(X[0]), small(X[0]))
+    raw = torch.load(tmp_path / "small.pt", weights_only=False)
+    header = next(name for name, value in raw.items() if isinstance(value, str))
+    for wrong in ('"first.num_heads": 99', '"first.no_such": 1', '"first.num_heads": "2"'):
+        damaged = {**raw, header: re.sub(r'"first.num_heads": \d', wrong, raw[header])}
+        torch.save(damaged, tmp_path / "damaged.pt")
+        with pytest.raises(BadInput, match="header is damaged"):
+            load(tmp_path / "damaged.pt", network=f"{file}:make")
 
 
 def test_tied_weights_stay_tied() -> None:
