@@ -18,17 +18,18 @@ from torch import Tensor, nn
 
 from compressor.errors import UnsupportedNetwork, first_line
 from compressor.inputs import Inputs, each, run
+from compressor.masked import in_branches
 from compressor.proof import prove_randomised
-from compressor.state import observed
+from compressor.state import observed, outputs_of
 from compressor.structure import trace
 from compressor.surgery import shrink, tensors_of
-from compressor.types import NOT_IN_EVAL, Attention, Bound, Group, Structure
+from compressor.types import Attention, Bound, Group, Structure
 
 DRAWS = 2
 """Random removals that a group must survive before it may be pruned."""
 
-OF_ITS_CODE = (RuntimeError, ValueError, IndexError, TypeError, AttributeError, AssertionError, ZeroDivisionError)
-"""What a network's own code raises when a size does not fit."""
+OF_ITS_CODE = Exception
+"""What a network's own code raises when a size does not fit: whatever it likes."""
 
 
 def feasible(model: nn.Module, inputs: Inputs, attention: Attention = "heads") -> Structure:
@@ -42,12 +43,24 @@ def feasible(model: nn.Module, inputs: Inputs, attention: Attention = "heads") -
     bound: frozenset[Bound] = frozenset()
     while (fault := dry.first_fault(found)) and fault.group:
         more = bound | _bonds(model, found, fault.group, fault.wrong.where)
-        again = traced.structure(sorted(more, key=str)) if more != bound else found
-        if more == bound or dry.failure(again, again.prunable) == fault.wrong:
+        if more == bound:
+            break
+        again = traced.structure(sorted(more, key=str))
+        left = dry.first_fault(again)
+        if left and left.wrong.where == fault.wrong.where:  # it does not help there: without it more stays open
             break
         bound, found = more, again
     frozen = {name: wrong.what for name, wrong in dry.faults(found).items()} if fault else {}
-    return prove_else_freeze(model, found.freeze(frozen), inputs)
+    return prove_else_freeze(model, found.freeze(frozen | _unsaved(model, found)), inputs)
+
+
+def _unsaved(model: nn.Module, found: Structure) -> dict[str, str]:
+    """Groups with nodes in a buffer that is not in the state dict: it would come back whole from a file."""
+    unsaved = tensors_of(model).keys() - model.state_dict(keep_vars=True).keys()
+    places = {g.name: sorted({s.tensor for s in g.slices} & unsaved) for g in found.prunable}
+    return {
+        name: f"{tensors[0]}: a buffer that no file keeps (persistent=False)" for name, tensors in places.items() if tensors
+    }
 
 
 @dataclass(frozen=True)
@@ -168,14 +181,14 @@ def prove_else_freeze(model: nn.Module, structure: Structure, inputs: Inputs) ->
         UnsupportedNetwork: not even the whole network equals itself (it is random, or its output is not finite).
     """
     training = runs_in_training(model, inputs)
-    aside = any(g.frozen == NOT_IN_EVAL for g in structure.groups)
+    branches = training and has_branches(model, inputs)
 
     def failure(groups: tuple[Group, ...]) -> _Wrong | None:
         for seed in range(DRAWS):
             kept = _some_of(structure, groups, seed)
             try:
                 proof = prove_randomised(model, structure, kept, inputs, seed)
-                if proof and training and aside:
+                if proof and branches:
                     proof = prove_randomised(model, structure, kept, inputs, seed, branches=True)
                 if not proof:
                     return _Wrong(f"removal changes the result (by {proof.needed_tolerance:.1e} of its range)")
@@ -189,6 +202,18 @@ def prove_else_freeze(model: nn.Module, structure: Structure, inputs: Inputs) ->
     if len(frozen) == len(structure.prunable) and (reason := failure(())):
         raise UnsupportedNetwork(f"no proof is possible, even with nothing removed: {reason.what}")
     return structure.freeze({name: wrong.what for name, wrong in frozen.items()})
+
+
+def has_branches(model: nn.Module, inputs: Inputs) -> bool:
+    """Whether the network gives something else in train mode, dropout and batch statistics aside, and always the same."""
+    first, second = (outputs_of(model, inputs, within=in_branches) for _ in range(2))
+    plain = outputs_of(model, inputs)
+    return _alike(first, second) and not _alike(first, plain)
+
+
+def _alike(one: list[Tensor], other: list[Tensor]) -> bool:
+    pairs = zip(one, other, strict=False)
+    return len(one) == len(other) and all(a.shape == b.shape and torch.allclose(a, b, equal_nan=True) for a, b in pairs)
 
 
 def _all_at_fault(structure: Structure, failure: Callable[[tuple[Group, ...]], _Wrong | None]) -> dict[str, _Wrong]:

@@ -144,7 +144,8 @@ def _fit_embedding(module: nn.Module) -> None:
 def _fit_recurrent(module: nn.Module) -> None:
     assert isinstance(module, nn.RNNBase)
     hidden, inputs = module.get_parameter("weight_hh_l0"), module.get_parameter("weight_ih_l0")
-    module.hidden_size, module.input_size = hidden.shape[1], inputs.shape[1]
+    module.hidden_size = hidden.shape[0] // {"LSTM": 4, "GRU": 3}.get(module.mode, 1)
+    module.input_size = inputs.shape[1]
     module._init_flat_weights()
 
 

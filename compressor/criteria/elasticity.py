@@ -149,6 +149,8 @@ class _Gates:
         A weight that a function applies has no module whose input could be gated: there the sum over what it reads is
         <W[:, j], dL/dW[:, j]>, and over what it makes <W[j], dL/dW[j]> + b[j] dL/db[j], which are the same numbers.
         """
+        if s.role == "size":
+            return
         if s.tensor in structure.functional or s.tensor.rpartition(".")[2].startswith("units_"):
             if s.role == ("read" if gate == "read" else "produce"):
                 self._place_on_weights(model, group, s)

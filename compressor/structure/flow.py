@@ -30,7 +30,7 @@ OF_POSITIONS = (
     "img",
     "length",
 )
-"""Words in the names of attributes that count positions, not channels."""
+"""Words in the names of attributes that count positions or classes, not channels."""
 
 
 def _is_size(value: Any) -> bool:

@@ -53,6 +53,7 @@ class Traced:
                 self.program = torch.export.export(twin, *arguments(example_inputs))
             except Exception as error:  # torch.export raises whatever the network's code provokes
                 raise Untraceable(f"{type(error).__name__}: {first_line(error)}") from error
+            self.program.graph_module.graph.eliminate_dead_code()  # attention weights that nobody reads, and the like
             self.modules = dict(twin.named_modules())
             self.layers = {name: m for name, m in self.modules.items() if isinstance(m, LAYERS)}
             self.in_training = self._in_training(twin, example_inputs)

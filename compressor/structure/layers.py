@@ -79,9 +79,9 @@ def _transposed(flow: Flow, node: fx.Node, arguments: list[Any], options: dict[s
         return _frozen_layer(flow, node, arguments)
     channels = flow.channels(x, 1, NOT_A_CHANNEL)
     inputs, outputs = weight.shape[:2]
-    if groups == inputs > 1 and outputs == 1:
-        made = flow.axis(weight, 0, "pass")
-        flow.labels.tie(made, channels)
+    if groups == inputs > 1:  # depthwise
+        flow.labels.tie(flow.axis(weight, 0, "pass"), channels)
+        made = flow.axis(weight, 0, "pass").repeat_interleave(outputs)
     else:
         flow.read(weight, 0, channels)
         for group in channels.reshape(groups, inputs // groups)[1:]:
@@ -205,6 +205,12 @@ def _recurrent(flow: Flow, node: fx.Node, arguments: list[Any], options: dict[st
             made = Parameter(rows.name.replace("weight_ih", "units"), (len(units),))
             flow.labels.tie(flow.axis(made, 0, "produce"), units)
         channels = units.repeat(directions)
+    for source in node.args[1] if isinstance(node.args[1], (list, tuple)) else [node.args[1]]:
+        home = owner_of(source) if isinstance(source, fx.Node) else owner
+        made_in = flow.remembered(home) if home != owner else {}
+        for place, value in made_in.items():  # torch.zeros(layers, batch, self.hidden)
+            if value == len(units):
+                flow.size(place, units)
     for state in states:
         if isinstance(state, Tensor) and not bool((state == FILLER).all()):
             flow.labels.tie(flow.channels(state, state.dim() - 1, NOT_A_CHANNEL), units)

@@ -217,3 +217,95 @@ def test_frozen_parameters_stay_frozen() -> None:
     small = compress(copy.deepcopy(model), "random", None, 0.5, example_inputs=X).model
     assert not any(p.requires_grad for p in small.attention.parameters())
     assert all(p.requires_grad for p in small.mlp.parameters())
+
+
+class Nested(nn.Module):
+    """Something of its own, in training only."""
+
+    def forward(self, x):
+        return x.flip(1) if self.training else x
+
+
+def test_a_branch_of_train_mode_that_mixes_channels_otherwise_stays_whole() -> None:
+    model = BLOCKS["Plain"]()
+    model.net.insert(3, Nested())
+    found = feasible(model, X)
+    assert "changes the result" in (group_of(found, "net.0.0").frozen or "")
+    assert group_of(found, "net.4.0").frozen is None
+
+
+def test_noise_of_train_mode_is_no_branch() -> None:
+    class Noisy(nn.Module):
+        def forward(self, x):
+            x = nn.functional.dropout(x, 0.5, self.training)
+            return x * x.new_empty(len(x), 1, 1, 1).bernoulli_(0.5) if self.training else x
+
+    model = BLOCKS["Plain"]()
+    model.net.insert(3, Noisy())
+    assert feasible(model, X).open_share == 1.0
+
+
+def test_a_buffer_that_no_file_keeps_freezes_its_nodes() -> None:
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 6, 3, padding=1)
+            self.register_buffer("gain", torch.rand(6, 1, 1), persistent=False)
+
+        def forward(self, x):
+            return self.conv(x) * self.gain
+
+    whole = nn.Sequential(Scaled(), nn.ReLU(), nn.Conv2d(6, 5, 3), nn.ReLU(), nn.Conv2d(5, 4, 3), nn.Flatten())
+    found = feasible(whole, X)
+    assert "no file keeps" in (group_of(found, "0.conv").frozen or "")
+    assert group_of(found, "2").frozen is None
+
+
+def test_weights_of_an_attention_that_nobody_reads_freeze_nothing() -> None:
+    class Averaged(BLOCKS["TorchAttention"]):  # type: ignore[misc,name-defined]
+        def mixed(self, x):
+            return x + self.attention(x, x, x)[0]
+
+    assert feasible(Averaged(), X).open_share > 0.7
+
+
+def test_a_list_of_sizes_is_kept_right_and_scored() -> None:
+    class Sized(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.sizes, self.conv = [4, 4, 2], nn.Conv2d(3, 10, 3, padding=1)
+            self.a, self.b, self.fc = nn.Conv2d(4, 6, 1), nn.Conv2d(2, 6, 1), nn.Linear(6, 5)
+
+        def forward(self, x):
+            x, y, z = self.conv(x).split(self.sizes, 1)
+            return self.fc((self.a(x + y) + self.b(z)).relu().mean((2, 3)))
+
+    small = compress(Sized(), "snapit", BATCHES, 0.4).model
+    assert sum(small.sizes) == small.conv.out_channels < 10
+    assert small.sizes[0] == small.sizes[1] == small.a.in_channels
+
+
+def test_a_state_of_a_remembered_size_goes_with_the_units() -> None:
+    class Stated(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.units, self.cell, self.fc = 8, nn.GRU(24, 8, batch_first=True), nn.Linear(8, 5)
+
+        def forward(self, x):
+            x = x.transpose(1, 2).flatten(2)
+            return self.fc(self.cell(x, torch.zeros(1, len(x), self.units))[0].mean(1))
+
+    small = compress(Stated(), "random", None, 0.5, example_inputs=X).model
+    assert small.units == small.cell.hidden_size == 4
+
+
+def test_errors_of_any_kind_freeze_what_they_forbid() -> None:
+    class Picky(nn.Module):
+        def forward(self, x):
+            return x * {6: 1.0}[x.shape[1]]
+
+    model = BLOCKS["Plain"]()
+    model.net.insert(3, Picky())
+    found = feasible(model, X)
+    assert "does not run" in (group_of(found, "net.0.0").frozen or "")
+    assert group_of(found, "net.4.0").frozen is None
