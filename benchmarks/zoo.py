@@ -213,6 +213,7 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
+    here = environment()
     known = json.loads(given.results.read_text())["rows"] if given.results.exists() else {}
     for family in given.family or FAMILIES:
         try:
@@ -224,9 +225,9 @@ def main() -> None:
             key = f"{family}:{name}"
             if (given.names and name not in given.names) or (key in known and not given.again):
                 continue
-            known[key] = in_a_process(make)
+            known[key] = {**in_a_process(make), "commit": here["commit"]}
             print(table({key: known[key]}).splitlines()[-1], file=sys.stderr, flush=True)
-            content = {"schema": 1, "sparsity": SPARSITY, "environment": environment(), "rows": known}
+            content = {"schema": 1, "sparsity": SPARSITY, "environment": here, "rows": known}
             with staged(given.results) as (path,):
                 path.write_text(json.dumps(content, indent=1))
     print(table(known))

@@ -51,7 +51,7 @@ def feasible(model: nn.Module, inputs: Inputs, attention: Attention = "heads") -
             break
         bound, found = more, again
     frozen = {name: wrong.what for name, wrong in dry.faults(found).items()} if fault else {}
-    return prove_else_freeze(model, found.freeze(frozen | _unsaved(model, found)), inputs)
+    return prove_else_freeze(model, found.freeze(frozen | _unsaved(model, found)), inputs, 1 if dry.possible else DRAWS)
 
 
 def _unsaved(model: nn.Module, found: Structure) -> dict[str, str]:
@@ -116,7 +116,7 @@ class _DryRuns:
 
     def __init__(self, model: nn.Module, inputs: Inputs) -> None:
         self.model, self.inputs = on_meta(model), each(inputs, lambda x: x[:2].to("meta"))
-        self.possible = _error_of(self.model, self.inputs) is None
+        self.possible = _error_of(copy.deepcopy(self.model), self.inputs) is None  # a copy: some keep what they computed
 
     def failure(self, found: Structure, groups: tuple[Group, ...]) -> _Wrong | None:
         """What goes wrong when `groups` lose some nodes."""
@@ -171,12 +171,14 @@ def _error_of(model: nn.Module, inputs: Inputs) -> _Wrong | None:
     return None
 
 
-def prove_else_freeze(model: nn.Module, structure: Structure, inputs: Inputs) -> Structure:
+def prove_else_freeze(model: nn.Module, structure: Structure, inputs: Inputs, draws: int = DRAWS) -> Structure:
     """The structure with every group frozen whose removal does not give the same network.
 
     A random number of nodes of every group is removed, with random weights; the smaller network must also run in train mode.
     If that fails, the groups are halved until those at fault are found, each with what went wrong.
 
+    Args:
+        draws: random removals that a group must survive.
     Raises:
         UnsupportedNetwork: not even the whole network equals itself (it is random, or its output is not finite).
     """
@@ -184,7 +186,7 @@ def prove_else_freeze(model: nn.Module, structure: Structure, inputs: Inputs) ->
     branches = training and has_branches(model, inputs)
 
     def failure(groups: tuple[Group, ...]) -> _Wrong | None:
-        for seed in range(DRAWS):
+        for seed in range(draws):
             kept = _some_of(structure, groups, seed)
             try:
                 proof = prove_randomised(model, structure, kept, inputs, seed)
@@ -206,9 +208,10 @@ def prove_else_freeze(model: nn.Module, structure: Structure, inputs: Inputs) ->
 
 def has_branches(model: nn.Module, inputs: Inputs) -> bool:
     """Whether the network gives something else in train mode, dropout and batch statistics aside, and always the same."""
-    first, second = (outputs_of(model, inputs, within=in_branches) for _ in range(2))
-    plain = outputs_of(model, inputs)
-    return _alike(first, second) and not _alike(first, plain)
+    branched = outputs_of(model, inputs, within=in_branches)
+    if _alike(branched, outputs_of(model, inputs)):
+        return False
+    return _alike(branched, outputs_of(model, inputs, within=in_branches))
 
 
 def _alike(one: list[Tensor], other: list[Tensor]) -> bool:

@@ -77,7 +77,7 @@ class Traced:
         """
         flow = Flow(self.layers, self.modules, self.attention)
         programs = [self.program, *([self.in_training] if self.in_training else [])]
-        flow.running = frozenset().union(*map(running_in, programs))
+        flow.running = frozenset().union(*map(called_in, programs))
         for program in programs:
             flow.in_products = before_products(program.graph.nodes, PRODUCTS, LAYER_OPERATORS)
             _run(flow, program)
@@ -98,13 +98,18 @@ class Traced:
         return replace(found, total_nodes=found.nodes)
 
 
-def running_in(program: torch.export.ExportedProgram) -> frozenset[str]:
-    """Names of the modules that are called, with all that they are in, and of those whose weights are applied."""
+def called_in(program: torch.export.ExportedProgram) -> frozenset[str]:
+    """Names of the modules that are called, with all that they are in."""
     stacks = [node.meta.get("nn_module_stack") or {} for node in program.graph.nodes]
+    return frozenset(place[0] for stack in stacks for place in stack.values())
+
+
+def running_in(program: torch.export.ExportedProgram) -> frozenset[str]:
+    """Names of the modules that are called, and of those whose weights are applied."""
     placeholders = {node.name: node for node in program.graph.nodes if node.op == "placeholder"}
     specs = program.graph_signature.input_specs
     used = {str(spec.target).rpartition(".")[0] for spec in specs if spec.target and placeholders[spec.arg.name].users}
-    return frozenset(place[0] for stack in stacks for place in stack.values()) | used
+    return called_in(program) | used
 
 
 def by_label_flow(model: nn.Module, example_inputs: Inputs, attention: Attention = "heads") -> Structure:

@@ -309,3 +309,33 @@ def test_errors_of_any_kind_freeze_what_they_forbid() -> None:
     found = feasible(model, X)
     assert "does not run" in (group_of(found, "net.0.0").frozen or "")
     assert group_of(found, "net.4.0").frozen is None
+
+
+def test_a_part_that_is_used_without_being_called_remembers_its_shape() -> None:
+    class Table(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table, self.shape = nn.Parameter(torch.randn(9, 3)), (16, 16, 3)
+            self.register_buffer("places", torch.randint(9, (256,)))
+
+        def bias(self):
+            return self.table[self.places].view(self.shape).permute(2, 0, 1)
+
+    class Biased(type(BLOCKS["Attention"]().first)):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.relative = Table()
+            del self.bias
+
+        @property
+        def bias(self):
+            return self.relative.bias()
+
+    class Model(BLOCKS["Attention"]):  # type: ignore[misc,name-defined]
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = Biased(), Biased()
+
+    small = compress(Model(), "random", None, 0.5, example_inputs=X).model
+    assert small.first.relative.shape == (16, 16, small.first.num_heads)
+    assert small.first.relative.table.shape == (9, small.first.num_heads)
