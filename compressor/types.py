@@ -173,8 +173,10 @@ class Structure:
             if not removed.any():
                 continue
             for s in group.slices:
-                mask = gone.setdefault((s.tensor, s.dim), torch.zeros(self.shapes[s.tensor][s.dim], dtype=torch.bool))
-                mask[s.index[removed].flatten()] = True
+                place = s.tensor, s.dim
+                if place not in gone:
+                    gone[place] = torch.zeros(self.shapes[s.tensor][s.dim], dtype=torch.bool)
+                gone[place][s.index[removed].flatten()] = True
         return {place: (~mask).nonzero().flatten() for place, mask in gone.items()}
 
     def shrink(self, kept: Kept) -> Structure:
