@@ -125,6 +125,10 @@ def test_every_network_is_pruned_and_runs_in_both_modes(name: str, aggregate: st
         first = outputs[0] if isinstance(outputs, tuple) else outputs
         return F.cross_entropy(first, batch[1]) if first.dim() == 2 else first.square().mean()
 
+    if aggregate == "sample" and name == "a linear module of one's own":
+        with pytest.raises(UnsupportedNetwork, match="a function applies it"):
+            compress(model, "snapit", data, 0.25, loss=loss, aggregate=aggregate)
+        return
     sparsity = MOSTLY_FROZEN.get(name, 0.25)
     result = compress(model, "snapit", data, sparsity, loss=loss, aggregate=aggregate)
     assert all(result.summary.proofs)
@@ -138,10 +142,10 @@ def test_every_network_is_pruned_and_runs_in_both_modes(name: str, aggregate: st
     [
         ("a softmax at the end", 16, set()),
         ("features beside logits", 16, {"d"}),
-        ("a transposed convolution", 24, {"c", "t"}),
+        ("a transposed convolution", 24, set()),
         ("standardised weights", 24, {"c", "s"}),
         ("weight norm", 24, {"c", "w"}),
-        ("an auxiliary head in training", 21, {"aux"}),
+        ("an auxiliary head in training", 16, set()),  # its nodes are none of the network that answers
         ("padded by hand", 16, set()),
         ("a position map for all channels", 16, set()),
         ("the maximum of two maps", 24, set()),
