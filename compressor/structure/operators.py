@@ -58,15 +58,16 @@ def apply(flow: Flow, node: fx.Node, arguments: list[Any], options: dict[str, An
     target: Any = node.target
     name = operator_of(node)
     values = flat(arguments) + flat(options)
-    if name == "arange" or (values and all(isinstance(v, Constant) for v in values)):
-        return _evaluated(target, arguments, options)
-    if not values or name in IGNORED:
+    constant = name == "arange" or (values and all(isinstance(v, Constant) for v in values))
+    if not constant and (not values or name in IGNORED):
         return _result(flow, node, None)
     pointwise = torch.Tag.pointwise in getattr(target, "tags", ())
     if name in LAYER_RULES and name != "embedding" and isinstance(arguments[0], (Constant, Parameter)):
         arguments = [_entries(flow, arguments[0]), *arguments[1:]]
     rule = _elementwise if pointwise and (name not in RULES or name in REDUCTIONS) else RULES.get(name, _unknown)
     try:
+        if constant:
+            return _evaluated(target, arguments, options)
         outcome = rule(flow, node, arguments, options)
         _note_sizes(flow, node, name, outcome)
         return outcome

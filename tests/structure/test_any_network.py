@@ -339,3 +339,19 @@ def test_a_part_that_is_used_without_being_called_remembers_its_shape() -> None:
     small = compress(Model(), "random", None, 0.5, example_inputs=X).model
     assert small.first.relative.shape == (16, 16, small.first.num_heads)
     assert small.first.relative.table.shape == (9, small.first.num_heads)
+
+
+def test_a_branch_that_needs_its_norms_in_train_mode_is_no_traceback() -> None:
+    class Both(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm = nn.BatchNorm2d(6)
+
+        def forward(self, x):
+            if self.training and not self.norm.training:
+                raise RuntimeError("the norm must learn, too")
+            return self.norm(x)
+
+    model = BLOCKS["Plain"]()
+    model.net.insert(3, Both())
+    assert feasible(model, X).open_share == 1.0
