@@ -130,15 +130,15 @@ BOTH_GRAPHS = """
 import sys
 import torch
 from benchmarks.zoo import import_torchvision
-from compressor.structure.label_flow import by_label_flow
+from compressor.structure.label_flow import Traced
 from compressor.structure.torch_pruning_graph import by_torch_pruning
 
 model = import_torchvision().models.get_model(sys.argv[1], weights=None).eval()
 x = (torch.randn(1, 3, 224, 224),)
 found = []
-for graph in (by_label_flow, by_torch_pruning):
+for structure in (Traced(model, x).structure(), by_torch_pruning(model, x)):
     nodes = set()
-    for group in graph(model, x).groups:
+    for group in structure.groups:
         for n in range(group.width):
             places = frozenset((s.tensor, s.dim, int(i)) for s in group.slices for i in s.index[n])
             nodes.add((places, group.frozen is None))

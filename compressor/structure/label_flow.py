@@ -112,11 +112,6 @@ def running_in(program: torch.export.ExportedProgram) -> frozenset[str]:
     return called_in(program) | used
 
 
-def by_label_flow(model: nn.Module, example_inputs: Inputs, attention: Attention = "heads") -> Structure:
-    """The groups of `model`. Errors as in `Traced`."""
-    return Traced(model, example_inputs, attention).structure()
-
-
 def _unfollowed(flow: Flow, program: torch.export.ExportedProgram) -> Iterator[Group]:
     """Layers that the labels could not follow: their outputs are nodes all the same, and stay whole."""
     followed = {axis.tensor.rpartition(".")[0] for axis in flow.axes.values() if axis.role in ("produce", "pass")}

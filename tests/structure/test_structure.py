@@ -11,7 +11,7 @@ from compressor import networks
 from compressor.errors import UnsupportedNetwork
 from compressor.networks._initialise import initialise
 from compressor.structure import structure
-from compressor.structure.label_flow import by_label_flow
+from compressor.structure.label_flow import Traced
 from compressor.structure.torch_pruning_graph import by_torch_pruning
 from compressor.types import OUTPUT, Structure
 
@@ -40,7 +40,7 @@ def test_both_graphs_agree_on_the_papers_networks(name: str) -> None:
         model = model.to_empty(device="cpu")
         initialise(model, "glorot")
     x = (torch.randn(1, *origin.input_shape),)
-    ours, theirs = by_label_flow(model, x), by_torch_pruning(model, x)
+    ours, theirs = Traced(model, x).structure(), by_torch_pruning(model, x)
     assert places(ours) == places(theirs)
     assert ours.norms == theirs.norms
     assert ours.total_nodes == theirs.total_nodes
@@ -49,7 +49,7 @@ def test_both_graphs_agree_on_the_papers_networks(name: str) -> None:
 @pytest.mark.parametrize("name", ["Plain", "Swish", "Residual", "SharedInput", "Dense"])
 def test_both_graphs_agree_on_blocks(name: str) -> None:
     model = BLOCKS[name]()
-    assert places(by_label_flow(model, X)) == places(by_torch_pruning(model, X))
+    assert places(Traced(model, X).structure()) == places(by_torch_pruning(model, X))
 
 
 def test_residual_sums_tie_their_layers() -> None:
