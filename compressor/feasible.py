@@ -116,17 +116,28 @@ class _DryRuns:
 
     def __init__(self, model: nn.Module, inputs: Inputs) -> None:
         self.model, self.inputs = on_meta(model), each(inputs, lambda x: x[:2].to("meta"))
-        self.possible = _error_of(copy.deepcopy(self.model), self.inputs) is None  # a copy: some keep what they computed
+        self._possible: bool | None = None
+
+    @property
+    def possible(self) -> bool:
+        """Whether the network runs without values; a smaller one that did says so, too."""
+        if self._possible is None:
+            self._possible = _error_of(copy.deepcopy(self.model), self.inputs) is None  # a copy: some keep what they computed
+        return self._possible
 
     def failure(self, found: Structure, groups: tuple[Group, ...]) -> _Wrong | None:
         """What goes wrong when `groups` lose some nodes."""
-        for seed in range(DRAWS if self.possible else 0):
+        for seed in range(DRAWS):
             try:
                 small = shrink(self.model, found, _some_of(found, groups, seed))
             except OF_ITS_CODE as error:
                 return _Wrong(f"it cannot be made smaller: {first_line(error)}")
             wrong = _error_of(small, self.inputs)
-            if wrong is not None:
+            if wrong is None:
+                self._possible = True
+            elif not self.possible:
+                return None
+            else:
                 return replace(wrong, what=f"the smaller network does not run: {wrong.what}")
         return None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from typing import Any
@@ -25,7 +26,7 @@ def reference_outputs(
     """What `model` gives in eval mode when the nodes that are not kept are silent.
 
     Args:
-        inplace: zero the weights of `model` itself, which is of no use afterwards, rather than copies of them.
+        inplace: work on `model` itself, which is of no use afterwards, rather than on a copy.
         branches: also what the network gives only in training, such as auxiliary heads.
     """
     zeroed = zeroed_weights(model, structure, kept, inplace=inplace)
@@ -35,7 +36,7 @@ def reference_outputs(
         with norms_over_kept(twin, structure, kept), in_branches(twin) if branches else nullcontext():
             yield
 
-    return outputs_of(model, inputs, {} if inplace else zeroed, within)
+    return outputs_of(model, inputs, {} if inplace else zeroed, within, inplace=inplace)
 
 
 @contextmanager
@@ -96,22 +97,25 @@ def norms_over_kept(model: nn.Module, structure: Structure, kept: Kept) -> Itera
     A removed channel would be in the mean and the variance that all the others are normalised with, even with its value 0.
     A norm is known by its weight, so that it does not matter which code calls it.
     """
-    entries = structure.kept_entries(kept)
-    stays = {id(p): entries[name, 0] for name, p in model.named_parameters(remove_duplicate=False) if (name, 0) in entries}
-    with _Norms(stays):
+
+    def stays() -> dict[int, Tensor]:
+        entries = structure.kept_entries(kept)
+        return {id(p): entries[name, 0] for name, p in model.named_parameters(remove_duplicate=False) if (name, 0) in entries}
+
+    with _Norms(functools.cache(stays)):  # not computed where there is no such norm
         yield
 
 
 class _Norms(TorchFunctionMode):
-    def __init__(self, stays: Mapping[int, Tensor]) -> None:
+    def __init__(self, stays: Callable[[], Mapping[int, Tensor]]) -> None:
         self.stays = stays
 
     def __torch_function__(self, function: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None) -> Any:
         kwargs = kwargs or {}
-        if function in _PARTIAL and self.stays:
+        if function in _PARTIAL:
             names = ("x", "shape", "weight", *(("eps",) if _PARTIAL[function] is _root_mean_square else ("bias", "eps")))
             given = dict(zip(names, args, strict=False)) | {_RENAMED.get(k, k): v for k, v in kwargs.items()}
-            stay = self.stays.get(id(given.get("weight")))
+            stay = self.stays().get(id(given.get("weight")))
             if stay is not None:
                 return _PARTIAL[function](stay=stay.to(given["x"].device), **given)
         return function(*args, **kwargs)

@@ -28,6 +28,12 @@ def observed(model: nn.Module) -> Iterator[nn.Module]:
         yield copy.deepcopy(model, memo).eval()
 
 
+@contextmanager
+def _in_eval(model: nn.Module) -> Iterator[nn.Module]:
+    with torch.random.fork_rng(devices=[]):
+        yield model.eval()
+
+
 def origin_of(model: nn.Module) -> Origin | None:
     """Where a network comes from; None for one that is not ours."""
     origin = getattr(model, "origin", None)
@@ -44,14 +50,17 @@ def outputs_of(
     inputs: Inputs,
     parameters: dict[str, Tensor] | None = None,
     within: Callable[[nn.Module], AbstractContextManager[Any]] = lambda _: nullcontext(),
+    *,
+    inplace: bool = False,
 ) -> list[Tensor]:
     """All output tensors of one forward pass in eval mode.
 
     Args:
         parameters: in place of the network's own.
         within: of the network that runs, the context that it runs in.
+        inplace: run `model` itself, which nobody needs as it was, rather than a twin.
     """
-    with observed(model) as twin, torch.no_grad(), within(twin):
+    with _in_eval(model) if inplace else observed(model) as twin, torch.no_grad(), within(twin):
         outputs = functional_call(twin, parameters or {}, *arguments(inputs))
     return list(tensors_in(outputs))
 

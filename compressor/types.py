@@ -166,18 +166,19 @@ class Structure:
             BadInput: an unknown group, an index out of range, doubled or unsorted, or a group left empty.
         """
         self._check(kept)
-        gone: dict[tuple[str, int], Tensor] = {}
+        gone: dict[tuple[str, int], list[Tensor]] = {}
         for group in self.prunable:
-            removed = torch.ones(group.width, dtype=torch.bool)
-            removed[kept[group.name]] = False
-            if not removed.any():
-                continue
-            for s in group.slices:
-                place = s.tensor, s.dim
-                if place not in gone:
-                    gone[place] = torch.zeros(self.shapes[s.tensor][s.dim], dtype=torch.bool)
-                gone[place][s.index[removed].flatten()] = True
-        return {place: (~mask).nonzero().flatten() for place, mask in gone.items()}
+            stays = torch.zeros(group.width, dtype=torch.bool)
+            stays[kept[group.name]] = True
+            removed = (~stays).nonzero().flatten()
+            for s in group.slices if len(removed) else ():
+                gone.setdefault((s.tensor, s.dim), []).append(s.index.index_select(0, removed).flatten())
+        stay = {}
+        for (tensor, dim), places in gone.items():
+            mask = torch.ones(self.shapes[tensor][dim], dtype=torch.bool)
+            mask[torch.cat(places)] = False
+            stay[tensor, dim] = mask.nonzero().flatten()
+        return stay
 
     def shrink(self, kept: Kept) -> Structure:
         """The structure of the network that is left when only `kept` stays, indices renumbered."""
@@ -305,6 +306,17 @@ class Plan:
         before = self.kept
         original = {name: tuple(before[name][indices].tolist()) for name, indices in kept.items()}
         return replace(self, events=(*self.events, Event(sparsity, original, tie, loss)))
+
+    def rounded(self, kept: Kept, *, tie: bool) -> Plan:
+        """This plan ending with other widths: `kept` indexes the original network, and what comes back never went."""
+        final = {name: tuple(indices.tolist()) for name, indices in kept.items()}
+
+        def kept_longer(event: Event) -> Event:
+            joined = {name: tuple(sorted({*indices, *final[name]})) for name, indices in event.kept.items()}
+            return replace(event, kept=joined)
+
+        last = replace(self.events[-1], kept=final, tie=tie)
+        return replace(self, events=(*map(kept_longer, self.events[:-1]), last))
 
     def then(self, later: Plan) -> Plan:
         """This plan followed by `later`, a plan of the network that this one leaves, as one plan of the original.

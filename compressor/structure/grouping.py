@@ -36,41 +36,42 @@ def groups_of(axes: Iterable[Axis], entries: Mapping[str, Tensor], solution: Sol
     axes, component, reasons = list(axes), solution.component, dict(solution.reasons)
     for name, labels in entries.items():
         axes += _axes_of_entries(name, labels, component, reasons)
-    owner = np.concatenate([component[a.labels.numpy()] for a in axes]) if axes else np.zeros(0, dtype=np.int64)
-    axis = np.concatenate([np.full(len(a.labels), n) for n, a in enumerate(axes)]) if axes else owner
-    index = np.concatenate([np.arange(len(a.labels)) for a in axes]) if axes else owner
+    if not sum(len(a.labels) for a in axes):
+        return ()
+    owner = np.concatenate([component[a.labels.numpy()] for a in axes])
+    axis = np.concatenate([np.full(len(a.labels), n) for n, a in enumerate(axes)])
+    index = np.concatenate([np.arange(len(a.labels)) for a in axes])
     order = np.lexsort((index, axis, owner))
     owner, axis, index = owner[order], axis[order], index[order]
-    bounds = np.flatnonzero(np.diff(owner, prepend=-1, append=-2))
+    nodes = np.diff(owner, prepend=-1) != 0
+    runs = np.flatnonzero(nodes | (np.diff(axis, prepend=-1) != 0))  # where a node's places along one axis begin
+    nodes = np.flatnonzero(nodes)
+    first_run = np.searchsorted(runs, nodes)
+    run_axis, run_length = axis[runs], np.diff(runs, append=len(owner)).astype(axis.dtype)
+    makes = np.array([a.role in ("produce", "pass") for a in axes])[run_axis]
+    maker = np.minimum.reduceat(np.where(makes, run_axis, len(axes)), first_run)
+    made_at = np.minimum.reduceat(np.where(makes, index[runs], len(owner)), first_run)
 
-    filler = component[FILLER]
-    alike: dict[tuple, list[tuple]] = defaultdict(list)
-    for start, stop in itertools.pairwise(bounds):
-        its_axes, firsts, counts = np.unique(axis[start:stop], return_index=True, return_counts=True)
-        made_by = [n for n in its_axes if axes[n].role in ("produce", "pass")]
-        if owner[start] == filler or not made_by:
-            continue
-        reason = reasons.get(int(owner[start]))
-        key = (tuple(zip(its_axes.tolist(), counts.tolist(), strict=True)), reason, int(owner[start]) in solution.multiplied)
-        places = [index[start + f : start + f + c] for f, c in zip(firsts, counts, strict=True)]
-        first = min((places[list(its_axes).index(n)][0], n) for n in made_by)
-        alike[key].append((made_by[0], int(first[0]), places))
-    ready = sorted(((min(n[:2] for n in nodes), key, nodes) for key, nodes in alike.items()), key=lambda r: r[0])
-    names: dict[str, int] = defaultdict(int)
-    return tuple(_group(axes, key, nodes, names) for _, key, nodes in ready)
-
-
-def _group(axes: list[Axis], key: tuple, nodes: list[tuple], names: dict[str, int]) -> Group:
-    (places, reason, multiplied), nodes = key, sorted(nodes, key=lambda node: node[:2])
-    slices = []
-    for position, (number, _) in enumerate(places):
-        axis = axes[number]
-        index = torch.from_numpy(np.stack([node[2][position] for node in nodes]))
-        slices.append(Slice(axis.tensor, axis.dim, index, axis.role))
-    producer = next(s.layer for s in slices if s.role in ("produce", "pass"))
-    names[producer] += 1
-    name = producer if names[producer] == 1 else f"{producer}#{names[producer]}"
-    return Group(name, tuple(slices), reason, multiplied)
+    alike: dict[tuple, list[int]] = defaultdict(list)
+    for node, (start, stop) in enumerate(itertools.pairwise((*first_run.tolist(), len(runs)))):
+        its = int(owner[nodes[node]])
+        if its != component[FILLER] and maker[node] < len(axes):
+            where = run_axis[start:stop].tobytes(), run_length[start:stop].tobytes()
+            alike[*where, reasons.get(its), its in solution.multiplied].append(node)
+    groups, names = [], defaultdict[str, int](int)
+    for key, members in sorted(alike.items(), key=lambda item: min((maker[n], made_at[n]) for n in item[1])):
+        members.sort(key=lambda n: (maker[n], made_at[n]))
+        numbers, lengths = (np.frombuffer(part, dtype=run_axis.dtype) for part in key[:2])
+        slices, begin = [], nodes[members][:, None]
+        for its_axis, length in zip((axes[n] for n in numbers), lengths, strict=True):
+            places = torch.from_numpy(index[begin + np.arange(length)])
+            slices.append(Slice(its_axis.tensor, its_axis.dim, places, its_axis.role))
+            begin = begin + length
+        producer = next(s.layer for s in slices if s.role in ("produce", "pass"))
+        names[producer] += 1
+        name = producer if names[producer] == 1 else f"{producer}#{names[producer]}"
+        groups.append(Group(name, tuple(slices), *key[2:]))
+    return tuple(groups)
 
 
 def _axes_of_entries(name: str, labels: Tensor, component: np.ndarray, reasons: dict[int, str]) -> list[Axis]:
