@@ -341,7 +341,13 @@ def _method_command(name: str) -> click.Command:
 @click.option("--target-params", metavar="LEFT", help="parameters left, likewise: 0.05, 500K")
 @click.option("--target-size", metavar="LEFT", help="bytes of tensors left, likewise: 0.05, 500KB")
 @click.option("--per", type=click.Choice(["macs", "parameters"]), help="rank nodes by their score per what goes with them")
-@click.option("--round-to", default="1", show_default=True, metavar="N|auto", help="widths are multiples of N; auto is fastest")
+@click.option(
+    "--round-to",
+    default="1",
+    show_default=True,
+    metavar="N|auto",
+    help="widths are multiples of N, of N/2 where few stay; auto is fastest",
+)
 @click.option(
     "-o", "--output", "outputs", required=True, multiple=True, type=click.Path(path_type=Path),
     help=".onnx, .safetensors, .pt2 or .pt; may be repeated",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any, Literal
@@ -136,8 +136,8 @@ def compress(
         sparsity: fraction of the nodes removed, in [0, 1).
         budget: what is to be left of the nodes, multiply-adds, parameters or bytes; in place of `sparsity`.
         per: rank nodes by their score per multiply-add (`macs`), parameter or byte that goes with them.
-        round_to: every group's width goes to the nearest multiple of this, at the same budget; `auto` takes what the device's
-            kernels like; groups that are narrower are left alone.
+        round_to: every group's width goes to the nearest multiple of this (of its half where few stay), at the same budget;
+            `auto` takes what the device's kernels like; groups that are narrower are left alone.
         loss: a name, or a callable of (outputs, batch).
         forward: how a batch goes through the network.
         example_inputs: a tensor `(batch, ...)`, a tuple, or a dict of named inputs; the first batch's by default.
@@ -187,12 +187,15 @@ def compress(
 
     widths = {g.name: g.width for g in found.prunable}
     plan = Plan(widths, architecture_of(model), (), _reasons(found), found.attention, found.bound)
-    state = _State(dense, found, plan)
+    state = _State(dense, found, plan, {g.name: torch.zeros(g.width, dtype=torch.float64) for g in found.prunable})
     targets = chosen.targets(share)
+    exact = dataclasses.replace(aim, round_to=1)
     for number, target in enumerate(targets, 1):
         what = f"event {number} of {len(targets)}, sparsity {target:.3f}"
         counted = dataclasses.replace(objective, data=_Counted(objective, progress, what))
-        state = _event(state, chosen, counted, target, aim, what)
+        state = _event(state, chosen, counted, target, exact, what)
+    if multiple > 1 and state.plan.events:
+        state = _rounded(state, dense, found, share, aim)
     if share > 0 and not state.plan.events:
         raise BadInput(f"sparsity {share:g} of {found.total_nodes} nodes is less than one node; ask for more")
     clock.lap("scoring and removing")
@@ -322,7 +325,7 @@ def replay(plan: Plan, model: nn.Module, example_inputs: Tensor | Inputs, progre
     proofs = _proofs(dense, small, found, plan, inputs)
     clock.lap("proof")
     asked = plan.events[-1].sparsity if plan.events else 0.0
-    state = _State(small, found.shrink(plan.kept), plan)
+    state = _State(small, found.shrink(plan.kept), plan, {})
     summary = _summary("apply", {}, asked, model, dense, found, state, inputs, proofs, clock, [])
     return Result(_handed_over(state, model, inplace=False), plan, summary)
 
@@ -431,11 +434,16 @@ def _far_apart(x: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class _State:
-    """Where the events have come to."""
+    """Where the events have come to.
+
+    Attributes:
+        ranks: group -> `(width,)` of the dense network: the order in which nodes go, over all events so far.
+    """
 
     model: nn.Module
     structure: Structure
     plan: Plan
+    ranks: Mapping[str, Tensor]
     samples: int = 0
 
 
@@ -451,7 +459,30 @@ def _event(state: _State, method: Method, objective: Objective, target: float, a
     ranked = aim.ranked(scores, state.model, left)
     selection = _cut(ranked, left, target, state.model, aim)
     plan = state.plan.event(selection.kept, target, tie=selection.tie, loss=scores.loss)
-    return _State(shrink(state.model, left, selection.kept), left.shrink(selection.kept), plan, scores.samples)
+    ranks = _ranked_on(state, ranked)
+    return _State(shrink(state.model, left, selection.kept), left.shrink(selection.kept), plan, ranks, scores.samples)
+
+
+def _ranked_on(state: _State, scores: Scores) -> dict[str, Tensor]:
+    """The ranks, in which the nodes that are left now come after all that are gone, by their new scores; equal stays equal."""
+    names = list(state.ranks)
+    _, places = torch.unique(torch.cat([scores.values[name].flatten() for name in names]), return_inverse=True)
+    places = places.double() / len(places) + len(state.plan.events) + 1
+    new = zip(names, places.split([len(scores.values[name]) for name in names]), strict=True)
+    kept = state.plan.kept
+    return {name: state.ranks[name].index_copy(0, kept[name], its) for name, its in new}
+
+
+def _rounded(state: _State, dense: nn.Module, found: Structure, share: float, aim: _Aim) -> _State:
+    """Where the events have come to, with widths that are multiples: in the order of removal, the last to go come back first.
+
+    Rounding once, at the end, keeps the widths near the exact ones; rounded at each event, they would drift away.
+    """
+    selection = _cut(Scores(state.ranks), found, share, dense, aim)
+    plan = state.plan.rounded(selection.kept, tie=selection.tie)
+    return dataclasses.replace(
+        state, model=shrink(dense, found, selection.kept), structure=found.shrink(selection.kept), plan=plan
+    )
 
 
 def _cut(scores: Scores, left: Structure, target: float, model: nn.Module, aim: _Aim) -> Selection:

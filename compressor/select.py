@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import heapq
 import math
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -64,7 +65,7 @@ def check_reachable(
     if round(target * total) <= round(best * total):
         return
     frozen = structure.nodes - sum(g.width * g.multiplicity for g in structure.prunable)
-    because = f"each of {len(structure.prunable)} groups keeps {max(floor, round_to)} of its nodes"
+    because = f"each of {len(structure.prunable)} groups keeps {rounded(floor, sys.maxsize, floor, round_to)} of its nodes"
     because += f" and {frozen} nodes are frozen" if frozen else ""
     if meter is None or meter.unit == "nodes":
         what, bound = f"sparsity {target:g}", f"the highest is {math.floor(best * 1e6) / 1e6:g}"
@@ -136,12 +137,21 @@ def _cut_in_tie(queue: list[tuple[float, int]], cut: int) -> bool:
 
 
 def rounded(left: int, width: int, floor: int, multiple: int) -> int:
-    """The multiple nearest to `left`, or all of `width` where that is nearer; never below one multiple or the floor."""
+    """The multiple nearest to `left`, the lower of two, or all of `width` where that is nearer; never below the floor, or zero.
+
+    Few nodes go to a multiple of the half, down to 4: eight in place of three would make a narrow layer several times as large.
+    """
     if multiple == 1 or width < multiple:
         return left
+    if multiple >= 2 * NARROWEST and multiple % 2 == 0 and left <= 0.75 * multiple:
+        return rounded(left, width, floor, multiple // 2)
     least = max(multiple, -(-floor // multiple) * multiple)
-    nearest = min(max(least, (left + multiple // 2) // multiple * multiple), width // multiple * multiple)
+    nearest = min(max(least, (left + (multiple - 1) // 2) // multiple * multiple), width // multiple * multiple)
     return width if width < least or abs(width - left) < abs(nearest - left) else nearest
+
+
+NARROWEST = 4
+"""Nodes below which no rounding goes: ONNX Runtime's fast layout wants multiples of 4."""
 
 
 def _removal_order(scores: Scores, structure: Structure, floor: int) -> Iterator[tuple[float, Group, int]]:

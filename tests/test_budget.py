@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from conftest import BLOCKS
@@ -18,7 +20,7 @@ from compressor.feasible import feasible
 from compressor.select import rounded, select
 from compressor.structure import structure
 from compressor.surgery import shrink
-from compressor.types import Scores
+from compressor.types import Plan, Scores
 
 
 @pytest.mark.parametrize(
@@ -122,9 +124,10 @@ def test_a_budget_that_cannot_be_reached_names_the_lowest() -> None:
 @pytest.mark.parametrize(
     ("left", "width", "floor", "multiple", "expected"),
     [
-        (20, 64, 1, 16, 16), (25, 64, 1, 16, 32), (3, 64, 1, 16, 16), (60, 64, 1, 16, 64), (64, 64, 1, 16, 64),
-        (5, 12, 1, 16, 5), (99, 100, 1, 16, 100), (97, 100, 1, 16, 96), (40, 64, 30, 16, 48), (10, 64, 30, 16, 32),
-        (7, 9, 1, 1, 7),
+        (20, 64, 1, 16, 16), (25, 64, 1, 16, 32), (60, 64, 1, 16, 64), (64, 64, 1, 16, 64),
+        (5, 12, 1, 16, 5), (99, 100, 1, 16, 100), (97, 100, 1, 16, 96), (40, 64, 30, 16, 32), (10, 64, 30, 16, 32),
+        (41, 64, 30, 16, 48),        (7, 9, 1, 1, 7), (24, 64, 1, 16, 16), (12, 64, 1, 16, 8), (13, 64, 1, 16, 16), (3, 64, 1, 16, 4), (1, 6, 1, 8, 1),
+        (1, 64, 1, 6, 6),
     ],
 )  # fmt: skip
 def test_widths_are_rounded_to_what_is_nearest(left: int, width: int, floor: int, multiple: int, expected: int) -> None:
@@ -152,7 +155,8 @@ def test_rounded_selections_hold_the_budget_and_keep_the_best(widths, share: flo
     for group in found.groups:
         kept = chosen.kept[group.name]
         assert len(kept) > 0
-        assert group.width < multiple or len(kept) % multiple == 0 or len(kept) == group.width
+        few = next((m for m in (multiple // 4, multiple // 2) if m >= 4 and len(kept) == m), multiple)
+        assert group.width < multiple or len(kept) % few == 0 or len(kept) == group.width
         best = scores.values[group.name].topk(len(kept)).indices.sort().values
         assert torch.equal(best, kept)
     more = select(scores, found, share / 2, round_to=multiple).kept
@@ -164,9 +168,26 @@ def test_rounding_reaches_every_width_of_a_real_network() -> None:
     batches = [(torch.randn(16, 3, 32, 32), torch.randint(10, (16,)))]
     result = compress(model, "snapit", batches, 0.8, round_to="auto")
     assert FAST_MULTIPLE == result.summary.round_to == 8
-    assert all(small % 8 == 0 for _, small in result.summary.widths.values())
+    assert all(small % 8 == 0 or small == 4 for _, small in result.summary.widths.values())
     assert result.summary.reached == pytest.approx(0.8, abs=0.02)
     assert compress(model, "snapit", batches, 0.8, round_to="auto").plan == result.plan
+
+
+def test_rounding_adds_to_the_exact_plan_or_takes_from_it() -> None:
+    torch.manual_seed(0)
+    model = networks.build("conv6")
+    batches = [(torch.randn(16, 3, 32, 32), torch.randint(10, (16,)))]
+    exact, even = (compress(model, "snapit", batches, 0.9, round_to=multiple).plan for multiple in (1, 8))
+    events = [{name: set(kept) for name, kept in event.kept.items()} for event in even.events]
+    assert all(later[name] <= earlier[name] for earlier, later in itertools.pairwise(events) for name in later)
+    changed = 0
+    for name, kept in exact.events[-1].kept.items():
+        its = events[-1][name]
+        assert its <= set(kept) or its >= set(kept)
+        assert abs(len(its) - len(kept)) <= 8
+        changed += len(its) - len(kept) != 0
+    assert changed
+    assert Plan.from_json(even.to_json()) == even
 
 
 def test_scores_per_multiply_add_save_more_of_them() -> None:
