@@ -39,6 +39,7 @@ bench: $(READY)  ## the numbers of the README, with their environment
 	$(BIN)/python -m benchmarks.main_job --data $(DATA)
 	$(BIN)/python -m benchmarks.peers --data $(DATA)
 	$(BIN)/python -m benchmarks.widths --data $(DATA)
+	$(BIN)/python -m benchmarks.leftover --data $(DATA)
 
 zoo: $(READY)  ## networks that others wrote: torchvision, timm, transformers; half of their nodes
 	$(BIN)/python -m benchmarks.zoo
