@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any, Literal
@@ -13,11 +13,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from compressor.budget import Budget, Meter, Unit, prices
+from compressor.budget import Budget, Unit
 from compressor.calibrate import calibrated, is_fresh
-from compressor.cost import Cost, cost, count, tensor_bytes
+from compressor.cost import Cost, cost, tensor_bytes
 from compressor.equivalence import Equivalence
-from compressor.errors import BadInput, CompressError, NotEquivalent, UnsupportedNetwork, WrongUsage, first_line
+from compressor.errors import BadInput, CompressError, NotEquivalent, UnsupportedNetwork, WrongUsage
+from compressor.events import Aim, State, event, rounded_to
 from compressor.fast import FAST_MULTIPLE
 from compressor.feasible import feasible
 from compressor.inputs import Inputs, as_inputs, each, precision_of, several
@@ -25,7 +26,7 @@ from compressor.method import Method, make
 from compressor.objective import Batch, Loss, Objective, call, check_finite, inputs_of, loss_named, suited_batch, to_device
 from compressor.precision import as_it_came, wide, working_copy
 from compressor.proof import prove, prove_randomised
-from compressor.select import Selection, check_reachable, check_sparsity, highest_reachable, select
+from compressor.select import check_reachable, check_sparsity
 from compressor.state import origin_of, set_origin
 from compressor.structure import structure as find_structure
 from compressor.structure import trace
@@ -176,7 +177,7 @@ def compress(
     progress("finding the groups", 0, 0)
     found = _restricted(_runnable_structure(dense, inputs, attention), freeze, only)
     multiple = FAST_MULTIPLE if round_to == "auto" else round_to
-    aim = _Aim(budget.unit if budget else "nodes", per, multiple, floor, model, inputs)
+    aim = Aim(budget.unit if budget else "nodes", per, multiple, floor, model, inputs)
     full = aim.meter(dense, found)
     share = sparsity if budget is None else budget.removed_share(full.total)
     aim = dataclasses.replace(aim, total=full.total)
@@ -187,15 +188,15 @@ def compress(
 
     widths = {g.name: g.width for g in found.prunable}
     plan = Plan(widths, architecture_of(model), (), _reasons(found), found.attention, found.bound)
-    state = _State(dense, found, plan, {g.name: torch.zeros(g.width, dtype=torch.float64) for g in found.prunable})
+    state = State(dense, found, plan, {g.name: torch.zeros(g.width, dtype=torch.float64) for g in found.prunable})
     targets = chosen.targets(share)
     exact = dataclasses.replace(aim, round_to=1)
     for number, target in enumerate(targets, 1):
         what = f"event {number} of {len(targets)}, sparsity {target:.3f}"
         counted = dataclasses.replace(objective, data=_Counted(objective, progress, what))
-        state = _event(state, chosen, counted, target, exact, what)
+        state = event(state, chosen, counted, target, exact, what)
     if multiple > 1 and state.plan.events:
-        state = _rounded(state, dense, found, share, aim)
+        state = rounded_to(state, dense, found, share, aim)
     if share > 0 and not state.plan.events:
         raise BadInput(f"sparsity {share:g} of {found.total_nodes} nodes is less than one node; ask for more")
     clock.lap("scoring and removing")
@@ -215,41 +216,8 @@ def compress(
     return Result(_handed_over(state, model, inplace), state.plan, summary)
 
 
-@dataclass(frozen=True)
-class _Aim:
-    """What the events of one pruning have in common.
-
-    Attributes:
-        unit: what is counted.
-        per: what scores are divided by, if anything.
-        round_to: what widths are multiples of.
-        floor: nodes that every group keeps.
-        came: the network as it came.
-        total: of the unit, in the dense network.
-    """
-
-    unit: Unit
-    per: Unit | None
-    round_to: int
-    floor: int
-    came: nn.Module
-    inputs: Inputs
-    total: float = 0.0
-
-    def meter(self, model: nn.Module, structure: Structure) -> Meter:
-        """A meter of what `model` needs now."""
-        return Meter(structure, self.unit, prices(self.unit, model, self.inputs, self.came), self.total)
-
-    def ranked(self, scores: Scores, model: nn.Module, structure: Structure) -> Scores:
-        """The scores, per unit of what goes with each node where that was asked for."""
-        if self.per is None:
-            return scores
-        meter = Meter(structure, self.per, prices(self.per, model, self.inputs, self.came))
-        return dataclasses.replace(scores, values={g.name: scores.values[g.name] / meter.price(g) for g in structure.prunable})
-
-
 def _summary(
-    name: str, options: dict[str, Any], asked: float, model: nn.Module, dense: nn.Module, found: Structure, state: _State,
+    name: str, options: dict[str, Any], asked: float, model: nn.Module, dense: nn.Module, found: Structure, state: State,
     inputs: Inputs, proofs: tuple[Equivalence, ...], clock: _Clock, notes: list[str],
 ) -> Summary:  # fmt: skip
     """The numbers; the small network is, in place, given the precision that `model` came in."""
@@ -325,7 +293,7 @@ def replay(plan: Plan, model: nn.Module, example_inputs: Tensor | Inputs, progre
     proofs = _proofs(dense, small, found, plan, inputs)
     clock.lap("proof")
     asked = plan.events[-1].sparsity if plan.events else 0.0
-    state = _State(small, found.shrink(plan.kept), plan, {})
+    state = State(small, found.shrink(plan.kept), plan, {})
     summary = _summary("apply", {}, asked, model, dense, found, state, inputs, proofs, clock, [])
     return Result(_handed_over(state, model, inplace=False), plan, summary)
 
@@ -432,87 +400,6 @@ def _far_apart(x: Tensor) -> Tensor:
     return x + 2 * float(x.std()) * offsets.reshape(*x.shape[:2], *(1 for _ in x.shape[2:]))
 
 
-@dataclass(frozen=True)
-class _State:
-    """Where the events have come to.
-
-    Attributes:
-        ranks: group -> `(width,)` of the dense network: the order in which nodes go, over all events so far.
-    """
-
-    model: nn.Module
-    structure: Structure
-    plan: Plan
-    ranks: Mapping[str, Tensor]
-    samples: int = 0
-
-
-def _event(state: _State, method: Method, objective: Objective, target: float, aim: _Aim, what: str) -> _State:
-    """Score, select, shrink; an event that would remove nothing is skipped."""
-    left, meter = state.structure, aim.meter(state.model, state.structure)
-    if meter.amount <= meter.wanted(target):
-        return state
-    try:
-        scores = method.score(state.model, left, objective)
-    except RuntimeError as error:
-        raise UnsupportedNetwork(f"{what}: the network does not run: {first_line(error)}") from error
-    ranked = aim.ranked(scores, state.model, left)
-    selection = _cut(ranked, left, target, state.model, aim)
-    plan = state.plan.event(selection.kept, target, tie=selection.tie, loss=scores.loss)
-    ranks = _ranked_on(state, ranked)
-    return _State(shrink(state.model, left, selection.kept), left.shrink(selection.kept), plan, ranks, scores.samples)
-
-
-def _ranked_on(state: _State, scores: Scores) -> dict[str, Tensor]:
-    """The ranks, in which the nodes that are left now come after all that are gone, by their new scores; equal stays equal."""
-    names = list(state.ranks)
-    _, places = torch.unique(torch.cat([scores.values[name].flatten() for name in names]), return_inverse=True)
-    places = places.double() / len(places) + len(state.plan.events) + 1
-    new = zip(names, places.split([len(scores.values[name]) for name in names]), strict=True)
-    kept = state.plan.kept
-    return {name: state.ranks[name].index_copy(0, kept[name], its) for name, its in new}
-
-
-def _rounded(state: _State, dense: nn.Module, found: Structure, share: float, aim: _Aim) -> _State:
-    """Where the events have come to, with widths that are multiples: in the order of removal, the last to go come back first.
-
-    Rounding once, at the end, keeps the widths near the exact ones; rounded at each event, they would drift away.
-    """
-    selection = _cut(Scores(state.ranks), found, share, dense, aim)
-    plan = state.plan.rounded(selection.kept, tie=selection.tie)
-    return dataclasses.replace(
-        state, model=shrink(dense, found, selection.kept), structure=found.shrink(selection.kept), plan=plan
-    )
-
-
-def _cut(scores: Scores, left: Structure, target: float, model: nn.Module, aim: _Aim) -> Selection:
-    """What stays of the nodes; where multiply-adds fall otherwise than the meter thinks, the cut moves until the count fits."""
-    asked, best = target, None
-    wanted = (1 - target) * aim.total
-    for _ in range(CUTS):
-        asked = min(max(asked, 0.0), highest_reachable(left, aim.floor, round_to=aim.round_to, meter=aim.meter(model, left)))
-        selection = select(scores, left, asked, floor=aim.floor, round_to=aim.round_to, meter=aim.meter(model, left))
-        if aim.unit != "macs":
-            return selection
-        macs = count(shrink(model, left, selection.kept), aim.inputs).macs
-        off = macs - wanted
-        if best is None or abs(off) < abs(best[0]):
-            best = off, selection
-        if round((1 - selection.reached) * aim.total) == macs or (_same(selection, best[1]) and best[1] is not selection):
-            break
-        asked += off / aim.total
-    assert best is not None
-    return best[1]
-
-
-CUTS = 8
-"""Times that a budget of multiply-adds is cut anew."""
-
-
-def _same(one: Selection, other: Selection) -> bool:
-    return all(torch.equal(one.kept[name], other.kept[name]) for name in one.kept)
-
-
 def _widths(before: Structure, after: Structure) -> dict[str, tuple[int, int]]:
     """Layer -> nodes before and after."""
     small = total_by_layer(after)
@@ -525,7 +412,7 @@ def _near_collapse(before: Structure, after: Structure) -> dict[str, int]:
     return {now.name: now.width for was, now in pairs if now.width < min(NEAR_COLLAPSE, was.width)}
 
 
-def _handed_over(state: _State, model: nn.Module, inplace: bool) -> nn.Module:
+def _handed_over(state: State, model: nn.Module, inplace: bool) -> nn.Module:
     """The small network with its origin; `model` itself, made small, where that was asked."""
     _remember(state, model)
     if not inplace:
@@ -534,7 +421,7 @@ def _handed_over(state: _State, model: nn.Module, inplace: bool) -> nn.Module:
     return model
 
 
-def _remember(state: _State, model: nn.Module) -> None:
+def _remember(state: State, model: nn.Module) -> None:
     """The small network's origin carries everything that was removed since it was built."""
     origin, plan = origin_of(model), state.plan
     if origin is not None:
