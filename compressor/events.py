@@ -3,21 +3,34 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Mapping, Sized
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
+from compressor.ablation import Ablation, shuffled_nodes, shuffled_weights
 from compressor.budget import Meter, Unit, prices
+from compressor.connectivity import Paths, paths
 from compressor.cost import count
-from compressor.errors import UnsupportedNetwork, first_line
+from compressor.dead import removable, without_dead
+from compressor.equivalence import TORCH_TOLERANCE, Equivalence
+from compressor.errors import BadInput, UnreachableSparsity, UnsupportedNetwork, first_line
+from compressor.feasible import Wrong, all_at_fault
 from compressor.inputs import Inputs
 from compressor.method import Method
-from compressor.objective import Objective
-from compressor.select import Selection, highest_reachable, select
+from compressor.objective import Batch, Objective
+from compressor.select import Selection, highest_reachable, select, select_weights
+from compressor.state import outputs_of
 from compressor.surgery import shrink
-from compressor.types import Plan, Scores, Structure
+from compressor.types import NOT_IN_EVAL, Group, Plan, Scores, Structure
+from compressor.weights import maskable, masked
+
+Progress = Callable[[str, int, int], None]
+"""(what is being done, steps done, steps in all); 0 in all where that is unknown."""
+
+ASKED = "asked for"
+"""What the reason of a group that the user froze begins with."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +44,7 @@ class Aim:
         floor: nodes that every group keeps.
         came: the network as it came.
         total: of the unit, in the dense network.
+        ablation: the control that is run in place of the method itself.
     """
 
     unit: Unit
@@ -40,6 +54,7 @@ class Aim:
     came: nn.Module
     inputs: Inputs
     total: float = 0.0
+    ablation: Ablation | None = None
 
     def meter(self, model: nn.Module, structure: Structure) -> Meter:
         """A meter of what `model` needs now."""
@@ -59,13 +74,99 @@ class State:
 
     Attributes:
         ranks: group -> `(width,)` of the dense network: the order in which nodes go, over all events so far.
+        kept: weight -> booleans of its shape, where single weights are removed.
     """
 
     model: nn.Module
     structure: Structure
     plan: Plan
-    ranks: Mapping[str, Tensor]
+    ranks: Mapping[str, Tensor] = field(default_factory=dict)
     samples: int = 0
+    kept: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a pruning starts from."""
+
+    method: Method
+    dense: nn.Module
+    found: Structure
+    objective: Objective
+    share: float
+    aim: Aim
+    progress: Progress
+
+    def events(self) -> Iterator[tuple[float, Objective, str]]:
+        """For each event, its target, batches that tell how far they are, and a name."""
+        targets = self.method.targets(self.share)
+        for number, target in enumerate(targets, 1):
+            what = f"event {number} of {len(targets)}, sparsity {target:.3f}"
+            yield target, dataclasses.replace(self.objective, data=_Counted(self.objective, self.progress, what)), what
+
+
+def without_nodes(job: Job, plan: Plan) -> State:
+    """The network without the nodes that the method scores lowest."""
+    ranks = {g.name: torch.zeros(g.width, dtype=torch.float64) for g in job.found.prunable}
+    state, exact = State(job.dense, job.found, plan, ranks), dataclasses.replace(job.aim, round_to=1)
+    for target, counted, what in job.events():
+        state = event(state, job.method, counted, target, exact, what)
+    if job.share > 0 and not state.plan.events:
+        raise BadInput(f"sparsity {job.share:g} of {job.found.total_nodes} nodes is less than one node; ask for more")
+    if job.aim.round_to > 1 and job.share > 0:
+        state = rounded_to(state, job.dense, job.found, job.share, job.aim)
+    if job.aim.ablation == "shuffle":
+        kept = shuffled_nodes(job.found, state.plan.kept, job.objective.seed)
+        plan = state.plan.rounded(kept, tie=False)
+        state = dataclasses.replace(
+            state, model=shrink(job.dense, job.found, kept), structure=job.found.shrink(kept), plan=plan
+        )
+    return state
+
+
+def without_weights(job: Job, plan: Plan, allow_disconnect: bool) -> State:
+    """The network without the weights that the method scores lowest, and without the nodes that lie on no path then."""
+    weights, held = maskable(job.dense), {s.tensor for g in job.found.frozen if _holds(g) for s in g.slices}
+    state = State(job.dense, job.found, plan, kept={n: torch.ones(w.shape, dtype=torch.bool) for n, w in weights.items()})
+    for target, counted, what in job.events():
+        state = weight_event(state, job.method, counted, target, job.aim, weights.keys() - held, what)
+    if job.share > 0 and not state.plan.events:
+        raise BadInput(f"sparsity {job.share:g} of the weights is less than one of them; ask for more")
+    if job.aim.ablation == "shuffle":
+        drawn = shuffled_weights(state.kept, job.objective.seed)
+        state = dataclasses.replace(state, model=masked(job.dense, drawn), kept=drawn)
+    found = paths(job.found, state.kept)
+    if not found.connected and not allow_disconnect:
+        empty = [name for name, mask in state.kept.items() if not bool(mask.any())]
+        raise UnreachableSparsity(
+            f"at sparsity {job.share:g} the output no longer depends on the input"
+            f"{f' ({empty[0]} is empty)' if empty else ''}; ask for less, or --allow-disconnect"
+        )
+    return _without_dead(state, job.dense, job.found, found, job.aim.inputs)
+
+
+def _holds(group: Group) -> bool:
+    """Whether the weights of a frozen group stay whole: asked for, or never run."""
+    return group.frozen is not None and (group.frozen == NOT_IN_EVAL or group.frozen.startswith(ASKED))
+
+
+def _without_dead(state: State, dense: nn.Module, found: Structure, ways: Paths, inputs: Inputs) -> State:
+    """Dead nodes go, but for those of groups in which that changes what comes out."""
+    kept = removable(state.model, found, ways, inputs)
+    reference = outputs_of(state.model, inputs)
+
+    def failure(groups: tuple[Group, ...]) -> Wrong | None:
+        some = found.keep_all() | {g.name: kept[g.name] for g in groups}
+        small = without_dead(state.model, found, ways, some, inputs)
+        same = Equivalence.of("masked = small", reference, outputs_of(small, inputs), TORCH_TOLERANCE)
+        return None if same else Wrong("it changes the result")
+
+    losing = {g.name: g for g in found.prunable if len(kept[g.name]) < g.width}
+    wrong = all_at_fault(tuple(losing.values()), failure)
+    kept = found.keep_all() | {name: kept[name] for name in losing.keys() - wrong.keys()}
+    small = without_dead(state.model, found, ways, kept, inputs)
+    plan = state.plan.rounded(kept, tie=state.plan.events[-1].tie) if state.plan.events else state.plan
+    return dataclasses.replace(state, model=small, structure=found.shrink(kept), plan=plan.with_masks(state.kept))
 
 
 def event(state: State, method: Method, objective: Objective, target: float, aim: Aim, what: str) -> State:
@@ -73,15 +174,35 @@ def event(state: State, method: Method, objective: Objective, target: float, aim
     left, meter = state.structure, aim.meter(state.model, state.structure)
     if meter.amount <= meter.wanted(target):
         return state
-    try:
-        scores = method.score(state.model, left, objective)
-    except RuntimeError as error:
-        raise UnsupportedNetwork(f"{what}: the network does not run: {first_line(error)}") from error
+    scores = _scored(method, state, objective, what, aim)
     ranked = aim.ranked(scores, state.model, left)
     selection = _cut(ranked, left, target, state.model, aim)
     plan = state.plan.event(selection.kept, target, tie=selection.tie, loss=scores.loss)
     ranks = _ranked_on(state, ranked)
     return State(shrink(state.model, left, selection.kept), left.shrink(selection.kept), plan, ranks, scores.samples)
+
+
+def weight_event(
+    state: State, method: Method, objective: Objective, target: float, aim: Aim, free: Collection[str], what: str
+) -> State:
+    """Score, select, set to zero; `free` are the weights that may lose entries."""
+    total = sum(mask.numel() for mask in state.kept.values())
+    if sum(int(mask.sum()) for mask in state.kept.values()) <= total - round(target * total):
+        return state
+    scores = _scored(method, state, objective, what, aim)
+    scores.cover({name: tuple(mask.shape) for name, mask in state.kept.items()})
+    scores = dataclasses.replace(scores, values={name: value for name, value in scores.values.items() if name in free})
+    kept, tie = select_weights(scores, state.kept, total, target)
+    plan = state.plan.event(state.structure.keep_all(), target, tie=tie, loss=scores.loss)
+    return dataclasses.replace(state, model=masked(state.model, kept), plan=plan, samples=scores.samples, kept=kept)
+
+
+def _scored(method: Method, state: State, objective: Objective, what: str, aim: Aim) -> Scores:
+    try:
+        scores = method.score(state.model, state.structure, objective)
+        return scores.negative() if aim.ablation == "invert" else scores
+    except RuntimeError as error:
+        raise UnsupportedNetwork(f"{what}: the network does not run: {first_line(error)}") from error
 
 
 def _ranked_on(state: State, scores: Scores) -> dict[str, Tensor]:
@@ -132,3 +253,17 @@ CUTS = 8
 
 def _same(one: Selection, other: Selection) -> bool:
     return all(torch.equal(one.kept[name], other.kept[name]) for name in one.kept)
+
+
+class _Counted:
+    """Batches that report how far they are."""
+
+    def __init__(self, objective: Objective, progress: Progress, what: str) -> None:
+        self.objective, self.progress, self.what = objective, progress, what
+
+    def __iter__(self) -> Iterator[Batch]:
+        data = self.objective.data
+        total = len(data) if isinstance(data, Sized) else 0
+        for done, batch in enumerate(self.objective.batches()):
+            self.progress(self.what, done, total)
+            yield batch

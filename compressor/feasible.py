@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import itertools
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -64,7 +64,7 @@ def _unsaved(model: nn.Module, found: Structure) -> dict[str, str]:
 
 
 @dataclass(frozen=True)
-class _Wrong:
+class Wrong:
     """What does not work, and in which module."""
 
     what: str
@@ -76,7 +76,7 @@ class _Fault:
     """A group that cannot lose nodes; None where only several together cannot."""
 
     group: Group | None
-    wrong: _Wrong
+    wrong: Wrong
 
 
 def _bonds(model: nn.Module, found: Structure, group: Group, where: str) -> frozenset[Bound]:
@@ -125,13 +125,13 @@ class _DryRuns:
             self._possible = _error_of(copy.deepcopy(self.model), self.inputs) is None  # a copy: some keep what they computed
         return self._possible
 
-    def failure(self, found: Structure, groups: tuple[Group, ...]) -> _Wrong | None:
+    def failure(self, found: Structure, groups: tuple[Group, ...]) -> Wrong | None:
         """What goes wrong when `groups` lose some nodes."""
         for seed in range(DRAWS):
             try:
                 small = shrink(self.model, found, _some_of(found, groups, seed))
             except OF_ITS_CODE as error:
-                return _Wrong(f"it cannot be made smaller: {first_line(error)}")
+                return Wrong(f"it cannot be made smaller: {first_line(error)}")
             wrong = _error_of(small, self.inputs)
             if wrong is None:
                 self._possible = True
@@ -141,9 +141,9 @@ class _DryRuns:
                 return replace(wrong, what=f"the smaller network does not run: {wrong.what}")
         return None
 
-    def faults(self, found: Structure) -> dict[str, _Wrong]:
+    def faults(self, found: Structure) -> dict[str, Wrong]:
         """Group -> the error, for all groups that cannot lose nodes."""
-        return _all_at_fault(found, lambda groups: self.failure(found, groups))
+        return all_at_fault(found.prunable, lambda groups: self.failure(found, groups))
 
     def first_fault(self, found: Structure) -> _Fault | None:
         """One group that cannot, by halving; None where all can."""
@@ -169,7 +169,7 @@ def on_meta(model: nn.Module) -> nn.Module:
     return copy.deepcopy(model, memo).eval()
 
 
-def _error_of(model: nn.Module, inputs: Inputs) -> _Wrong | None:
+def _error_of(model: nn.Module, inputs: Inputs) -> Wrong | None:
     """The first line of what a forward pass raises, and the module whose code it comes from."""
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         try:
@@ -178,7 +178,7 @@ def _error_of(model: nn.Module, inputs: Inputs) -> _Wrong | None:
             names = {id(module): name for name, module in model.named_modules()}
             frames = [id(frame.f_locals.get("self")) for frame, _ in traceback.walk_tb(error.__traceback__)]
             where = [names[one] for one in frames if one in names]
-            return _Wrong(first_line(error), where[-1] if where else "")
+            return Wrong(first_line(error), where[-1] if where else "")
     return None
 
 
@@ -196,7 +196,7 @@ def prove_else_freeze(model: nn.Module, structure: Structure, inputs: Inputs, dr
     training = runs_in_training(model, inputs)
     branches = training and has_branches(model, inputs)
 
-    def failure(groups: tuple[Group, ...]) -> _Wrong | None:
+    def failure(groups: tuple[Group, ...]) -> Wrong | None:
         for seed in range(draws):
             kept = _some_of(structure, groups, seed)
             try:
@@ -204,14 +204,14 @@ def prove_else_freeze(model: nn.Module, structure: Structure, inputs: Inputs, dr
                 if proof and branches:
                     proof = prove_randomised(model, structure, kept, inputs, seed, branches=True)
                 if not proof:
-                    return _Wrong(f"removal changes the result (by {proof.needed_tolerance:.1e} of its range)")
+                    return Wrong(f"removal changes the result (by {proof.needed_tolerance:.1e} of its range)")
                 if training and seed == 0 and not runs_in_training(shrink(model, structure, kept), inputs):
-                    return _Wrong("the smaller network does not run in train mode")
+                    return Wrong("the smaller network does not run in train mode")
             except OF_ITS_CODE as error:
-                return _Wrong(f"the smaller network does not run: {first_line(error)}")
+                return Wrong(f"the smaller network does not run: {first_line(error)}")
         return None
 
-    frozen = _all_at_fault(structure, failure)
+    frozen = all_at_fault(structure.prunable, failure)
     if len(frozen) == len(structure.prunable) and (reason := failure(())):
         raise UnsupportedNetwork(f"no proof is possible, even with nothing removed: {reason.what}")
     return structure.freeze({name: wrong.what for name, wrong in frozen.items()})
@@ -233,15 +233,15 @@ def _alike(one: list[Tensor], other: list[Tensor]) -> bool:
     return len(one) == len(other) and all(a.shape == b.shape and torch.allclose(a, b, equal_nan=True) for a, b in pairs)
 
 
-def _all_at_fault(structure: Structure, failure: Callable[[tuple[Group, ...]], _Wrong | None]) -> dict[str, _Wrong]:
-    """Group -> what went wrong, for groups without which the others do not fail."""
-    frozen: dict[str, _Wrong] = {}
-    while bad := _at_fault(tuple(g for g in structure.prunable if g.name not in frozen), failure):
+def all_at_fault(groups: Sequence[Group], failure: Callable[[tuple[Group, ...]], Wrong | None]) -> dict[str, Wrong]:
+    """Group -> what goes wrong with it, for groups without which the others do not fail; found by halving."""
+    frozen: dict[str, Wrong] = {}
+    while bad := _at_fault(tuple(g for g in groups if g.name not in frozen), failure):
         frozen |= bad
     return frozen
 
 
-def _at_fault(groups: tuple[Group, ...], failure: Callable[[tuple[Group, ...]], _Wrong | None]) -> dict[str, _Wrong]:
+def _at_fault(groups: tuple[Group, ...], failure: Callable[[tuple[Group, ...]], Wrong | None]) -> dict[str, Wrong]:
     reason = failure(groups) if groups else None
     if reason is None:
         return {}

@@ -40,18 +40,25 @@ class Method(ABC):
     """Base of every method: it scores; it chooses no threshold, slices no tensor, trains nothing and prints nothing.
 
     Class attributes:
-        unit: what is scored: nodes.
         stage: when: before training.
         uses_data: whether `score` reads the objective's batches.
     """
 
-    unit: ClassVar[Literal["node"]] = "node"
     stage: ClassVar[Literal["before"]] = "before"
     uses_data: ClassVar[bool] = True
+
+    @property
+    def unit(self) -> Literal["node", "weight"]:
+        """What is scored; a class variable or a field where it is not nodes, or where the user may choose."""
+        return "node"
 
     @abstractmethod
     def score(self, model: nn.Module, structure: Structure, objective: Objective) -> Scores:
         """One number per prunable node, higher = keep; `model` is left exactly as found."""
+
+    def cannot_score(self, model: nn.Module, structure: Structure) -> Mapping[str, str]:
+        """Group -> why this method cannot score it, so that it stays whole."""
+        return {}
 
     def targets(self, sparsity: float) -> tuple[float, ...]:
         """The node sparsity after each event; the last is `sparsity`. One event unless a method says otherwise."""

@@ -146,6 +146,7 @@ class Objective:
         forward: how a batch goes through the network.
         device: where batches are moved to.
         seed: what a method's own random draws start from.
+        example: inputs of the network's shapes, for criteria that need no data.
     """
 
     data: Iterable[Batch]
@@ -153,6 +154,7 @@ class Objective:
     forward: Callable[[nn.Module, Batch], Any] = call
     device: str = "cpu"
     seed: int = 0
+    example: Inputs | None = None
     _cache: list[Batch] | None = field(default=None, init=False)
 
     def batches(self) -> Iterator[Batch]:
@@ -170,6 +172,10 @@ class Objective:
             yield to_device(batch, self.device)
         if empty:
             raise BadInput("the data yields no batch; give at least one sample")
+
+    def example_inputs(self) -> Inputs:
+        """Inputs of the network's shapes: the example, else the first batch's."""
+        return self.example if self.example is not None else inputs_of(next(self.batches()))
 
     def loss_of(self, model: nn.Module, batch: Batch) -> Tensor:
         """Mean loss of one batch, a scalar with its graph.

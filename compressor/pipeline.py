@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any, Literal
@@ -13,28 +13,29 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from compressor.ablation import Ablation, afresh
 from compressor.budget import Budget, Unit
 from compressor.calibrate import calibrated, is_fresh
+from compressor.connectivity import paths
 from compressor.cost import Cost, cost, tensor_bytes
+from compressor.dead import without_dead
 from compressor.equivalence import Equivalence
 from compressor.errors import BadInput, CompressError, NotEquivalent, UnsupportedNetwork, WrongUsage
-from compressor.events import Aim, State, event, rounded_to
+from compressor.events import ASKED, Aim, Job, Progress, State, without_nodes, without_weights
 from compressor.fast import FAST_MULTIPLE
 from compressor.feasible import feasible
 from compressor.inputs import Inputs, as_inputs, each, precision_of, several
 from compressor.method import Method, make
 from compressor.objective import Batch, Loss, Objective, call, check_finite, inputs_of, loss_named, suited_batch, to_device
 from compressor.precision import as_it_came, wide, working_copy
-from compressor.proof import prove, prove_randomised
+from compressor.proof import prove, prove_masked, prove_randomised
 from compressor.select import check_reachable, check_sparsity
 from compressor.state import origin_of, set_origin
 from compressor.structure import structure as find_structure
 from compressor.structure import trace
 from compressor.surgery import shrink, sizes_of
 from compressor.types import LABEL_FLOW, Attention, Plan, Scores, Structure, fingerprint, total_by_layer
-
-Progress = Callable[[str, int, int], None]
-"""(what is being done, steps done, steps in all); 0 in all where that is unknown."""
+from compressor.weights import maskable, masked
 
 NEAR_COLLAPSE = 4
 """A group with fewer nodes than this is reported by name."""
@@ -48,6 +49,37 @@ class Spent:
     asked: float
     reached: float
     dense: float
+
+
+@dataclass(frozen=True)
+class Sparse:
+    """What became of single weights.
+
+    Attributes:
+        total: weights that sparsity is counted over, in the dense network.
+        left: of those that were not set to zero; before nodes without a path went.
+        effective: of those on a path from input to output.
+        dead: nodes that lay on no path and are gone.
+        by_layer: weight -> (entries, entries left).
+        silent: outputs that nothing of the input arrives at.
+    """
+
+    total: int
+    left: int
+    effective: int
+    dead: int
+    by_layer: dict[str, tuple[int, int]]
+    silent: int
+
+    @property
+    def reached(self) -> float:
+        """Weight sparsity: 1 - weights left / dense weights."""
+        return 1 - self.left / self.total
+
+    @property
+    def effective_sparsity(self) -> float:
+        """1 - weights on a path / dense weights."""
+        return 1 - self.effective / self.total
 
 
 @dataclass(frozen=True)
@@ -69,6 +101,8 @@ class Summary:
         budget: what was asked to be left, and what is.
         round_to: what the widths are multiples of.
         open_share: share of the dense network's nodes that could be pruned.
+        weights: where single weights were removed, what became of them; `asked` is a weight sparsity then.
+        ablation: the control that was run in place of the method itself.
     """
 
     method: str
@@ -89,6 +123,8 @@ class Summary:
     budget: Spent | None = None
     round_to: int = 1
     open_share: float = 1.0
+    weights: Sparse | None = None
+    ablation: Ablation | None = None
 
     @property
     def weight_sparsity(self) -> float:
@@ -123,6 +159,8 @@ def compress(
     floor: int = 1,
     seed: int = 0,
     calibrate_bn: bool = False,
+    allow_disconnect: bool = False,
+    ablation: Ablation | None = None,
     inplace: bool = False,
     progress: Progress = lambda *_: None,
     **options: Any,
@@ -134,7 +172,7 @@ def compress(
         method: a name (`snapit`, `snap`, `random`) or a `Method`.
         data: batches `(inputs, target)`, inputs a tensor, a tuple or a dict of them; a re-iterable is read afresh at each
             event, an iterator is cached. Batches of another form need `forward`, `loss` and `example_inputs`.
-        sparsity: fraction of the nodes removed, in [0, 1).
+        sparsity: fraction of the nodes, or of the weights where the method removes those, in [0, 1).
         budget: what is to be left of the nodes, multiply-adds, parameters or bytes; in place of `sparsity`.
         per: rank nodes by their score per multiply-add (`macs`), parameter or byte that goes with them.
         round_to: every group's width goes to the nearest multiple of this (of its half where few stay), at the same budget;
@@ -148,6 +186,8 @@ def compress(
         floor: nodes that every group keeps.
         seed: for a method's own random draws.
         calibrate_bn: first give batch norms the statistics of one pass over the data.
+        allow_disconnect: hand over a network whose output no longer depends on its input, which is refused else.
+        ablation: run a control in place of the method: `shuffle`, `reinit` or `invert`.
         inplace: make `model` itself the smaller network.
         progress: called as the work goes on.
         options: the method's options, such as `steps=5`.
@@ -173,46 +213,45 @@ def compress(
         objective.forward = _widened(forward)
     dense = calibrated(dense, objective) if calibrate_bn else dense
 
+    objective.example = inputs
+
     clock = _Clock()
     progress("finding the groups", 0, 0)
     found = _restricted(_runnable_structure(dense, inputs, attention), freeze, only)
+    if chosen.unit == "node":
+        found = _scorable(found, dense, chosen)
     multiple = FAST_MULTIPLE if round_to == "auto" else round_to
-    aim = Aim(budget.unit if budget else "nodes", per, multiple, floor, model, inputs)
+    aim = Aim(budget.unit if budget else "nodes", per, multiple, floor, model, inputs, ablation=ablation)
     full = aim.meter(dense, found)
     share = sparsity if budget is None else budget.removed_share(full.total)
     aim = dataclasses.replace(aim, total=full.total)
-    check_reachable(found, share, floor, round_to=multiple, meter=full)
+    if chosen.unit == "node":
+        check_reachable(found, share, floor, round_to=multiple, meter=full)
+    elif budget is not None or per is not None or multiple > 1:
+        raise WrongUsage("single weights are removed to a --sparsity, with no other budget, ranking or widths")
     if found.found_by != LABEL_FLOW:
         notes.append(f"The groups come from {found.found_by}.")
     clock.lap("structure")
 
     widths = {g.name: g.width for g in found.prunable}
     plan = Plan(widths, architecture_of(model), (), _reasons(found), found.attention, found.bound)
-    state = State(dense, found, plan, {g.name: torch.zeros(g.width, dtype=torch.float64) for g in found.prunable})
-    targets = chosen.targets(share)
-    exact = dataclasses.replace(aim, round_to=1)
-    for number, target in enumerate(targets, 1):
-        what = f"event {number} of {len(targets)}, sparsity {target:.3f}"
-        counted = dataclasses.replace(objective, data=_Counted(objective, progress, what))
-        state = event(state, chosen, counted, target, exact, what)
-    if multiple > 1 and state.plan.events:
-        state = rounded_to(state, dense, found, share, aim)
-    if share > 0 and not state.plan.events:
-        raise BadInput(f"sparsity {share:g} of {found.total_nodes} nodes is less than one node; ask for more")
+    job = Job(chosen, dense, found, objective, share, aim, progress)
+    state = without_weights(job, plan, allow_disconnect) if chosen.unit == "weight" else without_nodes(job, plan)
     clock.lap("scoring and removing")
 
     progress("proving the small network", 0, 0)
-    proofs = _proofs(dense, state.model, found, state.plan, inputs)
+    proofs = _proofs(dense, state, found, inputs)
     clock.lap("proof")
     notes += [f"{e.sparsity:.3f}: the cut went through nodes of equal score." for e in state.plan.events if e.tie]
-    if multiple == 1:
+    if multiple == 1 and chosen.unit == "node":
         notes.append("Widths that are multiples of 8 or 16 run faster for their multiply-adds: --round-to auto.")
     name = method if isinstance(method, str) else type(chosen).__name__
     left = aim.meter(state.model, state.structure)  # before the network gets the precision back that it came in
     summary = _summary(name, dataclasses.asdict(chosen), share, model, dense, found, state, inputs, proofs, clock, notes)
-    summary = dataclasses.replace(
-        summary, budget=Spent(left.unit, left.wanted(share), left.amount, left.total), round_to=multiple
-    )
+    spent = Spent(left.unit, left.wanted(share), left.amount, left.total) if chosen.unit == "node" else None
+    summary = dataclasses.replace(summary, budget=spent, round_to=multiple, ablation=ablation)
+    if ablation == "reinit":
+        state = dataclasses.replace(state, model=afresh(state.model, _zeros(state.model) if state.kept else {}, seed))
     return Result(_handed_over(state, model, inplace), state.plan, summary)
 
 
@@ -242,7 +281,20 @@ def _summary(
         seconds=clock.laps,
         notes=tuple(notes),
         open_share=found.open_share,
+        weights=_sparse(found, state) if state.kept else None,
     )
+
+
+def _zeros(model: nn.Module) -> dict[str, Tensor]:
+    """Weight -> booleans, where it is zero."""
+    return {name: weight.detach() == 0 for name, weight in maskable(model).items()}
+
+
+def _sparse(found: Structure, state: State) -> Sparse:
+    ways, dense = paths(found, state.kept), found.nodes
+    by_layer = {name: (mask.numel(), int(mask.sum())) for name, mask in state.kept.items()}
+    total, left = (sum(numbers) for numbers in zip(*by_layer.values(), strict=True))
+    return Sparse(total, left, ways.effective, dense - state.structure.nodes, by_layer, ways.silent)
 
 
 def score(
@@ -287,15 +339,26 @@ def replay(plan: Plan, model: nn.Module, example_inputs: Tensor | Inputs, progre
     if {g.name: g.width for g in found.prunable} != dict(plan.widths):
         raise BadInput("the plan's groups or their widths are not this network's: it is damaged, or of another architecture")
     clock.lap("structure")
-    small = shrink(dense, found, plan.kept)
+    state = State(dense, found.shrink(plan.kept), plan, kept={name: mask.tensor() for name, mask in plan.masks.items()})
+    if plan.masks:
+        _check_masks(plan, dense)
+        whole, ways = masked(dense, state.kept), paths(found, state.kept)
+        state = dataclasses.replace(state, model=without_dead(whole, found, ways, plan.kept, inputs))
+    else:
+        state = dataclasses.replace(state, model=shrink(dense, found, plan.kept))
     clock.lap("scoring and removing")
     progress("proving the small network", 0, 0)
-    proofs = _proofs(dense, small, found, plan, inputs)
+    proofs = _proofs(dense, state, found, inputs)
     clock.lap("proof")
     asked = plan.events[-1].sparsity if plan.events else 0.0
-    state = State(small, found.shrink(plan.kept), plan, {})
     summary = _summary("apply", {}, asked, model, dense, found, state, inputs, proofs, clock, [])
     return Result(_handed_over(state, model, inplace=False), plan, summary)
+
+
+def _check_masks(plan: Plan, model: nn.Module) -> None:
+    shapes = {name: tuple(weight.shape) for name, weight in maskable(model).items()}
+    if any(shapes.get(name) != mask.shape for name, mask in plan.masks.items()):
+        raise BadInput("the plan's masks are not of this network's weights: it is damaged, or of another architecture")
 
 
 def architecture_of(model: nn.Module) -> str:
@@ -365,17 +428,27 @@ def _restricted(found: Structure, freeze: Sequence[str], only: Sequence[str]) ->
     for group in found.prunable:
         names = layers[group.name]
         if asked := [p for p in freeze if any(fnmatchcase(layer, p) for layer in names)]:
-            reasons[group.name] = f"asked for: freeze {asked[0]}"
+            reasons[group.name] = f"{ASKED}: freeze {asked[0]}"
         elif only and not any(fnmatchcase(layer, p) for layer in names for p in only):
-            reasons[group.name] = f"asked for: only {', '.join(only)}"
+            reasons[group.name] = f"{ASKED}: only {', '.join(only)}"
     restricted = found.freeze(reasons)
     if not restricted.prunable:
         raise WrongUsage("nothing is left to prune: every layer is frozen")
     return restricted
 
 
-def _proofs(dense: nn.Module, small: nn.Module, found: Structure, plan: Plan, inputs: Inputs) -> tuple[Equivalence, ...]:
-    real = prove(dense, small, found, plan.kept, inputs)
+def _scorable(found: Structure, model: nn.Module, method: Method) -> Structure:
+    """The structure in which only what the method can score may lose nodes."""
+    reasons = method.cannot_score(model, found)
+    scorable = found.freeze(reasons)
+    if not scorable.prunable:
+        raise UnsupportedNetwork(f"no layer can be scored by this method: {'; '.join(sorted(set(reasons.values())))}")
+    return scorable
+
+
+def _proofs(dense: nn.Module, state: State, found: Structure, inputs: Inputs) -> tuple[Equivalence, ...]:
+    plan, small = state.plan, state.model
+    real = prove_masked(dense, small, state.kept, inputs) if state.kept else prove(dense, small, found, plan.kept, inputs)
     for seed in range(3):
         random = prove_randomised(dense, found, plan.kept, each(inputs, _far_apart) if seed else inputs, seed)
         if random.conclusive:
@@ -441,20 +514,6 @@ def _reasons(structure: Structure) -> dict[str, str]:
     """Group -> why it stays whole, for all that are counted as nodes."""
     counted = total_by_layer(structure)
     return {g.name: g.frozen for g in structure.frozen if g.frozen and counted.keys() & set(g.layers("produce", "pass"))}
-
-
-class _Counted:
-    """Batches that report how far they are."""
-
-    def __init__(self, objective: Objective, progress: Progress, what: str) -> None:
-        self.objective, self.progress, self.what = objective, progress, what
-
-    def __iter__(self) -> Iterator[Batch]:
-        data = self.objective.data
-        total = len(data) if isinstance(data, Sized) else 0
-        for done, batch in enumerate(self.objective.batches()):
-            self.progress(self.what, done, total)
-            yield batch
 
 
 class _Clock:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import replace
 
@@ -21,6 +21,7 @@ from compressor.masked import in_branches, reference_outputs
 from compressor.state import outputs_of
 from compressor.surgery import shrink
 from compressor.types import Kept, Structure
+from compressor.weights import masked
 
 
 def prove(model: nn.Module, small: nn.Module, structure: Structure, kept: Kept, inputs: Inputs) -> Equivalence:
@@ -36,6 +37,18 @@ def prove(model: nn.Module, small: nn.Module, structure: Structure, kept: Kept, 
 
     proof = compared(model, small, inputs)
     return _rounding_aside(proof, lambda: compared(_in_double(model), _in_double(small), each(inputs, _doubled)))
+
+
+def prove_masked(model: nn.Module, small: nn.Module, kept: Mapping[str, Tensor], inputs: Inputs) -> Equivalence:
+    """Compare `small` with `model`, whose weights are zero where `kept`, booleans by name, is not."""
+
+    def compared(dense: nn.Module, other: nn.Module, x: Inputs) -> Equivalence:
+        return Equivalence.of("masked dense = small", outputs_of(dense, x), outputs_of(other, x), TORCH_TOLERANCE)
+
+    whole = masked(model, kept)
+    return _rounding_aside(
+        compared(whole, small, inputs), lambda: compared(_in_double(whole), _in_double(small), each(inputs, _doubled))
+    )
 
 
 def prove_randomised(

@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 
+def exponential(sparsity: float, steps: int) -> tuple[float, ...]:
+    """What remains shrinks by the same factor in each event: 1 - (1 - sparsity)^(i / steps) (SynFlow, algorithm 1)."""
+    return (*(1 - (1 - sparsity) ** (i / steps) for i in range(1, steps)), sparsity)
+
+
 def halving(sparsity: float, steps: int) -> tuple[float, ...]:
     """Half of the network first, then half of what remains each time (SNIP-it, algorithm 1).
 

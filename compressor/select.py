@@ -6,8 +6,9 @@ import copy
 import heapq
 import math
 import sys
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -130,6 +131,70 @@ def select(
     if round_to > 1:
         tie = any(_cut_in_tie(queues[g.name], g.width - best[g.name]) for g in structure.prunable)
     return Selection(kept, 1 - reached / meter.total, tie)
+
+
+def select_weights(scores: Scores, kept: Mapping[str, Tensor], total: int, target: float) -> tuple[dict[str, Tensor], bool]:
+    """Keep the best-scored weights so that exactly `round(target * total)` of all are gone.
+
+    Of equal scores those at the end go first, in the order of the tensors and within them.
+
+    Args:
+        scores: of unit `weight`, of the weights that may lose entries; those that are gone already are not looked at.
+        kept: weight -> booleans, what is there now; also of weights that stay whole.
+        total: entries of all weights in the dense network.
+        target: weight sparsity, in [0, 1).
+    Returns:
+        weight -> booleans, and whether the cut went through equal scores.
+    Raises:
+        UnreachableSparsity: the weights that may lose entries have too few.
+    """
+    check_sparsity(target)
+    scored = {name: kept[name] for name in scores.values}
+    there = {name: int(mask.sum()) for name, mask in kept.items()}
+    free = sum(there[name] for name in scored)
+    removed = round(target * total) - (total - sum(there.values()))
+    if removed > free:
+        best = (total - sum(there.values()) + free) / total
+        raise UnreachableSparsity(
+            f"sparsity {target:g} of the weights cannot be reached: {total - free} stay; the highest is {best:g}"
+        )
+    if removed <= 0:
+        return dict(kept), False
+    flat = torch.cat([scores.values[name][mask] for name, mask in scored.items()])
+    cut = flat.kthvalue(removed).values
+    stays = flat > cut
+    equal = (flat == cut).nonzero().flatten()
+    stay_of_equal = len(flat) - removed - int(stays.sum())
+    stays[equal[:stay_of_equal]] = True
+    new = dict(kept)
+    for (name, mask), part in zip(scored.items(), stays.split([there[name] for name in scored]), strict=True):
+        new[name] = mask.clone()
+        new[name][mask] = part
+    return new, stay_of_equal > 0
+
+
+def per_part(scores: Scores) -> Scores:
+    """The scores as places `(rank + 1/2) / size` within their own group or weight, so that a cut takes the same share of each.
+
+    Equal scores take their places from the end.
+    """
+    return replace(scores, values={name: _places(value) for name, value in scores.values.items()})
+
+
+Scope = Literal["global", "layer"]
+
+
+def within(scope: Scope, scores: Scores) -> Scores:
+    """The scores as they are, or as places within each layer, so that each loses the same share."""
+    return scores if scope == "global" else per_part(scores)
+
+
+def _places(values: Tensor) -> Tensor:
+    flat = values.flatten()
+    order = flat.flip(0).argsort(stable=True)  # of equal ones, the last comes first
+    places = torch.empty(len(flat), dtype=torch.float64)
+    places[len(flat) - 1 - order] = (torch.arange(len(flat), dtype=torch.float64) + 0.5) / len(flat)
+    return places.reshape(values.shape)
 
 
 def _cut_in_tie(queue: list[tuple[float, int]], cut: int) -> bool:

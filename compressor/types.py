@@ -6,15 +6,19 @@ network), `Scores` (one number per node), `Plan` (what is kept).
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import itertools
 import json
+import math
+import zlib
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from types import NoneType
 from typing import Any, Literal, get_args
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -242,17 +246,75 @@ class Scores:
             if not bool(torch.isfinite(value).all()):
                 raise BadInput(f"{name}: a score is not finite; look for NaN or huge values in the weights and the data")
 
+    def negative(self) -> Scores:
+        """The same with the order reversed."""
+        return replace(self, values={name: -value for name, value in self.values.items()})
+
     def covers(self, structure: Structure) -> None:
         """Check that there is one score for every prunable node and none for anything else.
 
         Raises:
             ValueError: a group is missing, unknown, or of another width.
         """
-        widths = {g.name: g.width for g in structure.prunable}
-        found = {name: len(value) for name, value in self.values.items()}
-        if widths != found:
-            wrong = sorted(name for name in widths.keys() | found.keys() if widths.get(name) != found.get(name))
-            raise ValueError(f"scores do not fit the groups: {', '.join(wrong)}")
+        self.cover({g.name: (g.width,) for g in structure.prunable})
+
+    def cover(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        """Check that there is one score for everything in groups or weights of these shapes.
+
+        Raises:
+            ValueError: one is missing, unknown, or of another shape.
+        """
+        found = {name: tuple(value.shape) for name, value in self.values.items()}
+        if shapes != found:
+            wrong = sorted(name for name in shapes.keys() | found.keys() if shapes.get(name) != found.get(name))
+            raise ValueError(f"scores do not fit the network: {', '.join(wrong)}")
+
+
+@dataclass(frozen=True)
+class Mask:
+    """Which entries of a weight stay.
+
+    Attributes:
+        shape: of the weight in the original network.
+        bits: one for each entry, 1 = stays, the last index fastest, eight to a byte.
+    """
+
+    shape: tuple[int, ...]
+    bits: bytes
+
+    @classmethod
+    def of(cls, kept: Tensor) -> Mask:
+        """From booleans of the weight's shape."""
+        return cls(tuple(kept.shape), np.packbits(kept.cpu().numpy().reshape(-1)).tobytes())
+
+    def tensor(self) -> Tensor:
+        """Booleans of the weight's shape, True = stays."""
+        flat = np.unpackbits(np.frombuffer(self.bits, dtype=np.uint8), count=math.prod(self.shape))
+        return torch.from_numpy(flat.reshape(self.shape)).bool()
+
+    def as_json(self) -> dict[str, Any]:
+        """For a plan's text: the bits compressed."""
+        return {"shape": list(self.shape), "bits": base64.b64encode(zlib.compress(self.bits)).decode()}
+
+    @classmethod
+    def from_json(cls, raw: Any) -> Mask:
+        """Read a mask.
+
+        Raises:
+            ValueError: damaged.
+        """
+        shape = tuple(raw["shape"])
+        if not all(_is_index(n) and n > 0 for n in shape) or math.prod(shape) > MOST_WEIGHTS:
+            raise ValueError("a mask's shape")
+        size = (math.prod(shape) + 7) // 8
+        try:
+            reader = zlib.decompressobj()
+            bits = reader.decompress(base64.b64decode(raw["bits"], validate=True), size)
+        except zlib.error as error:
+            raise ValueError(str(error)) from error
+        if len(bits) != size:
+            raise ValueError("a mask's length")
+        return cls(shape, bits)
 
 
 @dataclass(frozen=True)
@@ -283,6 +345,7 @@ class Plan:
         frozen: group that stayed whole -> the reason.
         attention: what the nodes of an attention are.
         bound: what goes together beside what the operators say.
+        masks: weight -> which of its entries stay, where single weights were removed; all others are zero.
     """
 
     widths: Mapping[str, int]
@@ -291,6 +354,7 @@ class Plan:
     frozen: Mapping[str, str] = field(default_factory=dict)
     attention: Attention = "heads"
     bound: tuple[Bound, ...] = ()
+    masks: Mapping[str, Mask] = field(default_factory=dict)
 
     SCHEMA = 1
 
@@ -318,12 +382,18 @@ class Plan:
         last = replace(self.events[-1], kept=final, tie=tie)
         return replace(self, events=(*map(kept_longer, self.events[:-1]), last))
 
+    def with_masks(self, kept: Mapping[str, Tensor]) -> Plan:
+        """This plan, which also sets to zero what `kept`, weight -> booleans, does not keep."""
+        return replace(self, masks={name: Mask.of(mask) for name, mask in kept.items()})
+
     def then(self, later: Plan) -> Plan:
         """This plan followed by `later`, a plan of the network that this one leaves, as one plan of the original.
 
         Raises:
-            BadInput: `later` speaks of other groups or widths.
+            BadInput: `later` speaks of other groups or widths, or one of them masks single weights.
         """
+        if self.masks or later.masks:
+            raise BadInput("plans that mask single weights do not compose")
         left = {name: len(indices) for name, indices in self.kept.items()}
         if dict(later.widths) != left:
             raise BadInput("the later plan does not start from the network that the earlier one leaves")
@@ -348,6 +418,7 @@ class Plan:
                 "attention": self.attention,
                 "bound": [[pair.one, pair.other] for pair in self.bound],
                 "events": events,
+                "masks": {name: mask.as_json() for name, mask in self.masks.items()},
             }
         )
 
@@ -368,7 +439,8 @@ class Plan:
             )
             bound = tuple(Bound(one, other) for one, other in raw.get("bound", ()))
             attention = raw.get("attention", "heads")
-            plan = cls(dict(raw["widths"]), raw["architecture"], events, dict(raw["frozen"]), attention, bound)
+            masks = {str(name): Mask.from_json(mask) for name, mask in raw.get("masks", {}).items()}
+            plan = cls(dict(raw["widths"]), raw["architecture"], events, dict(raw["frozen"]), attention, bound, masks)
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise BadInput(f"not a plan: {type(error).__name__} {first_line(error)}") from error
         plan._check()
@@ -398,6 +470,7 @@ class Plan:
                 before[name] = frozenset(indices)
 
 
+MOST_WEIGHTS = 10**10
 MOST_NODES = 10_000_000
 """Far above any network's; a plan that claims more is damaged."""
 

@@ -116,12 +116,12 @@ def test_weight_elasticity_follows_the_recorded_path(name: str) -> None:
     ours = {f"{theirs}.weight": f"{layer}.weight" for theirs, layer in case.ours.items()}
     parameters = dict(case.model.named_parameters())
     for number, event in enumerate(case.record["events"]):
-        scores = weight_elasticity(case.model, case.objective)
+        scores = weight_elasticity(case.model, structure(case.model, (case.x[:1],)), case.objective)
         stride = event["score_stride"]
         masks = {}
         for theirs, name_here in ours.items():
             recorded = torch.from_numpy(case.arrays[f"ev{number}/score_stride{stride}/{theirs}"]).double()
-            got = scores.values[name_here].flatten()[::stride] * abs(scores.loss) / (1e-8 + scores.loss)
+            got = scores.values[name_here].double().flatten()[::stride] * abs(scores.loss) / (1e-8 + scores.loss)
             torch.testing.assert_close(got, recorded, rtol=0, atol=1e-5 * event["per_layer"][theirs]["max"])
             bits = np.unpackbits(case.arrays[f"ev{number}/maskbits/{theirs}"])[: parameters[name_here].numel()]
             masks[name_here] = torch.from_numpy(bits).bool().reshape(parameters[name_here].shape)

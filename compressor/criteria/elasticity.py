@@ -13,8 +13,8 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.conv import _ConvNd
 
+from compressor.criteria.variables import Unit, finite, gradient, input_channels, variables
 from compressor.errors import BadInput, UnsupportedNetwork
 from compressor.fast import best_layouts, fold_norms
 from compressor.objective import Objective, size_of
@@ -64,53 +64,59 @@ def node_elasticity(
                 gates.place(twin, structure, name, s, "post-norm" if unread else gate)
         for batch in objective.batches():
             size = gates.batch = size_of(batch)
-            loss = _finite(objective.loss_of(twin, batch))
+            loss = finite(objective.loss_of(twin, batch))
             if not loss.requires_grad:
                 raise BadInput("the loss does not depend on any prunable node")
             loss.backward()
             for name, sums in gates.collect().items():  # (1 or batch, width), of the batch's mean loss
                 totals[name] += size * _AGGREGATES[aggregate](sums.to("cpu", torch.float64))
             loss_sum, samples = loss_sum + loss.item() * size, samples + size
-    return _elastic(totals, loss_sum, samples, "node")
+    return _elastic(totals, loss_sum, samples)
 
 
-def weight_elasticity(model: nn.Module, objective: Objective) -> Scores:
-    """|w dL/dw| / |L| for every entry of every convolution's and linear layer's weight (SNIP, eq. 3 of SNIP-it).
+def sensitivity(model: nn.Module, structure: Structure, objective: Objective, unit: Unit) -> Scores:
+    """|theta dL/dtheta|, in float32 for weights (gradient magnitude of Blalock et al.)."""
+    with variables(model, structure, unit) as (twin, by):
+        g, loss, samples = gradient(twin, by, objective)
+        values = {name: g[name].mul_(by[name].detach()).abs_().cpu() for name in by}
+    if not any(bool(value.any()) for value in values.values()):
+        raise BadInput("every score is 0: the loss does not depend on the network (constant outputs, or dead nodes)")
+    return Scores({n: v.double() if unit == "node" else v for n, v in values.items()}, loss, samples, unit)
+
+
+def weight_elasticity(model: nn.Module, structure: Structure, objective: Objective) -> Scores:
+    """|w dL/dw| / |L| for every entry of every convolution's, linear layer's and recurrent cell's weight (SNIP-it, eq. 3).
 
     Returns:
-        Scores of unit `weight`, shaped like the tensors, in float64, by state-dict name; a masked weight (0) scores 0.
+        Scores of unit `weight`, shaped like the tensors, in float32, by state-dict name; a masked weight (0) scores 0.
     Raises:
-        BadInput: the loss is not finite, or every score is 0.
+        BadInput: the loss is not finite or 0, or every score is 0.
     """
-    with observed(model) as twin, torch.enable_grad():
-        weights = {f"{n}.weight": m.weight for n, m in twin.named_modules() if isinstance(m, (nn.Linear, _ConvNd))}
-        totals = {name: torch.zeros(weight.shape, dtype=torch.float64) for name, weight in weights.items()}
-        for weight in weights.values():
-            weight.requires_grad_(True)
-        loss_sum, samples = 0.0, 0
-        for batch in objective.batches():
-            size, loss = size_of(batch), _finite(objective.loss_of(twin, batch))
-            for name, gradient in zip(weights, torch.autograd.grad(loss, list(weights.values())), strict=True):
-                totals[name] += size * gradient.to("cpu", torch.float64)
-            loss_sum, samples = loss_sum + loss.item() * size, samples + size
-        signed = {name: total * weights[name].detach().to("cpu", torch.float64) for name, total in totals.items()}
-    return _elastic(signed, loss_sum, samples, "weight")
+    found = sensitivity(model, structure, objective, "weight")
+    loss = _check_loss(found.loss or 0.0)
+    for value in found.values.values():
+        value.div_(loss)
+    return found
 
 
-def _finite(loss: Tensor) -> Tensor:
-    if not bool(torch.isfinite(loss)):
-        raise BadInput(f"the loss is {loss.item()}: look for NaN or huge values in the weights and the data")
-    return loss
-
-
-def _elastic(sums: Mapping[str, Tensor], loss_sum: float, samples: int, unit: Literal["node", "weight"]) -> Scores:
+def _elastic(sums: Mapping[str, Tensor], loss_sum: float, samples: int) -> Scores:
     """Sums over samples of dL/dc as elasticities |dL/dc| / |L|."""
-    if loss_sum == 0:
-        raise BadInput("the loss is 0 on every sample: there is nothing to score; check the loss and the targets")
+    loss = loss_sum / samples
+    divisor = _check_loss(loss)
     if not any(bool(total.any()) for total in sums.values()):
         raise BadInput("every score is 0: the loss does not depend on the network (constant outputs, or dead nodes)")
-    loss = loss_sum / samples
-    return Scores({name: s.abs() / samples / max(abs(loss), LEAST_LOSS) for name, s in sums.items()}, loss, samples, unit)
+    return Scores({name: s.abs() / samples / divisor for name, s in sums.items()}, loss, samples)
+
+
+def _check_loss(loss: float) -> float:
+    """What elasticities are divided by.
+
+    Raises:
+        BadInput: the loss is 0 on every sample.
+    """
+    if loss == 0:
+        raise BadInput("the loss is 0 on every sample: there is nothing to score; check the loss and the targets")
+    return max(abs(loss), LEAST_LOSS)
 
 
 _AGGREGATES: dict[Aggregate, Callable[[Tensor], Tensor]] = {
@@ -157,7 +163,7 @@ class _Gates:
             return
         module = model.get_submodule(s.layer)
         if gate == "read" and s.role == "read":
-            index = _input_channels(module, s)
+            index = input_channels(module, s)
 
             def gate_input(_: nn.Module, args: tuple, options: dict) -> tuple[tuple, dict]:
                 x = args[0] if args else options["input"]
@@ -206,12 +212,3 @@ def channel_sums(y: Tensor, gradient: Tensor, dim: int) -> Tensor:
     """Sum of y * gradient over all dimensions but the samples and `dim`: `(batch, channels)`."""
     product = (y * gradient).movedim(dim, 1)
     return product.flatten(2).sum(2) if product.dim() > 2 else product
-
-
-def _input_channels(module: nn.Module, s: Slice) -> Tensor:
-    """The input channels `(width, k)` that a slice of the module's weight reads; each group of a convolution reads its own."""
-    assert isinstance(module, (nn.Linear, _ConvNd))
-    groups, size = getattr(module, "groups", 1), module.weight.shape[1]
-    if getattr(module, "transposed", False):
-        return s.index
-    return torch.cat([s.index + n * size for n in range(groups)], dim=1)

@@ -1,4 +1,4 @@
-"""Random nodes, the same share of every layer: the paper's strong baseline."""
+"""Random: nodes or weights at random, by default the same share of every layer; the paper's strong baseline."""
 
 from __future__ import annotations
 
@@ -8,26 +8,37 @@ from typing import ClassVar
 import torch
 from torch import nn
 
-from compressor.method import Method
+from compressor.criteria.variables import Unit
+from compressor.method import Method, option
 from compressor.objective import Objective
+from compressor.select import Scope
 from compressor.types import Scores, Structure
+from compressor.weights import maskable
 
 
 @dataclass(frozen=True, kw_only=True)
 class Random(Method):
-    """Score the nodes of a group by a random permutation, spread evenly over (0, 1).
+    """Score by a random permutation, spread evenly over (0, 1) within each layer.
 
     A global cut at p then removes the share p of every group, which is the paper's per-layer StructuredRandom with an exact
-    total.
+    total. With `scope="global"` the scores are uniform random numbers.
     """
 
+    unit: Unit = option("node", "what is removed")
+    scope: Scope = option("layer", "whether layers are drawn from together, or each loses the same share")
     uses_data: ClassVar[bool] = False
 
     def score(self, model: nn.Module, structure: Structure, objective: Objective) -> Scores:
-        """(position in a random permutation + 1/2) / width."""
+        """(position in a random permutation + 1/2) / size."""
         generator = torch.Generator().manual_seed(objective.seed)
+        sizes: dict[str, tuple[int, ...]] = {g.name: (g.width,) for g in structure.prunable}
+        if self.unit == "weight":
+            sizes = {name: tuple(weight.shape) for name, weight in maskable(model).items()}
         values = {}
-        for group in structure.prunable:
-            order = torch.randperm(group.width, generator=generator)
-            values[group.name] = (order.double() + 0.5) / group.width
-        return Scores(values)
+        for name, shape in sizes.items():
+            count = torch.Size(shape).numel()
+            if self.scope == "global":
+                values[name] = torch.rand(shape, generator=generator, dtype=torch.float64)
+            else:
+                values[name] = ((torch.randperm(count, generator=generator).double() + 0.5) / count).reshape(shape)
+        return Scores(values, unit=self.unit)

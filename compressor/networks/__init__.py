@@ -22,7 +22,18 @@ from compressor.networks._initialise import initialise
 from compressor.state import set_origin
 from compressor.types import InputSpec, Origin
 
-__all__ = ["build", "default_input", "inputs_of", "is_code", "names", "recognised", "size_text", "skeleton", "unfilled"]
+__all__ = [
+    "build",
+    "default_input",
+    "initialised",
+    "inputs_of",
+    "is_code",
+    "names",
+    "recognised",
+    "size_text",
+    "skeleton",
+    "unfilled",
+]
 
 
 def names() -> list[str]:
@@ -66,8 +77,16 @@ def build(
         raise WrongUsage(f"{name}: does not fit in memory with these arguments ({first_line(error)})") from error
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        initialise(model, **getattr(_module(name), "INITIALISATION", {}))
+        initialised(model, name)
     return model
+
+
+def initialised(model: nn.Module, name: str | None) -> bool:
+    """Initialise `model` in place, at any widths, as the paper of the network of that name does; False if it is not ours."""
+    if name not in names():
+        return False
+    initialise(model, **getattr(_module(name), "INITIALISATION", {}))
+    return True
 
 
 def skeleton(

@@ -179,10 +179,10 @@ def test_micro_batches_do_not_change_signed_scores() -> None:
 
 
 def test_weight_elasticity_is_weight_times_gradient() -> None:
-    model, _, objective, batches = prepared("Residual")
+    model, found, objective, batches = prepared("Residual")
     loss = mean_loss(model, batches)
     loss.backward()
-    scores = weight_elasticity(model, objective)
+    scores = weight_elasticity(model, found, objective)
     for name, value in scores.values.items():
         weight = model.get_parameter(name)
         torch.testing.assert_close(value, (weight * weight.grad).detach().abs() / loss.detach(), rtol=1e-8, atol=1e-12)

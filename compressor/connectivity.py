@@ -1,0 +1,133 @@
+"""Which nodes and weights lie on a path from the network's input to its output, once single weights are gone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from compressor.types import OUTPUT, Structure
+
+NOBODY = -1
+"""The owner of a row or column that belongs to no node: of the network's inputs."""
+
+
+@dataclass(frozen=True)
+class Paths:
+    """What is left of a network.
+
+    Attributes:
+        fed: group -> booleans `(width,)`: something of the input arrives there.
+        heard: group -> booleans `(width,)`: something of it arrives at the output.
+        effective: weights that are left and lie on a path from input to output.
+        silent: outputs of the network that nothing of the input arrives at, of `outputs`.
+    """
+
+    fed: Mapping[str, Tensor]
+    heard: Mapping[str, Tensor]
+    effective: int
+    silent: int
+    outputs: int
+
+    def dead(self, group: str) -> Tensor:
+        """Booleans `(width,)`: nodes on no path."""
+        return ~(self.fed[group] & self.heard[group])
+
+    @property
+    def connected(self) -> bool:
+        """Whether the output depends on the input at all."""
+        return self.silent < self.outputs or not self.outputs
+
+
+@dataclass(frozen=True)
+class _Weight:
+    """A weight between nodes: booleans `(rows, columns)`, and who owns each row and each column."""
+
+    name: str
+    links: Tensor
+    rows: Tensor
+    columns: Tensor
+
+
+def paths(structure: Structure, kept: Mapping[str, Tensor]) -> Paths:
+    """Follow the weights that are left from the input, and back from the output.
+
+    Where nothing is known (a product of queries and keys, a frozen group), everything is taken to get through.
+
+    Args:
+        kept: weight -> booleans of its shape; other weights are whole.
+    """
+    first, total = {}, 0
+    for group in structure.groups:
+        first[group.name] = range(total, total + group.width)
+        total += group.width
+    weights, depthwise = _weights(structure, kept, first)
+    made, read = torch.zeros(total + 1, dtype=torch.bool), torch.zeros(total + 1, dtype=torch.bool)
+    for weight in weights:
+        made[weight.rows] = True
+        read[weight.columns] = True
+    for group in structure.groups:
+        if group.multiplied or group.frozen is not None:
+            read[first[group.name]] = False
+    made[NOBODY] = read[NOBODY] = False
+    fed, heard = ~made, ~read
+    while sum(_step(fed, w.columns, w.rows, w.links) for w in weights):
+        pass
+    while sum(_step(heard, w.rows, w.columns, w.links.T) for w in reversed(weights)):
+        pass
+    alive = fed & heard
+    effective = sum(_count(kept[w.name], alive[w.rows], alive[w.columns], w) for w in weights if w.name in kept)
+    effective += sum(int(kept[name][alive[owners]].sum()) for name, owners in depthwise.items())
+    ends = [g for g in structure.groups if g.frozen == OUTPUT]
+    silent = sum(int((~fed[first[g.name]]).sum()) for g in ends)
+    named = {g.name: list(first[g.name]) for g in structure.groups}
+    return Paths(
+        {name: fed[places] for name, places in named.items()},
+        {name: heard[places] for name, places in named.items()},
+        effective, silent, sum(g.width for g in ends),
+    )  # fmt: skip
+
+
+def _step(reached: Tensor, sources: Tensor, targets: Tensor, links: Tensor) -> bool:
+    """Let what is reached go through one weight, `links` `(targets, sources)`; whether that reached anything new."""
+    new = targets[(links & reached[sources]).any(1)]
+    new = new[~reached[new]]
+    reached[new] = True
+    return len(new) > 0
+
+
+def _count(kept: Tensor, rows: Tensor, columns: Tensor, weight: _Weight) -> int:
+    matrix = kept if weight.links.shape == kept.shape[:2] else kept.transpose(0, 1)
+    return int(matrix[rows][:, columns].sum())
+
+
+def _weights(
+    structure: Structure, kept: Mapping[str, Tensor], first: Mapping[str, range]
+) -> tuple[list[_Weight], dict[str, Tensor]]:
+    """The weights between nodes, in the order of the layers; and of depthwise ones, name -> who owns each channel."""
+    owners: dict[tuple[str, int], Tensor] = {}
+    rows: dict[str, int] = {}
+    passing: dict[str, Tensor] = {}
+    for group in structure.groups:
+        nodes = torch.tensor(list(first[group.name]))[:, None]
+        for s in group.slices:
+            size = structure.shapes.get(s.tensor, ())
+            if s.role == "pass" and s.tensor in kept:
+                its = passing.setdefault(s.tensor, torch.full((size[s.dim],), NOBODY))
+            elif s.role in ("produce", "read") and len(size) > 1:
+                its = owners.setdefault((s.tensor, s.dim), torch.full((size[s.dim],), NOBODY))
+                if s.role == "produce":
+                    rows[s.tensor] = s.dim
+            else:
+                continue
+            its[s.index] = nodes.expand_as(s.index)
+    found = []
+    for name, dim in rows.items():
+        size = structure.shapes[name]
+        whole = torch.ones(size[:2], dtype=torch.bool)
+        links = kept[name].flatten(2).any(2) if name in kept and len(size) > 2 else kept.get(name, whole)
+        nobody = [torch.full((n,), NOBODY) for n in size[:2]]
+        found.append(_Weight(name, links.T if dim else links, owners[name, dim], owners.get((name, 1 - dim), nobody[1 - dim])))
+    return found, passing

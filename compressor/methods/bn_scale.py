@@ -1,0 +1,31 @@
+"""BatchNorm scale: channels whose norm has the smallest |gamma| go (Network Slimming, Liu et al. 2017)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import nn
+
+from compressor.criteria.magnitude import norm_scales, without_norm
+from compressor.method import Method
+from compressor.objective import Objective
+from compressor.types import Scores, Structure
+
+
+@dataclass(frozen=True, kw_only=True)
+class BnScale(Method):
+    """Score a node by |gamma| of the batch norm behind it; groups without one stay whole.
+
+    Paper: arXiv 1708.06519; for networks that were trained with a penalty on gamma: on a fresh one all are equal.
+    """
+
+    uses_data: ClassVar[bool] = False
+
+    def score(self, model: nn.Module, structure: Structure, objective: Objective) -> Scores:
+        """|gamma|."""
+        return norm_scales(model, structure)
+
+    def cannot_score(self, model: nn.Module, structure: Structure) -> dict[str, str]:
+        """Groups without a batch norm."""
+        return without_norm(model, structure)

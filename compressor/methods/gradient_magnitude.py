@@ -1,0 +1,26 @@
+"""Gradient magnitude: weights of the smallest |w dL/dw| go (Blalock et al. 2020)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from compressor.criteria.elasticity import sensitivity
+from compressor.criteria.variables import Unit
+from compressor.method import Method, option
+from compressor.objective import Objective
+from compressor.select import Scope, within
+from compressor.types import Scores, Structure
+
+
+@dataclass(frozen=True, kw_only=True)
+class GradientMagnitude(Method):
+    """Score by |theta dL/dtheta|: SNIP's score without the loss, also within each layer; on nodes theta is a gate."""
+
+    unit: Unit = option("weight", "what is removed")
+    scope: Scope = option("global", "whether layers are ranked together, or each loses the same share")
+
+    def score(self, model: nn.Module, structure: Structure, objective: Objective) -> Scores:
+        """|theta dL/dtheta|."""
+        return within(self.scope, sensitivity(model, structure, objective, self.unit))

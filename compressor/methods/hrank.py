@@ -1,0 +1,26 @@
+"""HRank: of each layer, the channels whose feature maps have the lowest rank go (Lin et al. 2020)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from compressor.criteria.rank import map_ranks
+from compressor.method import Method
+from compressor.objective import Objective
+from compressor.select import per_part
+from compressor.types import Scores, Structure
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hrank(Method):
+    """Score a node by its place within its layer, ordered by the mean rank of its maps: every layer loses the same share.
+
+    Paper: arXiv 2002.10179; for trained networks. Where maps have one position, as behind a linear layer, the rank is the share
+    of samples that the node is not 0 on.
+    """
+
+    def score(self, model: nn.Module, structure: Structure, objective: Objective) -> Scores:
+        """Place by mean rank."""
+        return per_part(map_ranks(model, structure, objective))

@@ -1,0 +1,28 @@
+"""EfficientConvNets: of each layer, the filters of the smallest L1 norm go (Li et al. 2017)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import nn
+
+from compressor.criteria.magnitude import node_magnitude
+from compressor.method import Method
+from compressor.objective import Objective
+from compressor.select import per_part
+from compressor.types import Scores, Structure
+
+
+@dataclass(frozen=True, kw_only=True)
+class L1Filters(Method):
+    """Score a node by its place within its layer, ordered by the sum of |w|: every layer loses the same share.
+
+    Paper: arXiv 1608.08710; for trained networks.
+    """
+
+    uses_data: ClassVar[bool] = False
+
+    def score(self, model: nn.Module, structure: Structure, objective: Objective) -> Scores:
+        """Place by L1 norm."""
+        return per_part(node_magnitude(model, structure))

@@ -1,0 +1,28 @@
+"""Magnitude: the smallest weights go (Blalock et al. 2020; Han et al. 2015)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import nn
+
+from compressor.criteria.magnitude import magnitude
+from compressor.criteria.variables import Unit
+from compressor.method import Method, option
+from compressor.objective import Objective
+from compressor.select import Scope, within
+from compressor.types import Scores, Structure
+
+
+@dataclass(frozen=True, kw_only=True)
+class Magnitude(Method):
+    """Score by |w|, or a node by the sum of |w| over the weights that make it; for trained networks."""
+
+    unit: Unit = option("weight", "what is removed")
+    scope: Scope = option("global", "whether layers are ranked together, or each loses the same share")
+    uses_data: ClassVar[bool] = False
+
+    def score(self, model: nn.Module, structure: Structure, objective: Objective) -> Scores:
+        """|w|."""
+        return within(self.scope, magnitude(model, structure, self.unit))

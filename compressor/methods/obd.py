@@ -1,0 +1,28 @@
+"""Optimal Brain Damage: weights of the smallest second-order effect on the loss go (Le Cun et al. 1990)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from compressor.criteria.hessian import damage
+from compressor.criteria.variables import Unit
+from compressor.method import Method, option
+from compressor.objective import Objective
+from compressor.types import Scores, Structure
+
+
+@dataclass(frozen=True, kw_only=True)
+class Obd(Method):
+    """Score by theta^2 h / 2 with h the diagonal of the loss's Hessian (OBD, eq. 5); for trained networks, where dL/dtheta = 0.
+
+    The diagonal is estimated with random signs (Hutchinson), each of which costs a Hessian product.
+    """
+
+    unit: Unit = option("weight", "what is removed")
+    probes: int = option(4, "random sign vectors for the Hessian's diagonal")
+
+    def score(self, model: nn.Module, structure: Structure, objective: Objective) -> Scores:
+        """theta^2 h / 2."""
+        return damage(model, structure, objective, self.unit, self.probes)

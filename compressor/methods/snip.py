@@ -1,0 +1,27 @@
+"""SNIP: weights whose removal hardly changes the loss go, in one event at initialisation (Lee et al. 2019)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from torch import nn
+
+from compressor.criteria.elasticity import weight_elasticity
+from compressor.method import Method
+from compressor.objective import Objective
+from compressor.types import Scores, Structure
+
+
+@dataclass(frozen=True, kw_only=True)
+class Snip(Method):
+    """Score a weight by |w dL/dw| / L, once (SNIP, eq. 6; SNIP-it, eq. 3).
+
+    Paper: arXiv 1810.02340. Exactly the asked number stays; the SNIP-it authors' code keeps one less.
+    """
+
+    unit: ClassVar[Literal["weight"]] = "weight"
+
+    def score(self, model: nn.Module, structure: Structure, objective: Objective) -> Scores:
+        """Weight elasticity."""
+        return weight_elasticity(model, structure, objective)

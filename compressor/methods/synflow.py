@@ -1,0 +1,36 @@
+"""SynFlow: weights that carry least of a flow go, in many small events, without data (Tanaka et al. 2020)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import nn
+
+from compressor.criteria.synaptic_flow import synaptic_flow
+from compressor.criteria.variables import Unit
+from compressor.method import Method, option
+from compressor.objective import Objective
+from compressor.schedule import exponential
+from compressor.types import Scores, Structure
+
+
+@dataclass(frozen=True, kw_only=True)
+class SynFlow(Method):
+    """Score by theta * dR/dtheta, R the output for an input of ones through positive weights (SynFlow, algorithm 1).
+
+    Paper: arXiv 2006.05467. Because scores are asked for afresh and what remains shrinks exponentially, no layer collapses
+    before it must.
+    """
+
+    unit: Unit = option("weight", "what is removed")
+    steps: int = option(100, "pruning events on the way to --sparsity")
+    uses_data: ClassVar[bool] = False
+
+    def score(self, model: nn.Module, structure: Structure, objective: Objective) -> Scores:
+        """Synaptic flow."""
+        return synaptic_flow(model, structure, objective.example_inputs(), self.unit)
+
+    def targets(self, sparsity: float) -> tuple[float, ...]:
+        """What remains shrinks by the same factor each time."""
+        return exponential(sparsity, self.steps)
