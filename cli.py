@@ -336,7 +336,7 @@ def _method_command(name: str) -> click.Command:
 
 
 @click.argument("model", type=click.Path(path_type=Path))
-@click.option("--sparsity", type=float, help="fraction of the nodes removed, in [0, 1)")
+@click.option("--sparsity", type=float, help="fraction of the nodes (or weights) removed, in [0, 1)")
 @click.option("--target-macs", metavar="LEFT", help="multiply-adds left, in place of --sparsity: a fraction, or 40M")
 @click.option("--target-params", metavar="LEFT", help="parameters left, likewise: 0.05, 500K")
 @click.option("--target-size", metavar="LEFT", help="bytes of tensors left, likewise: 0.05, 500KB")
@@ -370,6 +370,13 @@ def _method_command(name: str) -> click.Command:
 )
 @click.option("--only", metavar="LAYER", multiple=True, help="in place of that: only these may lose nodes")
 @_attention_option
+@click.option("--allow-disconnect", is_flag=True, help="also where the output no longer depends on the input")
+@click.option(
+    "--ablation",
+    type=click.Choice(["shuffle", "reinit", "invert"]),
+    help="a control: random ones, fresh weights, the best go",
+)
+@click.option("--plots", type=click.Path(path_type=Path), help="folder for pictures of what is left, .svg")
 @click.option("--calibrate-bn", is_flag=True, help="first give batch norms the statistics of the data")
 @_model_options
 @_shared_options
@@ -386,7 +393,7 @@ def _prune(
     only: tuple[str, ...], attention: Any, outputs: tuple[Path, ...], report: Path | None, plan: Path | None,
     opset: int | None, loss: str, samples: int, batch_size: int, floor: int, calibrate_bn: bool, data: str | None,
     device: str, threads: int | None, seed: int, as_json: bool, quiet: bool, mean: tuple[float, ...] | None,
-    std: tuple[float, ...] | None, **model_options: Any,
+    std: tuple[float, ...] | None, allow_disconnect: bool, ablation: Any, plots: Path | None, **model_options: Any,
 ) -> None:  # fmt: skip
     """Check everything that can be checked, then load, prune, export and report."""
     from compressor.budget import Budget
@@ -415,7 +422,7 @@ def _prune(
     with _progress(quiet) as progress:
         result = compress(
             dense, name, source.train, sparsity or 0.0, budget=budget, per=per, round_to=multiple, freeze=freeze, only=only,
-            attention=attention,
+            attention=attention, allow_disconnect=allow_disconnect, ablation=ablation,
             loss=loss, floor=floor, seed=seed, calibrate_bn=calibrate_bn, example_inputs=source.inputs, progress=progress,
             **options,
         )  # fmt: skip

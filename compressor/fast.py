@@ -24,9 +24,9 @@ layout; 512 channels at 4x4 at 116 and 182, at 2x2 at 48 and 158.
 FAST_MULTIPLE = 8
 """The multiple that kernels like widths to be: the float32 entries of one AVX2 register and half an AVX-512 one.
 
-Measured on VGG16 at 93 % (`benchmarks.widths`, ONNX Runtime, AVX-512): multiples of 8 run 1.45x as fast as exact widths for
-5 % more multiply-adds; multiples of 16 gain another 1.08x, for 35 % more. Unmeasured on a GPU, whose tensor cores take 16-bit
-operands in steps of 8.
+Measured on VGG16 at 93 % (`benchmarks.widths`, ONNX Runtime, AVX-512): multiples of 8 run 1.45x as fast as exact widths with
+one sample and 1.60x with 64, within 8 % of their multiply-adds. Multiples of 16 run another 1.5x as fast, but miss the
+multiply-adds by 18 % on some seeds. Unmeasured on a GPU, whose tensor cores take 16-bit operands in steps of 8.
 """
 
 

@@ -40,12 +40,14 @@ class Method(ABC):
     """Base of every method: it scores; it chooses no threshold, slices no tensor, trains nothing and prints nothing.
 
     Class attributes:
-        stage: when: before training.
+        stage: what it is meant for: networks before or after training.
         uses_data: whether `score` reads the objective's batches.
+        paper: where it is from.
     """
 
-    stage: ClassVar[Literal["before"]] = "before"
+    stage: ClassVar[Literal["before", "after"]] = "before"
     uses_data: ClassVar[bool] = True
+    paper: ClassVar[str] = ""
 
     @property
     def unit(self) -> Literal["node", "weight"]:
@@ -126,6 +128,20 @@ def method_named(name: str) -> type[Method]:
     if len(classes) != 1:
         raise WrongUsage(f"method {name!r}: its file must hold exactly one Method, it holds {len(classes)}")
     return classes[0]
+
+
+def table() -> str:
+    """All methods as a Markdown table, from their files."""
+    lines = ["| Command | What | Removes | When | Data | Paper |", "| --- | --- | --- | --- | --- | --- |"]
+    for name, summary in summaries().items():
+        method = method_named(name)
+        chosen = method()
+        units = next((o.choices for o in options_of(method) if o.name == "unit"), (chosen.unit,))
+        removes = ", ".join(f"{unit}s" for unit in sorted(units, key=lambda unit: unit != chosen.unit))
+        data = "yes" if method.uses_data else "no"
+        said = summary.replace("|", "\\|")
+        lines.append(f"| `{name}` | {said} | {removes} | {method.stage} training | {data} | {method.paper} |")
+    return "\n".join(lines)
 
 
 def make(name: str, options: Mapping[str, Any]) -> Method:

@@ -11,7 +11,7 @@ from typing import Any
 from compressor.environment import environment
 from compressor.equivalence import Equivalence
 from compressor.objective import Quality
-from compressor.pipeline import Result
+from compressor.pipeline import Result, Summary
 
 SCHEMA = 1
 UNTRAINED = "A pruned network that was not trained afterwards is expected to be poor: train it before judging its accuracy."
@@ -43,7 +43,9 @@ def make_document(
         "data": data,
         "samples_per_event": s.samples,
         "events": [{"sparsity": e.sparsity, "loss": e.loss, "tie": e.tie} for e in result.plan.events],
-        "node_sparsity": {"asked": s.asked if s.budget is None or s.budget.unit == "nodes" else None, "reached": s.reached},
+        "node_sparsity": {"asked": s.asked if s.weights is None and _of_nodes(s) else None, "reached": s.reached},
+        "masks": _masks(s),
+        "ablation": s.ablation,
         "budget": asdict(s.budget) if s.budget else None,
         "round_to": s.round_to,
         "open_share": s.open_share,
@@ -67,6 +69,20 @@ def make_document(
         "notes": [*remarks, *s.notes, UNTRAINED],
     }
     return json.loads(json.dumps(document))
+
+
+def _of_nodes(summary: Summary) -> bool:
+    return summary.budget is None or summary.budget.unit == "nodes"
+
+
+def _masks(summary: Summary) -> dict[str, Any] | None:
+    """What became of single weights, where they were removed."""
+    w = summary.weights
+    if w is None:
+        return None
+    layers = {name: {"dense": dense, "left": left} for name, (dense, left) in w.by_layer.items()}
+    return {"asked": summary.asked, "total": w.total, "left": w.left, "on_a_path": w.effective, "dead_nodes": w.dead,
+            "silent_outputs": w.silent, "layers": layers}  # fmt: skip
 
 
 def _quality(qualities: list[Quality] | None, name: str) -> dict[str, Any] | None:

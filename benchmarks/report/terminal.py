@@ -35,6 +35,10 @@ def show(d: dict[str, Any]) -> None:
     elif d["loss"]:
         table.add_row(f"loss on {d['loss']['samples']:,} samples", f"{d['loss']['dense']:.4g}", f"{d['loss']['small']:.4g}", "")
     console.print(table)
+    if d.get("ablation"):
+        console.print(f"\nthis is a control, not the method itself: {d['ablation']}")
+    if d.get("masks"):
+        _show_masks(console, d["masks"])
     console.print(
         f"\nnode sparsity {sparsity['reached']:.5f} reached, {_asked(d)}; "
         f"weight sparsity {d['weight_sparsity']:.5f}; {d['method']}, {len(d['events'])} events, data {d['data']}"
@@ -51,8 +55,30 @@ def show(d: dict[str, Any]) -> None:
         console.print(note, soft_wrap=True)
 
 
+NEAR = 0.01
+"""A weight with a smaller share left than this is reported by name."""
+
+
+def _show_masks(console: Console, m: dict[str, Any]) -> None:
+    """What became of single weights."""
+    reached, effective = (1 - m[key] / m["total"] for key in ("left", "on_a_path"))
+    console.print(
+        f"\nweights set to zero: {reached:.5f} reached, {m['asked']:g} asked; {effective:.5f} with those on no path from "
+        f"input to output; {m['dead_nodes']:,} nodes on no path are gone",
+        soft_wrap=True,
+    )
+    console.print(_share_table({name: (w["dense"], w["left"]) for name, w in m["layers"].items()}, "weights"))
+    few = [f"{name} ({w['left']:,} of {w['dense']:,})" for name, w in m["layers"].items() if w["left"] < NEAR * w["dense"]]
+    if few:
+        console.print(f"near collapse, fewer than {NEAR:.0%} of the weights left: {', '.join(few)}", soft_wrap=True)
+    if m["silent_outputs"]:
+        console.print(f"{m['silent_outputs']} outputs no longer depend on the input", soft_wrap=True)
+
+
 def _asked(d: dict[str, Any]) -> str:
     """What the pruning aimed at."""
+    if d.get("masks"):
+        return "weights were asked for"
     if d["node_sparsity"]["asked"] is not None:
         return f"{d['node_sparsity']['asked']:g} asked"
     b = d["budget"]
@@ -61,12 +87,16 @@ def _asked(d: dict[str, Any]) -> str:
 
 def _widths_table(widths: dict[str, dict[str, int]]) -> Table:
     """Every layer's nodes before and after, with a bar for the share that is left."""
+    return _share_table({layer: (w["dense"], w["small"]) for layer, w in widths.items()}, "nodes")
+
+
+def _share_table(shares: dict[str, tuple[int, int]], what: str) -> Table:
     table = Table(box=None, pad_edge=False)
-    for column in ("layer", "nodes", "left", ""):
+    for column in ("layer", what, "left", ""):
         table.add_column(column, justify="left" if column in ("layer", "") else "right")
-    for layer, w in widths.items():
-        bar = "#" * max(1, round(BAR * w["small"] / w["dense"]))
-        table.add_row(layer, f"{w['dense']:,}", f"{w['small']:,}", bar.ljust(BAR, "."))
+    for layer, (dense, left) in shares.items():
+        bar = "#" * (max(1, round(BAR * left / dense)) if left else 0)
+        table.add_row(layer, f"{dense:,}", f"{left:,}", bar.ljust(BAR, "."))
     return table
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from torch import nn
 
@@ -17,9 +17,11 @@ from compressor.types import Scores, Structure
 class BnScale(Method):
     """Score a node by |gamma| of the batch norm behind it; groups without one stay whole.
 
-    Paper: arXiv 1708.06519; for networks that were trained with a penalty on gamma: on a fresh one all are equal.
+    For networks that were trained with a penalty on gamma: on a fresh one all are equal.
     """
 
+    paper: ClassVar[str] = "Network Slimming, arXiv 1708.06519"
+    stage: ClassVar[Literal["before", "after"]] = "after"
     uses_data: ClassVar[bool] = False
 
     def score(self, model: nn.Module, structure: Structure, objective: Objective) -> Scores:

@@ -21,6 +21,7 @@ class Cnip(Method):
     authors' code reaches 0.74 where 0.90 is asked.
     """
 
+    paper: ClassVar[str] = "SNIP-it, arXiv 2006.00896, supplement B"
     unit: ClassVar[Literal["weight"]] = "weight"
 
     def score(self, model: nn.Module, structure: Structure, objective: Objective) -> Scores:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar, Literal
 
 from torch import nn
 
@@ -18,6 +19,8 @@ from compressor.types import Scores, Structure
 class GradientMagnitude(Method):
     """Score by |theta dL/dtheta|: SNIP's score without the loss, also within each layer; on nodes theta is a gate."""
 
+    paper: ClassVar[str] = "Blalock et al., arXiv 2003.03033"
+    stage: ClassVar[Literal["before", "after"]] = "after"
     unit: Unit = option("weight", "what is removed")
     scope: Scope = option("global", "whether layers are ranked together, or each loses the same share")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from torch import nn
 
@@ -18,10 +18,11 @@ from compressor.types import Scores, Structure
 class Grasp(Method):
     """Score by theta * H g, which is high where removal would reduce the gradient's norm (GraSP, eq. 8).
 
-    Paper: arXiv 2002.07376. The SNIP-it authors' code has the sign inverted and keeps what harms the flow; so does
+    The SNIP-it authors' code has the sign inverted and keeps what harms the flow; so does
     `sign="published-snipit"`. On nodes theta is the gate of a node.
     """
 
+    paper: ClassVar[str] = "GraSP, arXiv 2002.07376"
     unit: Unit = option("weight", "what is removed")
     sign: Literal["original", "published-snipit"] = option("original", "the paper's, or that of the SNIP-it authors' code")
 

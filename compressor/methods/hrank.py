@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar, Literal
 
 from torch import nn
 
@@ -17,9 +18,12 @@ from compressor.types import Scores, Structure
 class Hrank(Method):
     """Score a node by its place within its layer, ordered by the mean rank of its maps: every layer loses the same share.
 
-    Paper: arXiv 2002.10179; for trained networks. Where maps have one position, as behind a linear layer, the rank is the share
+    For trained networks. Where maps have one position, as behind a linear layer, the rank is the share
     of samples that the node is not 0 on.
     """
+
+    paper: ClassVar[str] = "HRank, arXiv 2002.10179"
+    stage: ClassVar[Literal["before", "after"]] = "after"
 
     def score(self, model: nn.Module, structure: Structure, objective: Objective) -> Scores:
         """Place by mean rank."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from torch import nn
 
@@ -18,9 +18,11 @@ from compressor.types import Scores, Structure
 class L1Filters(Method):
     """Score a node by its place within its layer, ordered by the sum of |w|: every layer loses the same share.
 
-    Paper: arXiv 1608.08710; for trained networks.
+    For trained networks.
     """
 
+    paper: ClassVar[str] = "EfficientConvNets, arXiv 1608.08710"
+    stage: ClassVar[Literal["before", "after"]] = "after"
     uses_data: ClassVar[bool] = False
 
     def score(self, model: nn.Module, structure: Structure, objective: Objective) -> Scores:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from torch import nn
 
@@ -19,6 +19,8 @@ from compressor.types import Scores, Structure
 class Magnitude(Method):
     """Score by |w|, or a node by the sum of |w| over the weights that make it; for trained networks."""
 
+    paper: ClassVar[str] = "Blalock et al., arXiv 2003.03033"
+    stage: ClassVar[Literal["before", "after"]] = "after"
     unit: Unit = option("weight", "what is removed")
     scope: Scope = option("global", "whether layers are ranked together, or each loses the same share")
     uses_data: ClassVar[bool] = False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar, Literal
 
 from torch import nn
 
@@ -20,6 +21,8 @@ class Obd(Method):
     The diagonal is estimated with random signs (Hutchinson), each of which costs a Hessian product.
     """
 
+    paper: ClassVar[str] = "Optimal Brain Damage, NIPS 1989"
+    stage: ClassVar[Literal["before", "after"]] = "after"
     unit: Unit = option("weight", "what is removed")
     probes: int = option(4, "random sign vectors for the Hessian's diagonal")
 

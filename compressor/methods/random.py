@@ -24,6 +24,7 @@ class Random(Method):
     total. With `scope="global"` the scores are uniform random numbers.
     """
 
+    paper: ClassVar[str] = "SNIP-it's baseline, arXiv 2006.00896"
     unit: Unit = option("node", "what is removed")
     scope: Scope = option("layer", "whether layers are drawn from together, or each loses the same share")
     uses_data: ClassVar[bool] = False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import nn
 
@@ -16,9 +17,10 @@ from compressor.types import Scores, Structure
 class Snap(Method):
     """Score a node by its elasticity |dL/dc| / L, once (eq. 4).
 
-    Paper: arXiv 2006.00896. The authors' code gates before the batch norm; so does `gate="pre-norm"`.
+    The authors' code gates before the batch norm; so does `gate="pre-norm"`.
     """
 
+    paper: ClassVar[str] = "SNIP-it, arXiv 2006.00896"
     gate: GatePlace = option("read", "where a node's gate sits")
     aggregate: Aggregate = option("signed", "what is summed before the absolute value")
 

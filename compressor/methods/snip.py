@@ -17,9 +17,10 @@ from compressor.types import Scores, Structure
 class Snip(Method):
     """Score a weight by |w dL/dw| / L, once (SNIP, eq. 6; SNIP-it, eq. 3).
 
-    Paper: arXiv 1810.02340. Exactly the asked number stays; the SNIP-it authors' code keeps one less.
+    Exactly the asked number stays; the SNIP-it authors' code keeps one less.
     """
 
+    paper: ClassVar[str] = "SNIP, arXiv 1810.02340"
     unit: ClassVar[Literal["weight"]] = "weight"
 
     def score(self, model: nn.Module, structure: Structure, objective: Objective) -> Scores:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from compressor.method import option
 from compressor.methods.snip import Snip
@@ -11,11 +12,9 @@ from compressor.schedule import halving
 
 @dataclass(frozen=True, kw_only=True)
 class SnipIt(Snip):
-    """Score a weight by its elasticity |w dL/dw| / L, on a network that loses weights between events (eq. 3, algorithm 1).
+    """Score a weight by its elasticity |w dL/dw| / L, on a network that loses weights between events (eq. 3, algorithm 1)."""
 
-    Paper: arXiv 2006.00896.
-    """
-
+    paper: ClassVar[str] = "SNIP-it, arXiv 2006.00896"
     steps: int = option(5, "the paper's s: s + 2 pruning events on the way to --sparsity")
 
     def targets(self, sparsity: float) -> tuple[float, ...]:

@@ -19,10 +19,11 @@ from compressor.types import Scores, Structure
 class SynFlow(Method):
     """Score by theta * dR/dtheta, R the output for an input of ones through positive weights (SynFlow, algorithm 1).
 
-    Paper: arXiv 2006.05467. Because scores are asked for afresh and what remains shrinks exponentially, no layer collapses
+    Because scores are asked for afresh and what remains shrinks exponentially, no layer collapses
     before it must.
     """
 
+    paper: ClassVar[str] = "SynFlow, arXiv 2006.05467"
     unit: Unit = option("weight", "what is removed")
     steps: int = option(100, "pruning events on the way to --sparsity")
     uses_data: ClassVar[bool] = False
