@@ -410,6 +410,8 @@ def _prune(
     multiple: Any = round_to if round_to == "auto" else int(round_to)
     make(name, options)
     _check_targets((model,), outputs, report, plan)
+    if plots is not None and (not plots.parent.is_dir() or (plots.exists() and not plots.is_dir())):
+        raise BadInput(f"{plots}: cannot be a folder for pictures; its parent must be a folder, and it must not be a file")
     _prepare(device, threads)
 
     from compressor.objective import loss_named
@@ -426,13 +428,13 @@ def _prune(
             loss=loss, floor=floor, seed=seed, calibrate_bn=calibrate_bn, example_inputs=source.inputs, progress=progress,
             **options,
         )  # fmt: skip
-        document = _finish(dense, result, source, loss, model, outputs, report, plan, opset, device, seed, progress)
+        document = _finish(dense, result, source, loss, model, outputs, report, plan, opset, device, seed, progress, plots)
     _tell(document, as_json, quiet)
 
 
 def _finish(
     dense: nn.Module, result: Result, source: Source, loss: str, model: Path, outputs: tuple[Path, ...], report: Path | None,
-    plan: Path | None, opset: int | None, device: str, seed: int, progress: Progress,
+    plan: Path | None, opset: int | None, device: str, seed: int, progress: Progress, plots: Path | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """See how well it does, export what came out and prove the files; all of them appear, with the report, or none."""
     import exporters
@@ -448,16 +450,37 @@ def _finish(
     progress("exporting and proving", 0, 0)
     providers = ("cpu", "cuda") if device.startswith("cuda") else ("cpu",)
     told = [path for path in (report, plan) if path is not None]
+    pictures = {} if plots is None else _pictures(result, plots)
     with (
-        exporters.exporting(result.model, *outputs, example_inputs=source.inputs, providers=providers, opset=opset) as written,
-        staged(*told) as texts,
+        exporters.exporting(
+            result.model,
+            *outputs,
+            example_inputs=source.inputs,
+            providers=providers,
+            opset=opset,
+            constant=result.summary.disconnected,
+        ) as written,
+        staged(*told, *pictures) as texts,
     ):
         sizes = {model: model.stat().st_size, **written.sizes}
         document = make_document(result, written.proofs, qualities, sizes, source.name, list(source.remarks), device, seed)
         contents = {report: json.dumps(document, indent=1), plan: result.plan.to_json()}
-        for target, text in zip(told, texts, strict=True):
+        contents = pictures | contents
+        for target, text in zip((*told, *pictures), texts, strict=True):
             text.write_text(contents[target] + "\n", encoding="utf-8")
     return document
+
+
+def _pictures(result: Result, folder: Path) -> dict[Path | None, str]:
+    """Path -> picture of what the pruning did; the folder is made."""
+    from benchmarks.report.plots import pruning_plots
+
+    s, masks = result.summary, result.plan.masks
+    left = s.weights.by_layer if s.weights else s.widths
+    first = next(((name, mask.tensor()) for name, mask in masks.items()), None)
+    drawn = pruning_plots(left, "weights" if s.weights else "nodes", result.curves, first)
+    folder.mkdir(exist_ok=True)
+    return {folder / f"{name}.svg": picture for name, picture in drawn.items()}
 
 
 def _tell(document: dict[str, Any], as_json: bool, quiet: bool) -> None:

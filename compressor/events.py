@@ -75,6 +75,7 @@ class State:
     Attributes:
         ranks: group -> `(width,)` of the dense network: the order in which nodes go, over all events so far.
         kept: weight -> booleans of its shape, where single weights are removed.
+        curves: of the first event's scores, see `Scores.curves`.
     """
 
     model: nn.Module
@@ -83,6 +84,7 @@ class State:
     ranks: Mapping[str, Tensor] = field(default_factory=dict)
     samples: int = 0
     kept: Mapping[str, Tensor] = field(default_factory=dict)
+    curves: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -179,7 +181,8 @@ def event(state: State, method: Method, objective: Objective, target: float, aim
     selection = _cut(ranked, left, target, state.model, aim)
     plan = state.plan.event(selection.kept, target, tie=selection.tie, loss=scores.loss)
     ranks = _ranked_on(state, ranked)
-    return State(shrink(state.model, left, selection.kept), left.shrink(selection.kept), plan, ranks, scores.samples)
+    small, structure = shrink(state.model, left, selection.kept), left.shrink(selection.kept)
+    return State(small, structure, plan, ranks, scores.samples, curves=state.curves or scores.curves())
 
 
 def weight_event(
@@ -194,7 +197,14 @@ def weight_event(
     scores = dataclasses.replace(scores, values={name: value for name, value in scores.values.items() if name in free})
     kept, tie = select_weights(scores, state.kept, total, target)
     plan = state.plan.event(state.structure.keep_all(), target, tie=tie, loss=scores.loss)
-    return dataclasses.replace(state, model=masked(state.model, kept), plan=plan, samples=scores.samples, kept=kept)
+    return dataclasses.replace(
+        state,
+        model=masked(state.model, kept),
+        plan=plan,
+        samples=scores.samples,
+        kept=kept,
+        curves=state.curves or scores.curves(),
+    )
 
 
 def _scored(method: Method, state: State, objective: Objective, what: str, aim: Aim) -> Scores:

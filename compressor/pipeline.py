@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any, Literal
 
@@ -61,7 +61,7 @@ class Sparse:
         effective: of those on a path from input to output.
         dead: nodes that lay on no path and are gone.
         by_layer: weight -> (entries, entries left).
-        silent: outputs that nothing of the input arrives at.
+        silent: outputs that nothing of the input arrives at, of `outputs`.
     """
 
     total: int
@@ -70,6 +70,7 @@ class Sparse:
     dead: int
     by_layer: dict[str, tuple[int, int]]
     silent: int
+    outputs: int
 
     @property
     def reached(self) -> float:
@@ -127,6 +128,11 @@ class Summary:
     ablation: Ablation | None = None
 
     @property
+    def disconnected(self) -> bool:
+        """The output no longer depends on the input, as was allowed."""
+        return self.weights is not None and 0 < self.weights.outputs == self.weights.silent
+
+    @property
     def weight_sparsity(self) -> float:
         """1 - non-zero weights left / dense weights, over convolutions and linear layers."""
         return 1 - self.after.weights / self.before.weights if self.before.weights else 0.0
@@ -134,11 +140,12 @@ class Summary:
 
 @dataclass(frozen=True)
 class Result:
-    """What `compress` returns: the smaller network, the plan that made it, and the numbers."""
+    """What `compress` returns: the smaller network, the plan that made it, the numbers, and the first event's sorted scores."""
 
     model: nn.Module
     plan: Plan
     summary: Summary
+    curves: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 def compress(
@@ -252,7 +259,7 @@ def compress(
     summary = dataclasses.replace(summary, budget=spent, round_to=multiple, ablation=ablation)
     if ablation == "reinit":
         state = dataclasses.replace(state, model=afresh(state.model, _zeros(state.model) if state.kept else {}, seed))
-    return Result(_handed_over(state, model, inplace), state.plan, summary)
+    return Result(_handed_over(state, model, inplace), state.plan, summary, state.curves)
 
 
 def _summary(
@@ -294,7 +301,7 @@ def _sparse(found: Structure, state: State) -> Sparse:
     ways, dense = paths(found, state.kept), found.nodes
     by_layer = {name: (mask.numel(), int(mask.sum())) for name, mask in state.kept.items()}
     total, left = (sum(numbers) for numbers in zip(*by_layer.values(), strict=True))
-    return Sparse(total, left, ways.effective, dense - state.structure.nodes, by_layer, ways.silent)
+    return Sparse(total, left, ways.effective, dense - state.structure.nodes, by_layer, ways.silent, ways.outputs)
 
 
 def score(

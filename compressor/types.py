@@ -246,6 +246,15 @@ class Scores:
             if not bool(torch.isfinite(value).all()):
                 raise BadInput(f"{name}: a score is not finite; look for NaN or huge values in the weights and the data")
 
+    def curves(self, points: int = 400, most: int = 100_000) -> dict[str, Tensor]:
+        """Each part's scores in falling order, at that many places; of large parts, of a sample of `most` entries."""
+        found = {}
+        for name, value in self.values.items():
+            flat = value.flatten()
+            ordered = flat[:: max(1, len(flat) // most)].sort(descending=True).values
+            found[name] = ordered[torch.linspace(0, len(ordered) - 1, min(points, len(ordered))).long()].double()
+        return found
+
     def negative(self) -> Scores:
         """The same with the order reversed."""
         return replace(self, values={name: -value for name, value in self.values.items()})

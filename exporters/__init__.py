@@ -65,8 +65,13 @@ def exporting(
     example_inputs: Inputs,
     providers: tuple[str, ...] = ("cpu",),
     opset: int | None = None,
+    constant: bool = False,
 ) -> Iterator[Written]:
-    """What `export` does, for who has more to write: the files appear when the body ends well, none when it does not."""
+    """What `export` does, for who has more to write: the files appear when the body ends well, none when it does not.
+
+    Args:
+        constant: the network is known to give the same whatever its input, which is refused else.
+    """
     targets = [Path(path) for path in paths]
     for target in targets:
         check_target(target, SUFFIXES)
@@ -75,27 +80,27 @@ def exporting(
     with staged(*targets) as temporary:
         for path, target in zip(temporary, targets, strict=True):
             with named_as(path, target):
-                proofs += _written(model, path, target, inputs, providers, opset)
+                proofs += _written(model, path, target, inputs, providers, opset, constant)
         yield Written(proofs, {t: path.stat().st_size for path, t in zip(temporary, targets, strict=True)})
 
 
 def _written(
-    model: nn.Module, path: Path, target: Path, inputs: Inputs, providers: tuple[str, ...], opset: int | None
+    model: nn.Module, path: Path, target: Path, inputs: Inputs, providers: tuple[str, ...], opset: int | None, constant: bool
 ) -> list[Equivalence]:
     """Write one file and prove it."""
     if path.suffix == ".onnx":
         from exporters.onnx import write as write_onnx
 
         write_onnx(model, path, inputs, opset)
-        return [_proven(model, path, target, inputs, provider) for provider in providers]
+        return [_proven(model, path, target, inputs, constant, provider) for provider in providers]
     if path.suffix == ".pt2":
         from exporters.torch_export import write as write_program
 
         write_program(model, path, inputs)
-        return [_proven(model, path, target, inputs)]
+        return [_proven(model, path, target, inputs, constant)]
     write_checkpoint(model, path)
     origin = origin_of(model)
-    return [_proven(model, load(path, network=origin.network if origin else None), target, inputs)]
+    return [_proven(model, load(path, network=origin.network if origin else None), target, inputs, constant)]
 
 
 @contextmanager
@@ -114,7 +119,7 @@ def _scaled(inputs: Inputs, scale: int) -> Inputs:
 
 
 def _proven(
-    model: nn.Module, written: Path | nn.Module, target: Path, example_inputs: Inputs, provider: str = "cpu"
+    model: nn.Module, written: Path | nn.Module, target: Path, example_inputs: Inputs, constant: bool, provider: str = "cpu"
 ) -> Equivalence:
     """The proof of a written file, on inputs large enough that the output depends on them: a constant proves nothing."""
     for scale in SCALES:
@@ -125,7 +130,7 @@ def _proven(
                 f"{target}: differs from the network by {proof.needed_tolerance:.1e} of its output's range, "
                 f"{proof.tolerance:.0e} is allowed; nothing was written"
             )
-        if proof.conclusive:
+        if proof.conclusive or constant:
             return proof
     raise NotEquivalent(
         f"{target}: the network's output hardly depends on its input, so a proof says nothing; nothing was written; "

@@ -6,13 +6,15 @@ import io
 import math
 import re
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import matplotlib as mpl
+import torch
 from matplotlib.container import BarContainer
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, StrMethodFormatter
+from torch import Tensor
 
 from benchmarks.latency import quartiles
 from benchmarks.report.compare import (
@@ -45,6 +47,92 @@ def all_plots(document: dict[str, Any]) -> dict[str, tuple[str, str]]:
             if draw(document, figure):
                 found[name] = (_svg(figure, name), caption)
     return found
+
+
+def pruning_plots(
+    left: Mapping[str, tuple[int, int]], unit: str, curves: Mapping[str, Tensor], first: tuple[str, Tensor] | None
+) -> dict[str, str]:
+    """Name -> SVG of one pruning: what is left of each layer, the sorted scores, and the first layer's mask.
+
+    Args:
+        left: layer -> nodes or weights in the dense network, and those that are left.
+        unit: what they are.
+        curves: group or weight -> its scores in falling order.
+        first: name and booleans of the first weight, where single weights were removed.
+    """
+    drawings: dict[str, Callable[[Figure], None]] = {"remaining": lambda figure: _remaining(left, unit, figure)}
+    if curves:
+        drawings["scores"] = lambda figure: _sorted_scores(curves, figure)
+    if first is not None:
+        drawings["first_layer"] = lambda figure: _first_layer(*first, figure)
+    found = {}
+    for name, draw in drawings.items():
+        with mpl.rc_context({**STYLE, "svg.hashsalt": name}):
+            figure = Figure(layout="constrained")
+            draw(figure)
+            found[name] = _svg(figure, name)
+    return found
+
+
+def _remaining(pairs: Mapping[str, tuple[int, int]], unit: str, figure: Figure) -> None:
+    """The share of each layer that is left, with the number."""
+    figure.set_size_inches(8, 1 + INCH_OF_ROW * len(pairs))
+    axes, rows = figure.subplots(), range(len(pairs))
+    axes.barh(rows, [100 * left / dense for dense, left in pairs.values()], color=SMALL[0], height=0.75)
+    for row, (dense, left) in zip(rows, pairs.values(), strict=True):
+        axes.text(100 * left / dense, row, f" {left:,} of {dense:,}", va="center", fontsize=7)
+    axes.set(yticks=rows, yticklabels=list(pairs), ylim=(len(pairs) - 0.4, -0.6), xlabel=f"{unit} left, %")
+    axes.grid(visible=False, axis="y")
+
+
+def _sorted_scores(curves: Mapping[str, Tensor], figure: Figure) -> None:
+    """The first event's scores in falling order, a line for each layer, on a log scale (SNIP-it, fig. 6)."""
+    figure.set_size_inches(8, 5)
+    axes = figure.subplots()
+    colours = mpl.colormaps["viridis"](torch.linspace(0, 0.95, len(curves)).numpy())
+    for (name, values), colour in zip(curves.items(), colours, strict=True):
+        shown = values.abs()
+        axes.plot(
+            torch.linspace(0, 100, len(shown)).numpy(), shown.where(shown > 0, torch.nan).numpy(), color=colour, label=name
+        )
+    axes.set(
+        xlabel="nodes or weights of the layer, highest first, %", ylabel="score (its size, where it is negative)", yscale="log"
+    )
+    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:.0e}"))
+    if len(curves) <= MOST_NAMES:
+        axes.legend(fontsize=7, ncols=2)
+
+
+MOST_NAMES = 24
+
+
+def _first_layer(name: str, mask: Tensor, figure: Figure) -> None:
+    """What is left of the first layer: how often a linear one reads each pixel (SNIP, fig. 2), or a convolution's kernels."""
+    figure.set_size_inches(6, 6)
+    axes = figure.subplots()
+    if mask.dim() > 2:
+        kernels = mask.flatten(3).sum(1) if mask.dim() > 4 else mask.sum(1)
+        kernels = kernels if kernels.dim() == 3 else kernels[:, None]
+        columns = math.ceil(math.sqrt(len(kernels)))
+        padded = torch.nn.functional.pad(kernels.float(), (0, 1, 0, 1), value=torch.nan)
+        padded = torch.cat([padded, padded.new_full((-len(kernels) % columns, *padded.shape[1:]), torch.nan)])
+        rows = len(padded) // columns
+        image = padded.reshape(rows, columns, *padded.shape[1:]).permute(0, 2, 1, 3).flatten(2).flatten(0, 1)
+        what = "input channels that each place of each kernel reads"
+    else:
+        reads = mask.sum(0).float()
+        side = next((math.isqrt(len(reads) // c) for c in (1, 3) if len(reads) % c == 0 and _is_square(len(reads) // c)), 0)
+        image = reads.reshape(-1, side, side).sum(0) if side else mask.float()
+        what = "how often each pixel is read" if side else "weights that stay"
+    shown = axes.imshow(image.numpy(), cmap="viridis", interpolation="nearest")
+    axes.set(xticks=[], yticks=[])
+    axes.set_title(f"{name}: {what}", fontsize=8)
+    axes.grid(visible=False)
+    figure.colorbar(shown, shrink=0.7)
+
+
+def _is_square(n: int) -> bool:
+    return math.isqrt(n) ** 2 == n
 
 
 def _svg(figure: Figure, name: str) -> str:
