@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from compressor.types import OUTPUT, Structure
 
+OVER_CHANNELS = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm)
 NOBODY = -1
 """The owner of a row or column that belongs to no node: of the network's inputs."""
 
@@ -51,12 +52,14 @@ class _Weight:
     columns: Tensor
 
 
-def paths(structure: Structure, kept: Mapping[str, Tensor]) -> Paths:
+def paths(model: nn.Module, structure: Structure, kept: Mapping[str, Tensor]) -> Paths:
     """Follow the weights that are left from the input, and back from the output.
 
-    Where nothing is known (a product of queries and keys, a frozen group), everything is taken to get through.
+    Where nothing is known (a product of queries and keys, a frozen group), everything is taken to get through; so it is where a
+    norm takes its mean over the channels of a group, each of which then sees all the others.
 
     Args:
+        model: only its modules are looked at.
         kept: weight -> booleans of its shape; other weights are whole.
     """
     first, total = {}, 0
@@ -69,8 +72,11 @@ def paths(structure: Structure, kept: Mapping[str, Tensor]) -> Paths:
         made[weight.rows] = True
         read[weight.columns] = True
     for group in structure.groups:
-        if group.multiplied or group.frozen is not None:
+        mixed = any(isinstance(model.get_submodule(name), OVER_CHANNELS) for name in group.layers("carry"))
+        if group.multiplied or mixed or group.frozen is not None:
             read[first[group.name]] = False
+        if mixed:
+            made[first[group.name]] = False
     made[NOBODY] = read[NOBODY] = False
     fed, heard = ~made, ~read
     while sum(_step(fed, w.columns, w.rows, w.links) for w in weights):
@@ -116,9 +122,9 @@ def _weights(
             size = structure.shapes.get(s.tensor, ())
             if s.role == "pass" and s.tensor in kept:
                 its = passing.setdefault(s.tensor, torch.full((size[s.dim],), NOBODY))
-            elif s.role in ("produce", "read") and len(size) > 1:
+            elif len(size) > 1 and (s.role in ("produce", "read") or (s.role == "carry" and s.tensor in kept)):
                 its = owners.setdefault((s.tensor, s.dim), torch.full((size[s.dim],), NOBODY))
-                if s.role == "produce":
+                if s.role != "read":  # the gates of a recurrent cell are carried
                     rows[s.tensor] = s.dim
             else:
                 continue

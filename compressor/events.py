@@ -128,7 +128,10 @@ def without_nodes(job: Job, plan: Plan) -> State:
 
 def without_weights(job: Job, plan: Plan, allow_disconnect: bool) -> State:
     """The network without the weights that the method scores lowest, and without the nodes that lie on no path then."""
-    weights, held = maskable(job.dense), {s.tensor for g in job.found.frozen if _holds(g) for s in g.slices}
+    weights, held = (
+        maskable(job.dense),
+        {s.tensor for g in job.found.frozen if _holds(g) for s in g.slices if s.role in ("produce", "pass")},
+    )
     state = State(job.dense, job.found, plan, kept={n: torch.ones(w.shape, dtype=torch.bool) for n, w in weights.items()})
     for target, counted, what in job.events():
         state = weight_event(state, job.method, counted, target, job.aim, weights.keys() - held, what)
@@ -137,7 +140,7 @@ def without_weights(job: Job, plan: Plan, allow_disconnect: bool) -> State:
     if job.aim.ablation == "shuffle":
         drawn = shuffled_weights(state.kept, job.objective.seed)
         state = dataclasses.replace(state, model=masked(job.dense, drawn), kept=drawn)
-    found = paths(job.found, state.kept)
+    found = paths(job.dense, job.found, state.kept)
     if not found.connected and not allow_disconnect:
         empty = [name for name, mask in state.kept.items() if not bool(mask.any())]
         raise UnreachableSparsity(

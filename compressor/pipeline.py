@@ -298,7 +298,7 @@ def _zeros(model: nn.Module) -> dict[str, Tensor]:
 
 
 def _sparse(found: Structure, state: State) -> Sparse:
-    ways, dense = paths(found, state.kept), found.nodes
+    ways, dense = paths(state.model, found, state.kept), found.nodes
     by_layer = {name: (mask.numel(), int(mask.sum())) for name, mask in state.kept.items()}
     total, left = (sum(numbers) for numbers in zip(*by_layer.values(), strict=True))
     return Sparse(total, left, ways.effective, dense - state.structure.nodes, by_layer, ways.silent, ways.outputs)
@@ -349,7 +349,7 @@ def replay(plan: Plan, model: nn.Module, example_inputs: Tensor | Inputs, progre
     state = State(dense, found.shrink(plan.kept), plan, kept={name: mask.tensor() for name, mask in plan.masks.items()})
     if plan.masks:
         _check_masks(plan, dense)
-        whole, ways = masked(dense, state.kept), paths(found, state.kept)
+        whole, ways = masked(dense, state.kept), paths(dense, found, state.kept)
         state = dataclasses.replace(state, model=without_dead(whole, found, ways, plan.kept, inputs))
     else:
         state = dataclasses.replace(state, model=shrink(dense, found, plan.kept))
