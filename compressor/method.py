@@ -140,7 +140,7 @@ def table() -> str:
         removes = ", ".join(f"{unit}s" for unit in sorted(units, key=lambda unit: unit != chosen.unit))
         data = "yes" if method.uses_data else "no"
         said = summary.replace("|", "\\|")
-        lines.append(f"| `{name}` | {said} | {removes} | {method.stage} training | {data} | {method.paper} |")
+        lines.append(f"| `compress {name}` | {said} | {removes} | {method.stage} training | {data} | {method.paper} |")
     return "\n".join(lines)
 
 
