@@ -5,6 +5,7 @@ BIN := $(VENV)/bin
 COMPRESS := $(BIN)/compress
 READY := $(VENV)/.ready
 DATA ?= $(firstword $(wildcard ../shared/data/cifar10) digits)
+MNIST ?= $(firstword $(wildcard ../shared/data/mnist) digits)
 
 .PHONY: demo test test-slow check format bench zoo clean
 
@@ -40,6 +41,7 @@ bench: $(READY)  ## the numbers of the README, with their environment
 	$(BIN)/python -m benchmarks.peers --data $(DATA)
 	$(BIN)/python -m benchmarks.widths --data $(DATA)
 	$(BIN)/python -m benchmarks.leftover --data $(DATA)
+	$(BIN)/python -m benchmarks.methods --data $(DATA) --mnist $(MNIST)
 
 zoo: $(READY)  ## networks that others wrote: torchvision, timm, transformers; half of their nodes
 	$(BIN)/python -m benchmarks.zoo

@@ -49,7 +49,7 @@ HOMES = {
     "safetensors": {"compressor/checkpoint.py"},
     "scipy": {"compressor/structure/labels.py"},
 }
-RUN_BY_HAND = ("leftover", "main_job", "peers", "widths", "zoo")
+RUN_BY_HAND = ("leftover", "main_job", "methods", "peers", "widths", "zoo")
 """Benchmarks that are commands of their own."""
 EXPORTERS_MAY_USE = {
     f"compressor.{name}" for name in ("equivalence", "types", "errors", "files", "checkpoint", "inputs", "state", "quiet")
