@@ -1,8 +1,8 @@
 """All methods side by side: `python -m benchmarks.methods --data CIFAR10 --mnist MNIST`, as `make bench` runs it.
 
 Cost: seconds and peak memory of one scoring of VGG16 and ResNet18, each in a process of its own, on one thread. Flow: the
-squared norm of the gradient after keeping a tenth of the weights, relative to the dense network's. Extreme: what is left of each
-layer of VGG16 at 99.9 %. What is in the results file already is not measured again; raw values go there.
+squared norm of the gradient after keeping a tenth of the weights, relative to the dense network's. Extreme: what is left of
+each layer of VGG16 at 99.9 %. What is in the results file already is not measured again; raw values go there.
 """
 
 from __future__ import annotations
@@ -190,7 +190,8 @@ def main() -> None:
     grasps = [("grasp", {"unit": "weight"}), ("grasp", {"unit": "weight", "sign": "published-snipit"})]
     weighted = [(n, {"unit": "weight"}) if n in ("synflow", "random") else (n, {}) for n in FLOWS if n != "grasp"] + grasps
     for data, network, shape in (
-        (chosen.mnist, "mlp5", {}), (chosen.mnist, "lenet5", {}), (chosen.data, "mlp5", COLOUR), (chosen.data, "lenet5", COLOUR),
+        (chosen.mnist, "mlp5", {}), (chosen.mnist, "lenet5", {}),
+        (chosen.data, "mlp5", COLOUR), (chosen.data, "lenet5", COLOUR),
     ):  # fmt: skip
         for name, options in weighted:
             for seed in range(3):
