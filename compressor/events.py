@@ -132,6 +132,11 @@ def without_weights(job: Job, plan: Plan, allow_disconnect: bool) -> State:
         maskable(job.dense),
         {s.tensor for g in job.found.frozen if _holds(g) for s in g.slices if s.role in ("produce", "pass")},
     )
+    total = sum(weight.numel() for weight in weights.values())
+    if (left := total - round(job.share * total)) < len(weights) and not allow_disconnect:
+        raise UnreachableSparsity(
+            f"sparsity {job.share:g} leaves {left} weights for {len(weights)} layers; ask for less, or --allow-disconnect"
+        )
     state = State(job.dense, job.found, plan, kept={n: torch.ones(w.shape, dtype=torch.bool) for n, w in weights.items()})
     for target, counted, what in job.events():
         state = weight_event(state, job.method, counted, target, job.aim, weights.keys() - held, what)

@@ -211,7 +211,9 @@ def compress(
     notes = []
     if chosen.uses_data and is_fresh(model) and not calibrate_bn:
         notes.append("The batch norms never saw data and do not normalise yet; --calibrate-bn gives them statistics first.")
-    inputs = _example(objective, example_inputs)
+    objective.example = inputs = _example(objective, example_inputs)
+    if data is not None and not chosen.uses_data and not calibrate_bn:
+        notes.append("The scores of this method need no data: what was given only says what the network takes.")
     dense = working_copy(model, inputs)
     if dense is not model:
         notes.append(
@@ -219,8 +221,6 @@ def compress(
         )
         objective.forward = _widened(forward)
     dense = calibrated(dense, objective) if calibrate_bn else dense
-
-    objective.example = inputs
 
     clock = _Clock()
     progress("finding the groups", 0, 0)
@@ -318,7 +318,7 @@ def score(
     """The scores of the dense network, `(width,)` per prunable group, without pruning. Arguments as in `compress`."""
     check_weights(model)
     objective = Objective(data if data is not None else (), loss_named(loss), forward, _device_of(model), seed)
-    inputs = _example(objective, example_inputs)
+    objective.example = inputs = _example(objective, example_inputs)
     working = working_copy(model, inputs)
     if working is not model:
         objective.forward = _widened(forward)

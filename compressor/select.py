@@ -6,6 +6,7 @@ import copy
 import heapq
 import math
 import sys
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from compressor.budget import Meter
 from compressor.errors import UnreachableSparsity, WrongUsage
-from compressor.types import Group, Scores, Structure
+from compressor.types import Group, Scores, Structure, total_by_layer
 
 
 @dataclass(frozen=True)
@@ -68,12 +69,28 @@ def check_reachable(
     frozen = structure.nodes - sum(g.width * g.multiplicity for g in structure.prunable)
     because = f"each of {len(structure.prunable)} groups keeps {rounded(floor, sys.maxsize, floor, round_to)} of its nodes"
     because += f" and {frozen} nodes are frozen" if frozen else ""
+    because += _most_of_it(structure)
     if meter is None or meter.unit == "nodes":
         what, bound = f"sparsity {target:g}", f"the highest is {math.floor(best * 1e6) / 1e6:g}"
     else:
         what = f"{(1 - target) * total:,.0f} {meter.unit} ({1 - target:.4g} of the dense network's)"
         bound = f"the lowest is {math.ceil((1 - best) * total):,} ({math.ceil((1 - best) * 1e6) / 1e6:g})"
     raise UnreachableSparsity(f"{what} cannot be reached: {because}; {bound}")
+
+
+def _most_of_it(structure: Structure) -> str:
+    """What holds most of the nodes that must stay: why a layer is frozen, or a group whose nodes are many layers' at once."""
+    held: Counter[str] = Counter()
+    counted = total_by_layer(structure)
+    for group in structure.groups:
+        layers = [name for name in group.layers("produce", "pass") if name in counted]
+        if group.frozen is not None and layers:
+            reason = group.frozen if group.frozen.startswith(layers[0]) else f"{layers[0]}: {group.frozen}"
+            held[reason] += group.width * group.multiplicity
+        elif group.frozen is None and len(layers) > 1:
+            others = f"{len(layers) - 1} other layers, such as {layers[-1]}"
+            held[f"a node of {layers[0]} goes with those of {others}"] += group.multiplicity
+    return f" ({held.most_common(1)[0][0]})" if held else ""
 
 
 def select(

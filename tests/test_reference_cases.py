@@ -18,7 +18,7 @@ from compressor import networks
 from compressor.cost import csr_bits, macs
 from compressor.criteria.elasticity import node_elasticity, weight_elasticity
 from compressor.objective import Objective, nll_logits
-from compressor.select import select
+from compressor.select import select, select_weights
 from compressor.structure import structure
 from compressor.surgery import shrink
 from compressor.types import Scores, Structure
@@ -136,8 +136,10 @@ def _check_mask(scores: Scores, masks: dict[str, torch.Tensor], event: dict) -> 
     flat = torch.cat([v.flatten() for v in scores.values.values()])
     mask = torch.cat([masks[name].flatten() for name in scores.values])
     wanted = event["k_topk"]
-    kept = torch.zeros_like(mask)
-    kept[flat.topk(wanted).indices] = True
+    whole = {name: torch.ones_like(m) for name, m in masks.items()}
+    ours, _ = select_weights(scores, {n: whole[n] for n in scores.values}, len(flat), 1 - wanted / len(flat))
+    kept = torch.cat([ours[name].flatten() for name in scores.values])
+    assert int(kept.sum()) == wanted
     assert wanted - int(mask.sum()) == event["ties_at_threshold"] == 1
     assert int((kept & mask).sum()) >= int(mask.sum()) - 5
     near = (flat[kept ^ mask] - event["threshold"]).abs() / event["threshold"]

@@ -223,10 +223,26 @@ def test_what_disconnects_the_output_is_refused_unless_allowed() -> None:
     model = networks.build("lenet5", data="digits")
     example = torch.randn(4, 1, 28, 28)
     with pytest.raises(UnreachableSparsity, match=r"no longer depends on the input.*--allow-disconnect"):
-        compress(model, "magnitude", None, 0.99999, example_inputs=example)
-    result = compress(model, "magnitude", None, 0.99999, example_inputs=example, allow_disconnect=True)
+        compress(model, "magnitude", None, 0.9999, example_inputs=example)
+    result = compress(model, "magnitude", None, 0.9999, example_inputs=example, allow_disconnect=True)
     assert result.summary.disconnected
     assert result.summary.weights.silent == 10
+
+
+def test_less_than_a_weight_for_each_layer_is_refused() -> None:
+    model = networks.build("lenet5", data="digits")
+    with pytest.raises(UnreachableSparsity, match="leaves 3 weights for 5 layers; ask for less"):
+        compress(model, "magnitude", None, 0.99998, example_inputs=torch.randn(4, 1, 28, 28))
+
+
+def test_a_method_without_need_of_data_says_so() -> None:
+    model = networks.build("lenet5", data="digits")
+    batches = [(torch.randn(4, 1, 28, 28), torch.randint(10, (4,)))]
+    with_data = compress(model, "synflow", batches, 0.5, steps=2)
+    without = compress(model, "synflow", None, 0.5, steps=2, example_inputs=batches[0][0])
+    assert with_data.plan == without.plan
+    assert any("need no data" in note for note in with_data.summary.notes)
+    assert not any("need no data" in note for note in without.summary.notes)
 
 
 def test_weights_know_one_budget_only() -> None:

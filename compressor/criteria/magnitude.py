@@ -21,12 +21,13 @@ def weight_magnitude(model: nn.Module) -> Scores:
 
 def node_magnitude(model: nn.Module, structure: Structure) -> Scores:
     """Sum of |w| over the weights that make a node (Li et al., eq. of the filters' L1 norm); parallel layers add up."""
-    tensors = tensors_of(model)
+    tensors, cells = tensors_of(model), maskable(model).keys()
     values = {}
     for group in structure.prunable:
         total = torch.zeros(group.width, dtype=torch.float64)
         for s in group.slices:
-            if s.role == "produce" and s.tensor in tensors and tensors[s.tensor].dim() > 1:
+            makes = s.role == "produce" or (s.role == "carry" and s.tensor in cells)  # a recurrent cell carries its gates
+            if makes and s.tensor in tensors and tensors[s.tensor].dim() > 1:
                 rows = tensors[s.tensor].detach().abs().movedim(s.dim, 0).flatten(1).sum(1, dtype=torch.float64).cpu()
                 total += rows[s.index].sum(1)
         values[group.name] = total

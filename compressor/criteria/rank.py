@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from compressor.criteria.variables import input_channels
 from compressor.objective import Objective, size_of
 from compressor.state import observed
-from compressor.types import Scores, Slice, Structure
+from compressor.types import Group, Scores, Slice, Structure
 
 
 def map_ranks(model: nn.Module, structure: Structure, objective: Objective) -> Scores:
@@ -22,37 +22,33 @@ def map_ranks(model: nn.Module, structure: Structure, objective: Objective) -> S
     samples = 0
     with observed(model) as twin, torch.no_grad():
         for group in structure.prunable:
-            unread = not any(s.role == "read" for s in group.slices)
-            for s in group.slices:
-                if s.role == ("produce" if unread else "read"):
-                    _watch(twin, group.name, s, sums)
+            for s in _reads(twin, group):
+                _watch(twin.get_submodule(s.layer), s, sums[group.name])
         for batch in objective.batches():
             objective.forward(twin, batch)
             samples += size_of(batch)
-    values = {g.name: torch.zeros(g.width, dtype=torch.float64) for g in structure.prunable}
-    for name, parts in sums.items():
-        values[name] = torch.stack(parts).sum(0) / samples
+    values = {g.name: torch.stack(sums[g.name]).sum(0) / samples / len(_reads(model, g)) for g in structure.prunable}
     return Scores(values, None, samples)
 
 
-def _watch(twin: nn.Module, group: str, s: Slice, sums: dict[str, list[Tensor]]) -> None:
-    try:
-        module = twin.get_submodule(s.layer)
-    except AttributeError:
-        return
-    dim = -1 if isinstance(module, nn.Linear) else 1
+def without_maps(model: nn.Module, structure: Structure) -> dict[str, str]:
+    """Group -> why `map_ranks` cannot score it."""
+    return {g.name: "no convolution or linear layer reads it" for g in structure.prunable if not _reads(model, g)}
 
-    def see(x: Tensor, index: Tensor) -> None:
-        maps = x.movedim(dim, 1)[:, index.to(x.device)].flatten(0, 0)  # (batch, width, k, ...)
+
+def _reads(model: nn.Module, group: Group) -> list[Slice]:
+    kinds = (nn.Linear, nn.modules.conv._ConvNd)
+    return [s for s in group.slices if s.role == "read" and isinstance(model.get_submodule(s.layer), kinds)]
+
+
+def _watch(module: nn.Module, s: Slice, found: list[Tensor]) -> None:
+    index, dim = input_channels(module, s), -1 if isinstance(module, nn.Linear) else 1
+
+    def see(_: nn.Module, args: tuple, options: dict) -> None:
+        x = (args[0] if args else options["input"]).movedim(dim, 1)
+        maps = x[:, index.to(x.device)]  # (batch, width, k, ...)
         matrices = maps if maps.dim() == 5 else maps.flatten(3).unsqueeze(3) if maps.dim() > 3 else maps[..., None, None]
-        highest = min(matrices.shape[-2:])
-        ranks = torch.linalg.matrix_rank(matrices.float()) / highest
-        sums[group].append(ranks.mean(2).sum(0).double().cpu())
+        ranks = torch.linalg.matrix_rank(matrices.float()) / min(matrices.shape[-2:])
+        found.append(ranks.mean(2).sum(0).double().cpu())
 
-    if s.role == "produce":
-        module.register_forward_hook(lambda _, args, out: see(out, s.index))
-    elif isinstance(module, (nn.Linear, nn.modules.conv._ConvNd)):
-        index = input_channels(module, s)
-        module.register_forward_pre_hook(
-            lambda _, args, options: see(args[0] if args else options["input"], index), with_kwargs=True
-        )
+    module.register_forward_pre_hook(see, with_kwargs=True)

@@ -41,7 +41,7 @@ def synaptic_flow(model: nn.Module, structure: Structure, inputs: Inputs, unit: 
         flow = torch.stack([y.sum() for y in tensors_in(run(twin, ones))]).sum()
         if not bool(torch.isfinite(flow)) or flow.item() <= 0:
             raise UnsupportedNetwork(
-                f"the synaptic flow is {flow.item():g}: an activation stops positive values; use another method"
+                f"the synaptic flow is {flow.item():g}, not positive: an activation or a norm over channels stops it; use another method"
             )
         found = torch.autograd.grad(flow / flow.detach(), list(by.values()), allow_unused=True)
         values = {}

@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 
 from torch import nn
 
-from compressor.criteria.rank import map_ranks
+from compressor.criteria.rank import map_ranks, without_maps
 from compressor.method import Method
 from compressor.objective import Objective
 from compressor.select import per_part
@@ -28,3 +28,7 @@ class Hrank(Method):
     def score(self, model: nn.Module, structure: Structure, objective: Objective) -> Scores:
         """Place by mean rank."""
         return per_part(map_ranks(model, structure, objective))
+
+    def cannot_score(self, model: nn.Module, structure: Structure) -> dict[str, str]:
+        """Groups whose maps no layer reads."""
+        return without_maps(model, structure)

@@ -241,5 +241,5 @@ def test_a_flow_that_an_activation_stops_is_refused() -> None:
             return torch.relu(-x)
 
     model = nn.Sequential(nn.Linear(2, 3), Minus(), nn.Linear(3, 1))
-    with pytest.raises(UnsupportedNetwork, match="synaptic flow is 0: an activation stops"):
+    with pytest.raises(UnsupportedNetwork, match="synaptic flow is 0, not positive: an activation"):
         make("synflow", {}).score(model, structure(model, (X,)), Objective([], example=(X,)))
