@@ -40,9 +40,8 @@ def synaptic_flow(model: nn.Module, structure: Structure, inputs: Inputs, unit: 
                 _make_positive(module)
         flow = torch.stack([y.sum() for y in tensors_in(run(twin, ones))]).sum()
         if not bool(torch.isfinite(flow)) or flow.item() <= 0:
-            raise UnsupportedNetwork(
-                f"the synaptic flow is {flow.item():g}, not positive: an activation or a norm over channels stops it; use another method"
-            )
+            why = "an activation or a norm over channels stops it; use another method"
+            raise UnsupportedNetwork(f"the synaptic flow is {flow.item():g}, not positive: {why}")
         found = torch.autograd.grad(flow / flow.detach(), list(by.values()), allow_unused=True)
         values = {}
         for (name, variable), g in zip(by.items(), found, strict=True):
