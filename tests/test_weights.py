@@ -333,3 +333,17 @@ def test_a_users_own_weight_method_runs_from_the_command_line(tmp_path: Path, mo
     small = load(tmp_path / "small.safetensors")
     rows = torch.arange(150).reshape(6, 25) >= 75
     assert torch.equal(small.origin.plan.masks["features.0.weight"].tensor().reshape(6, 25), rows)
+
+
+@pytest.mark.parametrize("network", ["lenet5", "mlp5"])
+def test_synflow_keeps_every_weight_on_a_path_where_snip_collapses(network: str) -> None:
+    model = networks.build(network, data="digits")
+    x = torch.randn(8, 1, 28, 28, generator=torch.Generator().manual_seed(0))
+    batches = [(x, torch.arange(8))]
+    flow, snip = (compress(model, name, batches, 0.9998, allow_disconnect=True).summary.weights for name in ("synflow", "snip"))
+    assert flow.left == snip.left
+    assert flow.effective == flow.left
+    assert all(left for _, left in flow.by_layer.values())
+    assert snip.effective == 0
+    assert snip.silent == snip.outputs == 10
+    assert not all(left for _, left in snip.by_layer.values())
