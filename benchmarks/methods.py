@@ -168,6 +168,7 @@ def main() -> None:
     parser.add_argument("--mnist", default="digits", help="folder of MNIST, or digits")
     parser.add_argument("--samples", type=int, default=2560)
     parser.add_argument("--only", choices=["cost", "flow", "extreme"])
+    parser.add_argument("--method", action="append", help="of the costs; may be repeated, all by default")
     parser.add_argument("--output", type=Path, default=RESULTS)
     parser.add_argument("--one", help=argparse.SUPPRESS)
     chosen = parser.parse_args()
@@ -201,6 +202,8 @@ def main() -> None:
         measure("extreme", _key("extreme", name), partial(extreme, chosen.data, name))
     for network in reversed(COSTS):
         for name, options in variants():
+            if chosen.method and name not in chosen.method:
+                continue
             question = {"data": chosen.data, "network": network, "name": name, "options": options, "samples": chosen.samples}
             measure("cost", _key("cost", network, name, options), partial(_in_a_process, question))
     print(tables(document["rows"]))
