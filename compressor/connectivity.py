@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from compressor.types import OUTPUT, Structure
+from compressor.types import ASKED, OUTPUT, Structure
 
-OVER_CHANNELS = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm)
 NOBODY = -1
 """The owner of a row or column that belongs to no node: of the network's inputs."""
 
@@ -52,14 +52,16 @@ class _Weight:
     columns: Tensor
 
 
-def paths(model: nn.Module, structure: Structure, kept: Mapping[str, Tensor]) -> Paths:
+def paths(model: nn.Module, structure: Structure, kept: Mapping[str, Tensor], mixed: Collection[str]) -> Paths:
     """Follow the weights that are left from the input, and back from the output.
 
-    Where nothing is known (a product of queries and keys, a frozen group), everything is taken to get through; so it is where a
-    norm takes its mean over the channels of a group, each of which then sees all the others.
+    Everything is taken to get through where not all that comes in or goes out is known (a product of queries and keys, a frozen
+    group, a weight that several modules share), and where a norm takes its mean over a group's channels: each of them then
+    sees all the others.
 
     Args:
-        model: only its modules are looked at.
+        model: only the names of its parameters are looked at.
+        mixed: names of the weights of norms over channels, see `compressor.masked.over_channels`.
         kept: weight -> booleans of its shape; other weights are whole.
     """
     first, total = {}, 0
@@ -71,12 +73,13 @@ def paths(model: nn.Module, structure: Structure, kept: Mapping[str, Tensor]) ->
     for weight in weights:
         made[weight.rows] = True
         read[weight.columns] = True
+    through = {*mixed, *_shared(model)}
     for group in structure.groups:
-        mixed = any(isinstance(model.get_submodule(name), OVER_CHANNELS) for name in group.layers("carry"))
-        if group.multiplied or mixed or group.frozen is not None:
+        known = group.frozen is None or group.frozen == OUTPUT or group.frozen.startswith(ASKED)
+        if not known or group.multiplied or any(s.tensor in through for s in group.slices):
+            made[first[group.name]] = read[first[group.name]] = False
+        if group.frozen == OUTPUT:
             read[first[group.name]] = False
-        if mixed:
-            made[first[group.name]] = False
     made[NOBODY] = read[NOBODY] = False
     fed, heard = ~made, ~read
     while sum(_step(fed, w.columns, w.rows, w.links) for w in weights):
@@ -86,6 +89,8 @@ def paths(model: nn.Module, structure: Structure, kept: Mapping[str, Tensor]) ->
     alive = fed & heard
     effective = sum(_count(kept[w.name], alive[w.rows], alive[w.columns], w) for w in weights if w.name in kept)
     effective += sum(int(kept[name][alive[owners]].sum()) for name, owners in depthwise.items())
+    followed = {w.name for w in weights} | depthwise.keys()
+    effective += sum(int(mask.sum()) for name, mask in kept.items() if name not in followed)
     ends = [g for g in structure.groups if g.frozen == OUTPUT]
     silent = sum(int((~fed[first[g.name]]).sum()) for g in ends)
     named = {g.name: list(first[g.name]) for g in structure.groups}
@@ -94,6 +99,14 @@ def paths(model: nn.Module, structure: Structure, kept: Mapping[str, Tensor]) ->
         {name: heard[places] for name, places in named.items()},
         effective, silent, sum(g.width for g in ends),
     )  # fmt: skip
+
+
+def _shared(model: nn.Module) -> set[str]:
+    """All names of the parameters that have more than one."""
+    names: dict[int, list[str]] = defaultdict(list)
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names[id(parameter)].append(name)
+    return {name for its in names.values() if len(its) > 1 for name in its}
 
 
 def _step(reached: Tensor, sources: Tensor, targets: Tensor, links: Tensor) -> bool:

@@ -15,7 +15,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
 from compressor.connectivity import Paths
-from compressor.inputs import Inputs, run
+from compressor.inputs import Inputs, run, unlike
 from compressor.state import observed
 from compressor.surgery import shrink
 from compressor.types import Group, Kept, Slice, Structure
@@ -33,8 +33,8 @@ class _Fold:
     amounts: Tensor
 
 
-def removable(model: nn.Module, structure: Structure, found: Paths, inputs: Inputs) -> dict[str, Tensor]:
-    """group -> nodes that stay `(kept,)`; dead ones whose constant cannot be moved stay, and so does one node of every group.
+def removable(model: nn.Module, structure: Structure, found: Paths, inputs: Inputs, floor: int = 1) -> dict[str, Tensor]:
+    """group -> nodes that stay `(kept,)`; dead ones whose constant cannot be moved stay, and `floor` nodes of every group.
 
     Args:
         model: the network with its weights masked.
@@ -46,8 +46,9 @@ def removable(model: nn.Module, structure: Structure, found: Paths, inputs: Inpu
     for group in structure.prunable:
         dead = found.dead(group.name)
         dead &= ~found.heard[group.name] | constants.movable(group)
-        if bool(dead.all()):
-            dead[int(found.heard[group.name].int().argmax())] = False
+        missing = min(floor, group.width) - int((~dead).sum())
+        if missing > 0:
+            dead[dead.nonzero().flatten()[:missing]] = False
         kept[group.name] = (~dead).nonzero().flatten()
     return kept
 
@@ -94,7 +95,8 @@ class _Constants:
                     for s in group.slices:
                         if s.role == "read" and _is_plain(twin.get_submodule(s.layer), s):
                             self._watch(twin.get_submodule(s.layer), group.name, s)
-            run(twin, inputs)
+            for given in unlike(inputs):
+                run(twin, given)
 
     def _watch(self, module: nn.Module, group: str, s: Slice) -> None:
         def see(_: nn.Module, args: tuple, options: dict) -> None:

@@ -17,20 +17,18 @@ from compressor.dead import removable, without_dead
 from compressor.equivalence import TORCH_TOLERANCE, Equivalence
 from compressor.errors import BadInput, UnreachableSparsity, UnsupportedNetwork, first_line
 from compressor.feasible import Wrong, all_at_fault
-from compressor.inputs import Inputs
+from compressor.inputs import Inputs, unlike
+from compressor.masked import over_channels
 from compressor.method import Method
 from compressor.objective import Batch, Objective
 from compressor.select import Selection, highest_reachable, select, select_weights
 from compressor.state import outputs_of
 from compressor.surgery import shrink
-from compressor.types import NOT_IN_EVAL, Group, Plan, Scores, Structure
+from compressor.types import Group, Plan, Scores, Structure
 from compressor.weights import maskable, masked
 
 Progress = Callable[[str, int, int], None]
 """(what is being done, steps done, steps in all); 0 in all where that is unknown."""
-
-ASKED = "asked for"
-"""What the reason of a group that the user froze begins with."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +74,7 @@ class State:
         ranks: group -> `(width,)` of the dense network: the order in which nodes go, over all events so far.
         kept: weight -> booleans of its shape, where single weights are removed.
         curves: of the first event's scores, see `Scores.curves`.
+        ways: through the masked network.
     """
 
     model: nn.Module
@@ -85,11 +84,16 @@ class State:
     samples: int = 0
     kept: Mapping[str, Tensor] = field(default_factory=dict)
     curves: Mapping[str, Tensor] = field(default_factory=dict)
+    ways: Paths | None = None
 
 
 @dataclass(frozen=True)
 class Job:
-    """What a pruning starts from."""
+    """What a pruning starts from.
+
+    Attributes:
+        held: weights that must not lose entries.
+    """
 
     method: Method
     dense: nn.Module
@@ -98,6 +102,7 @@ class Job:
     share: float
     aim: Aim
     progress: Progress
+    held: frozenset[str] = frozenset()
 
     def events(self) -> Iterator[tuple[float, Objective, str]]:
         """For each event, its target, batches that tell how far they are, and a name."""
@@ -128,55 +133,55 @@ def without_nodes(job: Job, plan: Plan) -> State:
 
 def without_weights(job: Job, plan: Plan, allow_disconnect: bool) -> State:
     """The network without the weights that the method scores lowest, and without the nodes that lie on no path then."""
-    weights, held = (
-        maskable(job.dense),
-        {s.tensor for g in job.found.frozen if _holds(g) for s in g.slices if s.role in ("produce", "pass")},
-    )
+    weights = maskable(job.dense)
     total = sum(weight.numel() for weight in weights.values())
     if (left := total - round(job.share * total)) < len(weights) and not allow_disconnect:
         raise UnreachableSparsity(
             f"sparsity {job.share:g} leaves {left} weights for {len(weights)} layers; ask for less, or --allow-disconnect"
         )
-    state = State(job.dense, job.found, plan, kept={n: torch.ones(w.shape, dtype=torch.bool) for n, w in weights.items()})
+    state = State(job.dense, job.found, plan, kept={name: _there(w.detach()) for name, w in weights.items()})
     for target, counted, what in job.events():
-        state = weight_event(state, job.method, counted, target, job.aim, weights.keys() - held, what)
+        state = weight_event(state, job.method, counted, target, job.aim, weights.keys() - job.held, what)
     if job.share > 0 and not state.plan.events:
-        raise BadInput(f"sparsity {job.share:g} of the weights is less than one of them; ask for more")
+        raise BadInput(f"sparsity {job.share:g} of the weights is not more than what is zero already; ask for more")
     if job.aim.ablation == "shuffle":
         drawn = shuffled_weights(state.kept, job.objective.seed)
         state = dataclasses.replace(state, model=masked(job.dense, drawn), kept=drawn)
-    found = paths(job.dense, job.found, state.kept)
+    found = paths(job.dense, job.found, state.kept, over_channels(job.dense, job.aim.inputs))
     if not found.connected and not allow_disconnect:
         empty = [name for name, mask in state.kept.items() if not bool(mask.any())]
         raise UnreachableSparsity(
             f"at sparsity {job.share:g} the output no longer depends on the input"
             f"{f' ({empty[0]} is empty)' if empty else ''}; ask for less, or --allow-disconnect"
         )
-    return _without_dead(state, job.dense, job.found, found, job.aim.inputs)
+    return _without_dead(state, job.found, found, job.aim)
 
 
-def _holds(group: Group) -> bool:
-    """Whether the weights of a frozen group stay whole: asked for, or never run."""
-    return group.frozen is not None and (group.frozen == NOT_IN_EVAL or group.frozen.startswith(ASKED))
+def _there(weight: Tensor) -> Tensor:
+    """Booleans, what a weight has: all of it, or what is not zero where it has both."""
+    there = weight.cpu() != 0
+    return there if bool(there.any()) else torch.ones_like(there)
 
 
-def _without_dead(state: State, dense: nn.Module, found: Structure, ways: Paths, inputs: Inputs) -> State:
-    """Dead nodes go, but for those of groups in which that changes what comes out."""
-    kept = removable(state.model, found, ways, inputs)
-    reference = outputs_of(state.model, inputs)
+def _without_dead(state: State, found: Structure, ways: Paths, aim: Aim) -> State:
+    """Dead nodes go, but for those of groups in which that changes what comes out, on these inputs or on unlike ones."""
+    kept = removable(state.model, found, ways, aim.inputs, aim.floor)
+    pairs = [(given, outputs_of(state.model, given)) for given in unlike(aim.inputs)]
+    pairs = [(given, outputs) for given, outputs in pairs if all(bool(torch.isfinite(y).all()) for y in outputs)]
 
     def failure(groups: tuple[Group, ...]) -> Wrong | None:
         some = found.keep_all() | {g.name: kept[g.name] for g in groups}
-        small = without_dead(state.model, found, ways, some, inputs)
-        same = Equivalence.of("masked = small", reference, outputs_of(small, inputs), TORCH_TOLERANCE)
-        return None if same else Wrong("it changes the result")
+        small = without_dead(state.model, found, ways, some, aim.inputs)
+        proofs = [Equivalence.of("", outputs, outputs_of(small, given), TORCH_TOLERANCE) for given, outputs in pairs]
+        varies = not ways.connected or any(proof.conclusive for proof in proofs)
+        return None if varies and all(proofs) else Wrong("it changes the result")
 
     losing = {g.name: g for g in found.prunable if len(kept[g.name]) < g.width}
     wrong = all_at_fault(tuple(losing.values()), failure)
     kept = found.keep_all() | {name: kept[name] for name in losing.keys() - wrong.keys()}
-    small = without_dead(state.model, found, ways, kept, inputs)
-    plan = state.plan.rounded(kept, tie=state.plan.events[-1].tie) if state.plan.events else state.plan
-    return dataclasses.replace(state, model=small, structure=found.shrink(kept), plan=plan.with_masks(state.kept))
+    small = without_dead(state.model, found, ways, kept, aim.inputs)
+    plan = state.plan.rounded(kept).with_masks(state.kept)
+    return dataclasses.replace(state, model=small, structure=found.shrink(kept), plan=plan, ways=ways)
 
 
 def event(state: State, method: Method, objective: Objective, target: float, aim: Aim, what: str) -> State:

@@ -88,3 +88,23 @@ def several(inputs: Inputs) -> Inputs:
         return repeated
 
     return each(inputs, copies)
+
+
+def far_apart(x: Tensor) -> Tensor:
+    """Samples that differ by an offset of each channel: noise alone averages out where a network pools over many positions."""
+    if not x.is_floating_point() or x.dim() < 3:
+        return x
+    generator = torch.Generator().manual_seed(len(x))
+    offsets = torch.randn(x.shape[:2], generator=generator).to(x)
+    return x + 2 * float(x.std()) * offsets.reshape(*x.shape[:2], *(1 for _ in x.shape[2:]))
+
+
+def unlike(inputs: Inputs) -> list[Inputs]:
+    """The inputs, and others unlike them: these find out what is silent or constant on some samples only."""
+    apart = each(inputs, far_apart)
+    return [inputs, scaled(inputs, 10), scaled(inputs, -10), apart, scaled(apart, 10)]
+
+
+def scaled(inputs: Inputs, factor: int) -> Inputs:
+    """The inputs, real numbers multiplied."""
+    return each(inputs, lambda x: factor * x if x.is_floating_point() else x)

@@ -14,8 +14,8 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.dropout import _DropoutNd
 from torch.overrides import TorchFunctionMode
 
-from compressor.inputs import Inputs
-from compressor.state import outputs_of
+from compressor.inputs import Inputs, run
+from compressor.state import observed, outputs_of
 from compressor.surgery import tensors_of
 from compressor.types import Kept, Structure
 
@@ -104,6 +104,25 @@ def norms_over_kept(model: nn.Module, structure: Structure, kept: Kept) -> Itera
 
     with _Norms(functools.cache(stays)):  # not computed where there is no such norm
         yield
+
+
+def over_channels(model: nn.Module, inputs: Inputs) -> frozenset[str]:
+    """Names of the weights of norms over channels, whichever code calls them."""
+    seen: set[int] = set()
+    with observed(model) as twin, torch.no_grad(), _Seen(seen):
+        run(twin, inputs)
+        return frozenset(name for name, p in twin.named_parameters(remove_duplicate=False) if id(p) in seen)
+
+
+class _Seen(TorchFunctionMode):
+    def __init__(self, seen: set[int]) -> None:
+        self.seen = seen
+
+    def __torch_function__(self, function: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None) -> Any:
+        kwargs = kwargs or {}
+        if function in _PARTIAL:
+            self.seen.update(id(x) for x in (*args, *kwargs.values()) if isinstance(x, Tensor))
+        return function(*args, **kwargs)
 
 
 class _Norms(TorchFunctionMode):

@@ -30,9 +30,9 @@ ENTRY_POINTS = "compressor.methods"
 RESERVED = frozenset(["new", "show", "apply", "verify", "bench", "train", "sweep", "report"])
 
 
-def option(default: Any, help: str) -> Any:
-    """A field of a method that is an option on the command line."""
-    return dataclasses.field(default=default, metadata={"help": help})
+def option(default: Any, help: str, least: int | None = None) -> Any:
+    """A field of a method that is an option on the command line, a number of at least `least`."""
+    return dataclasses.field(default=default, metadata={"help": help, "least": least})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,6 +76,7 @@ class Option:
     choices: tuple[str, ...]
     default: Any
     help: str
+    least: int | None = None
 
 
 def options_of(method: type[Method]) -> list[Option]:
@@ -85,7 +86,7 @@ def options_of(method: type[Method]) -> list[Option]:
     for f in dataclasses.fields(method):
         choices = get_args(hints[f.name])
         kind = type(choices[0]) if choices else hints[f.name]
-        found.append(Option(f.name, kind, choices, f.default, f.metadata["help"]))
+        found.append(Option(f.name, kind, choices, f.default, f.metadata["help"], f.metadata["least"]))
     return found
 
 
@@ -157,6 +158,8 @@ def make(name: str, options: Mapping[str, Any]) -> Method:
             raise WrongUsage(f"{name} has no option {key!r}: it has {', '.join(known) or 'none'}")
         if known[key].choices and value not in known[key].choices:
             raise WrongUsage(f"{key}={value!r}: choose {', '.join(known[key].choices)}")
+        if (least := known[key].least) is not None and value < least:
+            raise WrongUsage(f"{key}={value}: at least {least}")
     return method(**options)
 
 

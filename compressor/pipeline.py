@@ -18,13 +18,14 @@ from compressor.budget import Budget, Unit
 from compressor.calibrate import calibrated, is_fresh
 from compressor.connectivity import paths
 from compressor.cost import Cost, cost, tensor_bytes
-from compressor.dead import without_dead
+from compressor.dead import removable, without_dead
 from compressor.equivalence import Equivalence
 from compressor.errors import BadInput, CompressError, NotEquivalent, UnsupportedNetwork, WrongUsage
-from compressor.events import ASKED, Aim, Job, Progress, State, without_nodes, without_weights
+from compressor.events import Aim, Job, Progress, State, without_nodes, without_weights
 from compressor.fast import FAST_MULTIPLE
 from compressor.feasible import feasible
-from compressor.inputs import Inputs, as_inputs, each, precision_of, several
+from compressor.inputs import Inputs, as_inputs, each, far_apart, precision_of, several, unlike
+from compressor.masked import over_channels
 from compressor.method import Method, make
 from compressor.objective import Batch, Loss, Objective, call, check_finite, inputs_of, loss_named, suited_batch, to_device
 from compressor.precision import as_it_came, wide, working_copy
@@ -34,7 +35,7 @@ from compressor.state import origin_of, set_origin
 from compressor.structure import structure as find_structure
 from compressor.structure import trace
 from compressor.surgery import shrink, sizes_of
-from compressor.types import LABEL_FLOW, Attention, Plan, Scores, Structure, fingerprint, total_by_layer
+from compressor.types import ASKED, LABEL_FLOW, NOT_IN_EVAL, Attention, Plan, Scores, Structure, fingerprint, total_by_layer
 from compressor.weights import maskable, masked
 
 NEAR_COLLAPSE = 4
@@ -221,6 +222,8 @@ def compress(
         )
         objective.forward = _widened(forward)
     dense = calibrated(dense, objective) if calibrate_bn else dense
+    if chosen.unit == "weight" and (zeros := sum(int((w == 0).sum()) for w in _sparse_already(dense).values())):
+        notes.append(f"{zeros:,} weights were zero before; they count as removed.")
 
     clock = _Clock()
     progress("finding the groups", 0, 0)
@@ -242,7 +245,7 @@ def compress(
 
     widths = {g.name: g.width for g in found.prunable}
     plan = Plan(widths, architecture_of(model), (), _reasons(found), found.attention, found.bound)
-    job = Job(chosen, dense, found, objective, share, aim, progress)
+    job = Job(chosen, dense, found, objective, share, aim, progress, _held(dense, found, freeze, only))
     state = without_weights(job, plan, allow_disconnect) if chosen.unit == "weight" else without_nodes(job, plan)
     clock.lap("scoring and removing")
 
@@ -292,13 +295,19 @@ def _summary(
     )
 
 
+def _sparse_already(model: nn.Module) -> dict[str, Tensor]:
+    """The weights that have zeros beside other values."""
+    return {name: w.detach() for name, w in maskable(model).items() if 0 < int(torch.count_nonzero(w)) < w.numel()}
+
+
 def _zeros(model: nn.Module) -> dict[str, Tensor]:
     """Weight -> booleans, where it is zero."""
     return {name: weight.detach() == 0 for name, weight in maskable(model).items()}
 
 
 def _sparse(found: Structure, state: State) -> Sparse:
-    ways, dense = paths(state.model, found, state.kept), found.nodes
+    ways, dense = state.ways, found.nodes
+    assert ways is not None
     by_layer = {name: (mask.numel(), int(mask.sum())) for name, mask in state.kept.items()}
     total, left = (sum(numbers) for numbers in zip(*by_layer.values(), strict=True))
     return Sparse(total, left, ways.effective, dense - state.structure.nodes, by_layer, ways.silent, ways.outputs)
@@ -349,8 +358,11 @@ def replay(plan: Plan, model: nn.Module, example_inputs: Tensor | Inputs, progre
     state = State(dense, found.shrink(plan.kept), plan, kept={name: mask.tensor() for name, mask in plan.masks.items()})
     if plan.masks:
         _check_masks(plan, dense)
-        whole, ways = masked(dense, state.kept), paths(dense, found, state.kept)
-        state = dataclasses.replace(state, model=without_dead(whole, found, ways, plan.kept, inputs))
+        whole, ways = masked(dense, state.kept), paths(dense, found, state.kept, over_channels(dense, inputs))
+        can = removable(whole, found, ways, inputs)  # with other weights, a constant may not be 0: its node stays
+        kept = {name: torch.cat([stay, can[name]]).unique() for name, stay in plan.kept.items()}
+        small = without_dead(whole, found, ways, kept, inputs)
+        state = State(small, found.shrink(kept), plan.rounded(kept), kept=state.kept, ways=ways)
     else:
         state = dataclasses.replace(state, model=shrink(dense, found, plan.kept))
     clock.lap("scoring and removing")
@@ -359,7 +371,7 @@ def replay(plan: Plan, model: nn.Module, example_inputs: Tensor | Inputs, progre
     clock.lap("proof")
     asked = plan.events[-1].sparsity if plan.events else 0.0
     summary = _summary("apply", {}, asked, model, dense, found, state, inputs, proofs, clock, [])
-    return Result(_handed_over(state, model, inplace=False), plan, summary)
+    return Result(_handed_over(state, model, inplace=False), state.plan, summary)
 
 
 def _check_masks(plan: Plan, model: nn.Module) -> None:
@@ -424,6 +436,16 @@ def _runnable_structure(model: nn.Module, inputs: Inputs, attention: Attention) 
     return found
 
 
+def _held(model: nn.Module, found: Structure, freeze: Sequence[str], only: Sequence[str]) -> frozenset[str]:
+    """The weights that must not lose entries: of layers that the user named, and of those that never run."""
+    held = {s.tensor for g in found.frozen if g.frozen == NOT_IN_EVAL for s in g.slices if s.role in ("produce", "pass")}
+    for name in maskable(model):
+        layer = name.rpartition(".")[0]
+        if any(fnmatchcase(layer, p) for p in freeze) or (only and not any(fnmatchcase(layer, p) for p in only)):
+            held.add(name)
+    return frozenset(held)
+
+
 def _restricted(found: Structure, freeze: Sequence[str], only: Sequence[str]) -> Structure:
     """The structure in which only what the user allows may lose nodes."""
     layers = {g.name: g.layers("produce", "pass") for g in found.groups}
@@ -444,6 +466,15 @@ def _restricted(found: Structure, freeze: Sequence[str], only: Sequence[str]) ->
     return restricted
 
 
+def _proof_of_masks(dense: nn.Module, state: State, inputs: Inputs) -> Equivalence:
+    """That the small network is the masked dense one, on inputs that its output depends on."""
+    for given in unlike(inputs):
+        proof = prove_masked(dense, state.model, state.kept, given)
+        if not proof or proof.conclusive or (state.ways and not state.ways.connected):
+            return proof
+    raise NotEquivalent("the proof says nothing: the output hardly depends on the input; keep more weights, or --calibrate-bn")
+
+
 def _scorable(found: Structure, model: nn.Module, method: Method) -> Structure:
     """The structure in which only what the method can score may lose nodes."""
     reasons = method.cannot_score(model, found)
@@ -455,9 +486,9 @@ def _scorable(found: Structure, model: nn.Module, method: Method) -> Structure:
 
 def _proofs(dense: nn.Module, state: State, found: Structure, inputs: Inputs) -> tuple[Equivalence, ...]:
     plan, small = state.plan, state.model
-    real = prove_masked(dense, small, state.kept, inputs) if state.kept else prove(dense, small, found, plan.kept, inputs)
+    real = _proof_of_masks(dense, state, inputs) if state.kept else prove(dense, small, found, plan.kept, inputs)
     for seed in range(3):
-        random = prove_randomised(dense, found, plan.kept, each(inputs, _far_apart) if seed else inputs, seed)
+        random = prove_randomised(dense, found, plan.kept, each(inputs, far_apart) if seed else inputs, seed)
         if random.conclusive:
             break
     else:
@@ -469,15 +500,6 @@ def _proofs(dense: nn.Module, state: State, found: Structure, inputs: Inputs) ->
                 f"{proof.tolerance:.0e} is allowed"
             )
     return real, random
-
-
-def _far_apart(x: Tensor) -> Tensor:
-    """Samples that differ by an offset of each channel: noise alone averages out where a network pools over many positions."""
-    if not x.is_floating_point() or x.dim() < 3:
-        return x
-    generator = torch.Generator().manual_seed(len(x))
-    offsets = torch.randn(x.shape[:2], generator=generator).to(x)
-    return x + 2 * float(x.std()) * offsets.reshape(*x.shape[:2], *(1 for _ in x.shape[2:]))
 
 
 def _widths(before: Structure, after: Structure) -> dict[str, tuple[int, int]]:

@@ -173,7 +173,7 @@ def select_weights(scores: Scores, kept: Mapping[str, Tensor], total: int, targe
     if removed > free:
         best = (total - sum(there.values()) + free) / total
         raise UnreachableSparsity(
-            f"sparsity {target:g} of the weights cannot be reached: {total - free} stay; the highest is {best:g}"
+            f"sparsity {target:g} of the weights cannot be reached: {sum(there.values()) - free} stay; the highest is {best:g}"
         )
     if removed <= 0:
         return dict(kept), False

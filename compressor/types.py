@@ -221,6 +221,9 @@ class Structure:
 OUTPUT = "it is the network's output"
 """Why a group that the network returns is frozen."""
 
+ASKED = "asked for"
+"""What the reason of a group that the user froze begins with."""
+
 NOT_IN_EVAL = "it runs only in training, if at all, and no score sees it"
 """Why a layer that eval mode does not reach keeps its outputs, such as those of an auxiliary head."""
 
@@ -380,15 +383,17 @@ class Plan:
         original = {name: tuple(before[name][indices].tolist()) for name, indices in kept.items()}
         return replace(self, events=(*self.events, Event(sparsity, original, tie, loss)))
 
-    def rounded(self, kept: Kept, *, tie: bool) -> Plan:
+    def rounded(self, kept: Kept, *, tie: bool | None = None) -> Plan:
         """This plan ending with other widths: `kept` indexes the original network, and what comes back never went."""
         final = {name: tuple(indices.tolist()) for name, indices in kept.items()}
+        if not self.events:
+            return self
 
         def kept_longer(event: Event) -> Event:
             joined = {name: tuple(sorted({*indices, *final[name]})) for name, indices in event.kept.items()}
             return replace(event, kept=joined)
 
-        last = replace(self.events[-1], kept=final, tie=tie)
+        last = replace(self.events[-1], kept=final, tie=self.events[-1].tie if tie is None else tie)
         return replace(self, events=(*map(kept_longer, self.events[:-1]), last))
 
     def with_masks(self, kept: Mapping[str, Tensor]) -> Plan:

@@ -15,7 +15,7 @@ from compressor.checkpoint import write as write_checkpoint
 from compressor.equivalence import Equivalence
 from compressor.errors import CompressError, NotEquivalent
 from compressor.files import check_target, staged
-from compressor.inputs import Inputs, as_inputs, each
+from compressor.inputs import Inputs, as_inputs, scaled
 from compressor.state import origin_of
 from exporters.equivalence import check_equivalence
 
@@ -114,16 +114,12 @@ def named_as(path: Path, target: Path) -> Iterator[None]:
         raise type(error)(str(error).replace(str(path), str(target)).replace(path.name, target.name)) from error
 
 
-def _scaled(inputs: Inputs, scale: int) -> Inputs:
-    return each(inputs, lambda x: x * scale if x.is_floating_point() else x)
-
-
 def _proven(
     model: nn.Module, written: Path | nn.Module, target: Path, example_inputs: Inputs, constant: bool, provider: str = "cpu"
 ) -> Equivalence:
     """The proof of a written file, on inputs large enough that the output depends on them: a constant proves nothing."""
     for scale in SCALES:
-        inputs = _scaled(example_inputs, scale)
+        inputs = scaled(example_inputs, scale)
         proof = check_equivalence(model, written, inputs, what=f"small = {target.name}", provider=provider)
         if not proof:
             raise NotEquivalent(

@@ -19,6 +19,7 @@ from compressor import compress, load, networks, save
 from compressor.connectivity import paths
 from compressor.dead import removable, without_dead
 from compressor.errors import BadInput, UnreachableSparsity, WrongUsage
+from compressor.masked import over_channels
 from compressor.method import method_named, options_of, summaries
 from compressor.pipeline import apply_plan
 from compressor.select import per_part, select_weights
@@ -123,7 +124,7 @@ def test_damaged_masks_are_refused(damage: dict) -> None:
 def test_paths_are_those_of_the_matrix_product(seed: int) -> None:
     model = nn.Sequential(nn.Linear(5, 8), nn.ReLU(), nn.Linear(8, 7), nn.ReLU(), nn.Linear(7, 3))
     kept = random_masks(model, 0.75, seed)
-    found = paths(model, structure(model, (torch.randn(2, 5),)), kept)
+    found = paths(model, structure(model, (torch.randn(2, 5),)), kept, ())
     a, b, c = (kept[f"{n}.weight"].double() for n in (0, 2, 4))
     first, second = a.sum(1) > 0, b @ a.sum(1) > 0
     assert torch.equal(found.fed["0"], first)
@@ -148,7 +149,7 @@ def test_without_dead_nodes_every_block_computes_the_same(name: str, share: floa
     found = structure(model, (x,))
     for seed in range(3):
         kept = random_masks(model, share, seed)
-        whole, ways = masked(model, kept), paths(model, found, kept)
+        whole, ways = masked(model, kept), paths(model, found, kept, over_channels(model, (x,)))
         small = without_dead(whole, found, ways, removable(whole, found, ways, (x,)), (x,))
         other = torch.randn(5, 3, 8, 8, dtype=torch.float64)
         for one, two in zip(outputs_of(whole, (other,)), outputs_of(small, (other,)), strict=True):
@@ -169,7 +170,7 @@ def test_a_dead_nodes_constant_moves_where_it_can() -> None:
     kept["0.weight"][:2] = False
     kept["2.weight"][1] = False
     kept["4.weight"][:, 4] = False
-    whole, ways = masked(model, kept), paths(model, found, kept)
+    whole, ways = masked(model, kept), paths(model, found, kept, ())
     stay = removable(whole, found, ways, (X,))
     assert stay["0"].tolist() == [2, 3, 4, 5]
     assert stay["2"].tolist() == [0, 1, 2, 3]  # 1 says a constant to a padded convolution; nobody hears 4

@@ -22,7 +22,7 @@ def combined_elasticity(model: nn.Module, structure: Structure, objective: Objec
     for group in structure.prunable:
         score = nodes.values[group.name]
         for s in group.slices:
-            if s.tensor in values and s.role in ("produce", "pass", "read"):
+            if s.tensor in values and s.role in ("produce", "pass", "read", "carry"):
                 value = values[s.tensor]
                 bounds = torch.full((value.shape[s.dim],), torch.inf, dtype=value.dtype)
                 bounds[s.index] = score[:, None].expand_as(s.index).to(value.dtype)

@@ -44,6 +44,8 @@ def damage(model: nn.Module, structure: Structure, objective: Objective, unit: U
             for name, total in diagonal.items():
                 total.addcmul_(signs[name], product[name], value=1 / probes)
         values = {name: (by[name].detach() ** 2 * diagonal[name] / 2).cpu() for name in by}
+    if not any(bool(value.any()) for value in values.values()):
+        raise BadInput("every score is 0: the loss has no curvature; use a criterion of first order")
     return _scores(values, loss, samples, unit)
 
 

@@ -56,7 +56,8 @@ def _make_positive(module: nn.Module) -> None:
 
     def positive(*args: Any, **options: Any) -> Any:
         def compute(*inner: Any) -> Any:
-            tensors = {name: _positive(module, name, p) for name, p in module.named_parameters(recurse=False)}
+            own = module.named_parameters(recurse=isinstance(module, nn.MultiheadAttention))
+            tensors = {name: _positive(module, name, p) for name, p in own}
             tensors |= {name: _neutral(name, b) for name, b in module.named_buffers(recurse=False)}
             return functional_call(_Shell(module, whole), {f"module.{name}": t for name, t in tensors.items()}, inner, options)
 

@@ -13,7 +13,7 @@ from compressor.schedule import halving
 class CnipIt(Cnip):
     """CNIP's scores, asked for afresh before each of `steps + 2` events (SNIP-it, algorithm 1)."""
 
-    steps: int = option(5, "the paper's s: s + 2 pruning events on the way to --sparsity")
+    steps: int = option(5, "the paper's s: s + 2 pruning events on the way to --sparsity", least=0)
 
     def targets(self, sparsity: float) -> tuple[float, ...]:
         """Half first, then half of what remains each time."""

@@ -24,7 +24,7 @@ class Obd(Method):
     paper: ClassVar[str] = "Optimal Brain Damage, NIPS 1989"
     stage: ClassVar[Literal["before", "after"]] = "after"
     unit: Unit = option("weight", "what is removed")
-    probes: int = option(4, "random sign vectors for the Hessian's diagonal")
+    probes: int = option(4, "random sign vectors for the Hessian's diagonal", least=1)
 
     def score(self, model: nn.Module, structure: Structure, objective: Objective) -> Scores:
         """theta^2 h / 2."""

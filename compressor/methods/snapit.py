@@ -16,7 +16,7 @@ class SnapIt(Snap):
     SNAP's score, asked for afresh before each of `steps + 2` events, because a node's worth changes as others go.
     """
 
-    steps: int = option(5, "the paper's s: s + 2 pruning events on the way to --sparsity")
+    steps: int = option(5, "the paper's s: s + 2 pruning events on the way to --sparsity", least=0)
 
     def targets(self, sparsity: float) -> tuple[float, ...]:
         """Half first, then half of what remains each time."""

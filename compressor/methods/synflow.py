@@ -25,7 +25,7 @@ class SynFlow(Method):
 
     paper: ClassVar[str] = "SynFlow, arXiv 2006.05467"
     unit: Unit = option("weight", "what is removed")
-    steps: int = option(100, "pruning events on the way to --sparsity")
+    steps: int = option(100, "pruning events on the way to --sparsity", least=1)
     uses_data: ClassVar[bool] = False
 
     def score(self, model: nn.Module, structure: Structure, objective: Objective) -> Scores:
