@@ -348,3 +348,119 @@ def test_synflow_keeps_every_weight_on_a_path_where_snip_collapses(network: str)
     assert snip.effective == 0
     assert snip.silent == snip.outputs == 10
     assert not all(left for _, left in snip.by_layer.values())
+
+
+class FedFromElsewhere(nn.Module):
+    """x + c(x): what c gives is not all that arrives there; nodes of m are silent on ordinary samples, and only on those."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.c, self.m, self.h, self.k = nn.Conv2d(3, 3, 3, padding=1), nn.Conv2d(3, 8, 3), nn.Linear(8, 5), nn.Linear(3, 5)
+        with torch.no_grad():
+            self.m.bias[:4] = -20
+
+    def forward(self, x):
+        z = x + self.c(x)
+        return self.h(self.m(z).relu().mean((2, 3))) + self.k(x.mean((2, 3)))
+
+
+class OwnNorm(nn.Module):
+    """A norm over channels that is no module of torch's."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.ones(width)), nn.Parameter(torch.zeros(width))
+
+    def forward(self, x):
+        return nn.functional.layer_norm(x, x.shape[-1:], self.weight, self.bias)
+
+
+class Tied(nn.Module):
+    """A head whose weight is the embedding's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.e, self.f, self.h = nn.Embedding(20, 12), nn.Linear(12, 12), nn.Linear(12, 20, bias=False)
+        self.h.weight = self.e.weight
+
+    def forward(self, x):
+        return self.h(self.f(self.e(x)).relu().mean(1))
+
+
+def test_what_is_fed_from_elsewhere_is_not_dead() -> None:
+    torch.manual_seed(0)
+    model = FedFromElsewhere()
+    found = structure(model, (X,))
+    kept = {n: torch.ones(w.shape, dtype=torch.bool) for n, w in maskable(model).items()}
+    kept["c.weight"][:] = False
+    whole = masked(model, kept)
+    ways = paths(model, found, kept, over_channels(model, (X,)))
+    assert bool(ways.fed["m"].all())
+    assert ways.silent == 0
+    small = without_dead(whole, found, ways, removable(whole, found, ways, (X,)), (X,))
+    torch.testing.assert_close(small(20 * X), whole(20 * X))
+
+
+def test_a_norm_over_channels_is_known_by_what_it_calls() -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(192, 10), OwnNorm(10), nn.Linear(10, 4))
+    mixed = over_channels(model, (X,))
+    assert mixed == {"2.weight", "2.bias"}
+    kept = {n: torch.ones(w.shape, dtype=torch.bool) for n, w in maskable(model).items()}
+    kept["3.weight"][:, :5] = False
+    ways = paths(model, structure(model, (X,)), kept, mixed)
+    assert not bool(ways.dead("1").any())
+
+
+def test_shared_weights_get_through() -> None:
+    torch.manual_seed(0)
+    model, x = Tied(), torch.randint(0, 20, (6, 4))
+    batches = [(x, torch.randint(0, 20, (6,)))]
+    result = compress(model, "snip", batches, 0.5)
+    assert result.summary.weights.silent == 0
+    assert torch.equal(result.model.h.weight, result.model.e.weight)
+
+
+def test_what_was_zero_before_counts_as_removed() -> None:
+    model = networks.build("lenet5", data="digits")
+    example = torch.randn(4, 1, 28, 28)
+    first = compress(model, "magnitude", None, 0.6, example_inputs=example)
+    again = compress(first.model, "magnitude", None, 0.8, example_inputs=example)
+    weights = again.summary.weights
+    assert sum(int((w != 0).sum()) for w in maskable(again.model).values()) <= weights.left
+    assert weights.left == weights.total - round(0.8 * weights.total)
+    assert any("were zero before" in note for note in again.summary.notes)
+    with pytest.raises(BadInput, match="not more than what is zero already"):
+        compress(first.model, "magnitude", None, 0.3, example_inputs=example)
+
+
+def test_a_plan_replays_on_weights_whose_constants_cannot_move() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 4, 3, padding=1), nn.Flatten(), nn.Linear(256, 3)
+    )
+    with torch.no_grad():
+        model[0].weight[:2] = 1e-6
+        model[0].bias.zero_()
+    result = compress(model, "magnitude", None, 0.2, example_inputs=X, freeze=["4"])
+    assert len(result.plan.kept["0"]) < 8  # nothing arrives at some, and they say nothing
+    with torch.no_grad():
+        model[0].bias.fill_(0.1)
+    assert apply_plan(result.plan, model, X)[0].out_channels == 8
+
+
+def test_the_output_layer_is_held_and_the_floor_is_kept() -> None:
+    model = networks.build("mlp5", data="digits")
+    example = torch.randn(4, 1, 28, 28)
+    result = compress(
+        model, "random", None, 0.99, unit="weight", scope="global", example_inputs=example, freeze=["17"], floor=500
+    )
+    assert result.summary.weights.by_layer["17.weight"] == (5120, 5120)
+    assert all(len(kept) >= 500 for kept in result.plan.kept.values())
+    only = compress(model, "magnitude", None, 0.1, example_inputs=example, only=["1"])
+    assert [left < dense for dense, left in only.summary.weights.by_layer.values()] == [True, False, False, False, False]
+
+
+@pytest.mark.parametrize(("method", "option"), [("obd", "probes"), ("synflow", "steps"), ("snipit", "steps")])
+def test_options_have_a_least_value(method: str, option: str) -> None:
+    with pytest.raises(WrongUsage, match=f"{option}=-1: at least"):
+        compress(networks.build("lenet5"), method, None, 0.5, example_inputs=torch.randn(4, 1, 28, 28), **{option: -1})
