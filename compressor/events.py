@@ -13,6 +13,7 @@ from compressor.ablation import Ablation, shuffled_nodes, shuffled_weights
 from compressor.budget import Meter, Unit, prices
 from compressor.connectivity import Paths, paths
 from compressor.cost import count
+from compressor.data import Drawn
 from compressor.dead import removable, without_dead
 from compressor.equivalence import TORCH_TOLERANCE, Equivalence
 from compressor.errors import BadInput, UnreachableSparsity, UnsupportedNetwork, first_line
@@ -88,11 +89,15 @@ class State:
 
 
 @dataclass(frozen=True)
-class Job:
-    """What a pruning starts from.
+class Events:
+    """The events of one pruning; `NodeEvents` and `WeightEvents` say what an event is.
 
     Attributes:
+        dense: the network that the pruning starts from; where it was trained in between, as it is now.
+        share: of the aim's unit that goes in the end.
         held: weights that must not lose entries.
+        trained: the network is trained between events, so that nothing that went can come back with its weights.
+        allow_disconnect: also where the output no longer depends on the input.
     """
 
     method: Method
@@ -103,58 +108,112 @@ class Job:
     aim: Aim
     progress: Progress
     held: frozenset[str] = frozenset()
+    trained: bool = False
+    allow_disconnect: bool = False
 
-    def events(self) -> Iterator[tuple[float, Objective, str]]:
-        """For each event, its target, batches that tell how far they are, and a name."""
-        targets = self.method.targets(self.share)
-        for number, target in enumerate(targets, 1):
-            what = f"event {number} of {len(targets)}, sparsity {target:.3f}"
-            yield target, dataclasses.replace(self.objective, data=_Counted(self.objective, self.progress, what)), what
+    @property
+    def targets(self) -> tuple[float, ...]:
+        """The sparsity after each event."""
+        return self.method.targets(self.share)
+
+    def begin(self, plan: Plan) -> State:
+        """Before the first event; `plan` has none."""
+        raise NotImplementedError
+
+    def one(self, state: State, number: int) -> State:
+        """After the event of this number, from 0; one that would remove nothing is skipped."""
+        raise NotImplementedError
+
+    def settle(self, state: State) -> State:
+        """After the last event: the widths rounded, the choice shuffled where that is the control; or a refusal."""
+        raise NotImplementedError
+
+    def clear(self, state: State) -> State:
+        """At the very end, also of training: without what lies on no path."""
+        return state
+
+    def all_of_them(self, plan: Plan) -> State:
+        """One after the other, with no training between."""
+        state = self.begin(plan)
+        for number in range(len(self.targets)):
+            state = self.one(state, number)
+        return self.settle(state)
+
+    def _counted(self, number: int) -> tuple[float, Objective, str]:
+        """An event's target, batches of its own draw that tell how far they are, and its name."""
+        target = self.targets[number]
+        what = f"event {number + 1} of {len(self.targets)}, sparsity {target:.3f}"
+        if isinstance(self.objective.data, Drawn):
+            self.objective.data.skip_to(number)
+        return target, dataclasses.replace(self.objective, data=_Counted(self.objective, self.progress, what)), what
 
 
-def without_nodes(job: Job, plan: Plan) -> State:
-    """The network without the nodes that the method scores lowest."""
-    ranks = {g.name: torch.zeros(g.width, dtype=torch.float64) for g in job.found.prunable}
-    state, exact = State(job.dense, job.found, plan, ranks), dataclasses.replace(job.aim, round_to=1)
-    for target, counted, what in job.events():
-        state = event(state, job.method, counted, target, exact, what)
-    if job.share > 0 and not state.plan.events:
-        raise BadInput(f"sparsity {job.share:g} of {job.found.total_nodes} nodes is less than one node; ask for more")
-    if job.aim.round_to > 1 and job.share > 0:
-        state = rounded_to(state, job.dense, job.found, job.share, job.aim)
-    if job.aim.ablation == "shuffle":
-        kept = shuffled_nodes(job.found, state.plan.kept, job.objective.seed)
-        plan = state.plan.rounded(kept, tie=False)
-        state = dataclasses.replace(
-            state, model=shrink(job.dense, job.found, kept), structure=job.found.shrink(kept), plan=plan
-        )
-    return state
+@dataclass(frozen=True)
+class NodeEvents(Events):
+    """The nodes that the method scores lowest go."""
+
+    def begin(self, plan: Plan) -> State:
+        ranks = {g.name: torch.zeros(g.width, dtype=torch.float64) for g in self.found.prunable}
+        return State(self.dense, self.found, plan, ranks)
+
+    def one(self, state: State, number: int) -> State:
+        target, counted, what = self._counted(number)
+        last = self.trained and number == len(self.targets) - 1
+        aim = self.aim if last else dataclasses.replace(self.aim, round_to=1)
+        return event(state, self.method, counted, target, aim, what)
+
+    def settle(self, state: State) -> State:
+        if self.share > 0 and not state.plan.events:
+            raise BadInput(f"sparsity {self.share:g} of {self.found.total_nodes} nodes is less than one node; ask for more")
+        if self.trained:
+            return state
+        if self.aim.round_to > 1 and self.share > 0:
+            state = rounded_to(state, self.dense, self.found, self.share, self.aim)
+        if self.aim.ablation == "shuffle":
+            kept = shuffled_nodes(self.found, state.plan.kept, self.objective.seed)
+            plan = state.plan.rounded(kept, tie=False)
+            state = dataclasses.replace(
+                state, model=shrink(self.dense, self.found, kept), structure=self.found.shrink(kept), plan=plan
+            )
+        return state
 
 
-def without_weights(job: Job, plan: Plan, allow_disconnect: bool) -> State:
-    """The network without the weights that the method scores lowest, and without the nodes that lie on no path then."""
-    weights = maskable(job.dense)
-    total = sum(weight.numel() for weight in weights.values())
-    if (left := total - round(job.share * total)) < len(weights) and not allow_disconnect:
-        raise UnreachableSparsity(
-            f"sparsity {job.share:g} leaves {left} weights for {len(weights)} layers; ask for less, or --allow-disconnect"
-        )
-    state = State(job.dense, job.found, plan, kept={name: _there(w.detach()) for name, w in weights.items()})
-    for target, counted, what in job.events():
-        state = weight_event(state, job.method, counted, target, job.aim, weights.keys() - job.held, what)
-    if job.share > 0 and not state.plan.events:
-        raise BadInput(f"sparsity {job.share:g} of the weights is not more than what is zero already; ask for more")
-    if job.aim.ablation == "shuffle":
-        drawn = shuffled_weights(state.kept, job.objective.seed)
-        state = dataclasses.replace(state, model=masked(job.dense, drawn), kept=drawn)
-    found = paths(job.dense, job.found, state.kept, over_channels(job.dense, job.aim.inputs))
-    if not found.connected and not allow_disconnect:
-        empty = [name for name, mask in state.kept.items() if not bool(mask.any())]
-        raise UnreachableSparsity(
-            f"at sparsity {job.share:g} the output no longer depends on the input"
-            f"{f' ({empty[0]} is empty)' if empty else ''}; ask for less, or --allow-disconnect"
-        )
-    return _without_dead(state, job.found, found, job.aim)
+@dataclass(frozen=True)
+class WeightEvents(Events):
+    """The weights that the method scores lowest are set to zero, and in the end the nodes go that lie on no path then."""
+
+    def begin(self, plan: Plan) -> State:
+        weights = maskable(self.dense)
+        total = sum(weight.numel() for weight in weights.values())
+        if (left := total - round(self.share * total)) < len(weights) and not self.allow_disconnect:
+            raise UnreachableSparsity(
+                f"sparsity {self.share:g} leaves {left} weights for {len(weights)} layers; ask for less, or --allow-disconnect"
+            )
+        return State(self.dense, self.found, plan, kept={name: _there(w.detach()) for name, w in weights.items()})
+
+    def one(self, state: State, number: int) -> State:
+        target, counted, what = self._counted(number)
+        free = maskable(self.dense).keys() - self.held
+        return weight_event(state, self.method, counted, target, self.aim, free, what)
+
+    def settle(self, state: State) -> State:
+        if self.share > 0 and not state.plan.events:
+            raise BadInput(f"sparsity {self.share:g} of the weights is not more than what is zero already; ask for more")
+        if self.aim.ablation == "shuffle":
+            drawn = shuffled_weights(state.kept, self.objective.seed)
+            state = dataclasses.replace(state, model=masked(self.dense, drawn), kept=drawn)
+        found = paths(state.model, self.found, state.kept, over_channels(state.model, self.aim.inputs))
+        if not found.connected and not self.allow_disconnect:
+            empty = [name for name, mask in state.kept.items() if not bool(mask.any())]
+            raise UnreachableSparsity(
+                f"at sparsity {self.share:g} the output no longer depends on the input"
+                f"{f' ({empty[0]} is empty)' if empty else ''}; ask for less, or --allow-disconnect"
+            )
+        return dataclasses.replace(state, ways=found)
+
+    def clear(self, state: State) -> State:
+        assert state.ways is not None
+        return _without_dead(state, self.found, state.ways, self.aim)
 
 
 def _there(weight: Tensor) -> Tensor:

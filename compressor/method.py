@@ -6,7 +6,6 @@ The file's name is the command, its fields are the options, the first line of it
 from __future__ import annotations
 
 import ast
-import dataclasses
 import importlib
 import importlib.metadata
 import importlib.util
@@ -15,12 +14,16 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args, get_type_hints
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from compressor.errors import WrongUsage, first_line
+from compressor.options import checked, option, options_of
+from compressor.schedule import Stage
+
+__all__ = ["Method", "Stage", "make", "method_named", "option", "options_of", "summaries", "table"]
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
     from compressor.objective import Objective
     from compressor.types import Scores, Structure
@@ -30,22 +33,17 @@ ENTRY_POINTS = "compressor.methods"
 RESERVED = frozenset(["new", "show", "apply", "verify", "bench", "train", "sweep", "report"])
 
 
-def option(default: Any, help: str, least: int | None = None) -> Any:
-    """A field of a method that is an option on the command line, a number of at least `least`."""
-    return dataclasses.field(default=default, metadata={"help": help, "least": least})
-
-
 @dataclass(frozen=True, kw_only=True)
 class Method(ABC):
     """Base of every method: it scores; it chooses no threshold, slices no tensor, trains nothing and prints nothing.
 
     Class attributes:
-        stage: what it is meant for: networks before or after training.
+        stage: when it prunes: before, during or after training.
         uses_data: whether `score` reads the objective's batches.
         paper: where it is from.
     """
 
-    stage: ClassVar[Literal["before", "after"]] = "before"
+    stage: ClassVar[Stage] = "before"
     uses_data: ClassVar[bool] = True
     paper: ClassVar[str] = ""
 
@@ -53,6 +51,11 @@ class Method(ABC):
     def unit(self) -> Literal["node", "weight"]:
         """What is scored; a class variable or a field where it is not nodes, or where the user may choose."""
         return "node"
+
+    @property
+    def rewind(self) -> int | None:
+        """The epoch whose weights come back after each event, a field where one may choose; None: the trained ones stay."""
+        return None
 
     @abstractmethod
     def score(self, model: nn.Module, structure: Structure, objective: Objective) -> Scores:
@@ -62,32 +65,13 @@ class Method(ABC):
         """Group -> why this method cannot score it, so that it stays whole."""
         return {}
 
+    def penalty(self, model: nn.Module, structure: Structure) -> Tensor | None:
+        """What is added to the training loss until the last event, a scalar; None: nothing is."""
+        return None
+
     def targets(self, sparsity: float) -> tuple[float, ...]:
         """The node sparsity after each event; the last is `sparsity`. One event unless a method says otherwise."""
         return (sparsity,)
-
-
-@dataclass(frozen=True)
-class Option:
-    """One option of a method, as the command line needs it."""
-
-    name: str
-    kind: type
-    choices: tuple[str, ...]
-    default: Any
-    help: str
-    least: int | None = None
-
-
-def options_of(method: type[Method]) -> list[Option]:
-    """The options of a method, from its fields."""
-    hints = get_type_hints(method)
-    found = []
-    for f in dataclasses.fields(method):
-        choices = get_args(hints[f.name])
-        kind = type(choices[0]) if choices else hints[f.name]
-        found.append(Option(f.name, kind, choices, f.default, f.metadata["help"], f.metadata["least"]))
-    return found
 
 
 def summaries() -> dict[str, str]:
@@ -152,15 +136,7 @@ def make(name: str, options: Mapping[str, Any]) -> Method:
         WrongUsage: an unknown method, an unknown option, or a value that is not among the choices.
     """
     method = method_named(name)
-    known = {o.name: o for o in options_of(method)}
-    for key, value in options.items():
-        if key not in known:
-            raise WrongUsage(f"{name} has no option {key!r}: it has {', '.join(known) or 'none'}")
-        if known[key].choices and value not in known[key].choices:
-            raise WrongUsage(f"{key}={value!r}: choose {', '.join(known[key].choices)}")
-        if (least := known[key].least) is not None and value < least:
-            raise WrongUsage(f"{key}={value}: at least {least}")
-    return method(**options)
+    return method(**checked(method, name, options))
 
 
 def _files() -> Iterator[tuple[str, Path]]:

@@ -248,22 +248,22 @@ def evaluate(model: nn.Module, objective: Objective) -> Quality:
         for batch in objective.batches():
             outputs, size = objective.forward(twin, suited_batch(twin, batch)), size_of(batch)
             loss += size * float(objective.loss_from(outputs, batch))
-            right_here = _right(outputs, batch)
-            if right_here is not None:
-                right, labelled = right + right_here, labelled + size
+            hits = hits_in(outputs, batch)
+            if hits is not None:
+                right, labelled = right + int(hits), labelled + size
             total += size
     return Quality(loss / total, right / labelled if labelled == total else None, total)
 
 
-def _right(outputs: Any, batch: Batch) -> int | None:
-    """How many of a batch's labels `(batch,)` are the arg-max of logits `(batch, classes)`."""
+def hits_in(outputs: Any, batch: Batch) -> Tensor | None:
+    """How many of a batch's labels `(batch,)` are the arg-max of logits `(batch, classes)`; None where they are no such."""
     logits = next(tensors_in(outputs), None)
     target = batch[1] if isinstance(batch, (tuple, list)) and len(batch) > 1 else None
     if not isinstance(target, Tensor) or target.dim() != 1 or target.is_floating_point():
         return None
     if logits is None or logits.dim() != 2 or logits.shape[1] < 2:
         return None
-    return int(torch.eq(logits.argmax(1), target).sum())
+    return torch.eq(logits.argmax(1), target).sum()
 
 
 def suited_batch(model: nn.Module, batch: Batch) -> Batch:

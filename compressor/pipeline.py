@@ -21,7 +21,7 @@ from compressor.cost import Cost, cost, tensor_bytes
 from compressor.dead import removable, without_dead
 from compressor.equivalence import Equivalence
 from compressor.errors import BadInput, CompressError, NotEquivalent, UnsupportedNetwork, WrongUsage
-from compressor.events import Aim, Job, Progress, State, without_nodes, without_weights
+from compressor.events import Aim, Events, NodeEvents, Progress, State, WeightEvents
 from compressor.fast import FAST_MULTIPLE
 from compressor.feasible import feasible
 from compressor.inputs import Inputs, as_inputs, each, far_apart, precision_of, several, unlike
@@ -202,17 +202,107 @@ def compress(
     Raises:
         CompressError: one of its kinds; the message is one line with what to do.
     """
+    setup = prepare(
+        model, method, data, sparsity, loss=loss, forward=forward, example_inputs=example_inputs, budget=budget, per=per,
+        round_to=round_to, freeze=freeze, only=only, attention=attention, floor=floor, seed=seed, calibrate_bn=calibrate_bn,
+        allow_disconnect=allow_disconnect, ablation=ablation, progress=progress, **options,
+    )  # fmt: skip
+    events = setup.events
+    state = events.clear(events.all_of_them(setup.plan))
+    setup.clock.lap("scoring and removing")
+
+    progress("proving the small network", 0, 0)
+    proofs = proven(events.dense, state, events.found, events.aim.inputs)
+    setup.clock.lap("proof")
+    return setup.conclude(state, proofs, inplace=inplace, fresh=ablation == "reinit")
+
+
+@dataclass(frozen=True)
+class Setup:
+    """All that is decided before the first event.
+
+    Attributes:
+        name: of the method.
+        model: as it was given.
+        events: what is to happen.
+        plan: without events yet.
+        notes: for the reader.
+    """
+
+    name: str
+    model: nn.Module
+    events: Events
+    plan: Plan
+    notes: list[str]
+    clock: _Clock
+
+    def conclude(self, state: State, proofs: tuple[Equivalence, ...], *, inplace: bool = False, fresh: bool = False) -> Result:
+        """The result of where the events have come to.
+
+        Args:
+            proofs: that nothing but what went is gone.
+            fresh: hand it over with fresh weights.
+        """
+        e, aim, model = self.events, self.events.aim, self.model
+        nodes = e.method.unit == "node"
+        notes = [
+            *self.notes,
+            *(f"{v.sparsity:.3f}: the cut went through nodes of equal score." for v in state.plan.events if v.tie),
+        ]
+        if aim.round_to == 1 and nodes:
+            notes.append("Widths that are multiples of 8 or 16 run faster for their multiply-adds: --round-to auto.")
+        left = aim.meter(state.model, state.structure)  # before the network gets the precision back that it came in
+        summary = _summary(
+            self.name, dataclasses.asdict(e.method), e.share, model, e.dense, e.found, state, aim.inputs, proofs, self.clock,
+            notes,
+        )  # fmt: skip
+        spent = Spent(left.unit, left.wanted(e.share), left.amount, left.total) if nodes else None
+        summary = dataclasses.replace(summary, budget=spent, round_to=aim.round_to, ablation=aim.ablation)
+        if fresh:
+            state = dataclasses.replace(state, model=refreshed(state, e.objective.seed))
+        return Result(_handed_over(state, model, inplace), state.plan, summary, state.curves)
+
+
+def refreshed(state: State, seed: int) -> nn.Module:
+    """The small network with fresh weights; what is zero because it was masked stays zero."""
+    return afresh(state.model, _zeros(state.model) if state.kept else {}, seed)
+
+
+def prepare(
+    model: nn.Module,
+    method: str | Method,
+    data: Iterable[Batch] | None,
+    sparsity: float,
+    *,
+    loss: str | Loss = "cross-entropy",
+    forward: Callable[[nn.Module, Batch], Any] = call,
+    example_inputs: Tensor | Inputs | None = None,
+    budget: Budget | None = None,
+    per: Unit | None = None,
+    round_to: int | Literal["auto"] = 1,
+    freeze: Sequence[str] = (),
+    only: Sequence[str] = (),
+    attention: Attention = "heads",
+    floor: int = 1,
+    seed: int = 0,
+    calibrate_bn: bool = False,
+    allow_disconnect: bool = False,
+    ablation: Ablation | None = None,
+    progress: Progress = lambda *_: None,
+    **options: Any,
+) -> Setup:
+    """Check what was asked for, and find the groups. Arguments and errors as in `compress`."""
     if budget is None:
         check_sparsity(sparsity)
     check_weights(model)
     chosen = _chosen(method, options)
-    objective = Objective(data if data is not None else (), loss_named(loss), forward, _device_of(model), seed)
+    objective = Objective(data if data is not None else (), loss_named(loss), forward, device_of(model), seed)
     if data is None and (chosen.uses_data or calibrate_bn or example_inputs is None):
         raise BadInput("no data: give batches of (inputs, target)")
     notes = []
     if chosen.uses_data and is_fresh(model) and not calibrate_bn:
         notes.append("The batch norms never saw data and do not normalise yet; --calibrate-bn gives them statistics first.")
-    objective.example = inputs = _example(objective, example_inputs)
+    objective.example = inputs = example_for(objective, example_inputs)
     if data is not None and not chosen.uses_data and not calibrate_bn:
         notes.append("The scores of this method need no data: what was given only says what the network takes.")
     dense = working_copy(model, inputs)
@@ -242,27 +332,13 @@ def compress(
     if found.found_by != LABEL_FLOW:
         notes.append(f"The groups come from {found.found_by}.")
     clock.lap("structure")
-
-    widths = {g.name: g.width for g in found.prunable}
-    plan = Plan(widths, architecture_of(model), (), _reasons(found), found.attention, found.bound)
-    job = Job(chosen, dense, found, objective, share, aim, progress, _held(dense, found, freeze, only))
-    state = without_weights(job, plan, allow_disconnect) if chosen.unit == "weight" else without_nodes(job, plan)
-    clock.lap("scoring and removing")
-
-    progress("proving the small network", 0, 0)
-    proofs = _proofs(dense, state, found, inputs)
-    clock.lap("proof")
-    notes += [f"{e.sparsity:.3f}: the cut went through nodes of equal score." for e in state.plan.events if e.tie]
-    if multiple == 1 and chosen.unit == "node":
-        notes.append("Widths that are multiples of 8 or 16 run faster for their multiply-adds: --round-to auto.")
-    name = method if isinstance(method, str) else type(chosen).__name__
-    left = aim.meter(state.model, state.structure)  # before the network gets the precision back that it came in
-    summary = _summary(name, dataclasses.asdict(chosen), share, model, dense, found, state, inputs, proofs, clock, notes)
-    spent = Spent(left.unit, left.wanted(share), left.amount, left.total) if chosen.unit == "node" else None
-    summary = dataclasses.replace(summary, budget=spent, round_to=multiple, ablation=ablation)
-    if ablation == "reinit":
-        state = dataclasses.replace(state, model=afresh(state.model, _zeros(state.model) if state.kept else {}, seed))
-    return Result(_handed_over(state, model, inplace), state.plan, summary, state.curves)
+    plan = Plan(
+        {g.name: g.width for g in found.prunable}, architecture_of(model), (), _reasons(found), found.attention, found.bound
+    )
+    kind = WeightEvents if chosen.unit == "weight" else NodeEvents
+    held = _held(dense, found, freeze, only)
+    events = kind(chosen, dense, found, objective, share, aim, progress, held, allow_disconnect=allow_disconnect)
+    return Setup(method if isinstance(method, str) else type(chosen).__name__, model, events, plan, notes, clock)
 
 
 def _summary(
@@ -326,8 +402,8 @@ def score(
 ) -> Scores:
     """The scores of the dense network, `(width,)` per prunable group, without pruning. Arguments as in `compress`."""
     check_weights(model)
-    objective = Objective(data if data is not None else (), loss_named(loss), forward, _device_of(model), seed)
-    objective.example = inputs = _example(objective, example_inputs)
+    objective = Objective(data if data is not None else (), loss_named(loss), forward, device_of(model), seed)
+    objective.example = inputs = example_for(objective, example_inputs)
     working = working_copy(model, inputs)
     if working is not model:
         objective.forward = _widened(forward)
@@ -367,7 +443,7 @@ def replay(plan: Plan, model: nn.Module, example_inputs: Tensor | Inputs, progre
         state = dataclasses.replace(state, model=shrink(dense, found, plan.kept))
     clock.lap("scoring and removing")
     progress("proving the small network", 0, 0)
-    proofs = _proofs(dense, state, found, inputs)
+    proofs = proven(dense, state, found, inputs)
     clock.lap("proof")
     asked = plan.events[-1].sparsity if plan.events else 0.0
     summary = _summary("apply", {}, asked, model, dense, found, state, inputs, proofs, clock, [])
@@ -404,7 +480,7 @@ def _chosen(method: str | Method, options: dict[str, Any]) -> Method:
     return dataclasses.replace(method, **options) if options else method
 
 
-def _example(objective: Objective, given: Tensor | Inputs | None) -> Inputs:
+def example_for(objective: Objective, given: Tensor | Inputs | None) -> Inputs:
     """Inputs for tracing and proofs: more than one sample, so that a proof can see the output vary."""
     if given is None:
         return several(wide(inputs_of(next(objective.batches()))))
@@ -413,10 +489,11 @@ def _example(objective: Objective, given: Tensor | Inputs | None) -> Inputs:
 
 
 def _on_device_of(model: nn.Module, given: Tensor | Inputs) -> Inputs:
-    return _example(Objective((), device=_device_of(model)), given)
+    return example_for(Objective((), device=device_of(model)), given)
 
 
-def _device_of(model: nn.Module) -> str:
+def device_of(model: nn.Module) -> str:
+    """Where a network's parameters are."""
     return str(next((p.device for p in model.parameters()), "cpu"))
 
 
@@ -484,7 +561,12 @@ def _scorable(found: Structure, model: nn.Module, method: Method) -> Structure:
     return scorable
 
 
-def _proofs(dense: nn.Module, state: State, found: Structure, inputs: Inputs) -> tuple[Equivalence, ...]:
+def proven(dense: nn.Module, state: State, found: Structure, inputs: Inputs) -> tuple[Equivalence, ...]:
+    """The proofs that a small network is the dense one without what the plan removed.
+
+    Raises:
+        NotEquivalent: it is not, or that cannot be seen.
+    """
     plan, small = state.plan, state.model
     real = _proof_of_masks(dense, state, inputs) if state.kept else prove(dense, small, found, plan.kept, inputs)
     for seed in range(3):

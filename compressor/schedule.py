@@ -2,6 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
+from compressor.errors import WrongUsage
+
+Stage = Literal["before", "during", "after"]
+"""When the pruning events come: before the first epoch of training, one by one between epochs, or at a late epoch."""
+
+FINE_TUNED = 1 / 8
+"""Share of the epochs that come after pruning a trained network: 10 of 80 (SNIP-it, appendix)."""
+
 
 def exponential(sparsity: float, steps: int) -> tuple[float, ...]:
     """What remains shrinks by the same factor in each event: 1 - (1 - sparsity)^(i / steps) (SynFlow, algorithm 1)."""
@@ -20,3 +30,32 @@ def halving(sparsity: float, steps: int) -> tuple[float, ...]:
     """
     first = 0.5 if sparsity > 0.5 else sparsity / 2
     return (*(sparsity - (sparsity - first) * 0.5**i for i in range(steps + 1)), sparsity)
+
+
+def placed(
+    events: int, stage: Stage, epochs: int, interval: int = 4, prune_at: int | None = None
+) -> dict[int, tuple[int, ...]]:
+    """Epoch -> numbers of the events, from 0, that come before it.
+
+    Args:
+        interval: of `during`, epochs between events, and before the first (algorithm 1's tau).
+        prune_at: of `after`, the epoch before which all events come; 7/8 of the epochs by default.
+    Raises:
+        WrongUsage: the events do not fit into the epochs.
+    """
+    everything = tuple(range(events))
+    if prune_at is not None and stage != "after":
+        raise WrongUsage(f"--prune-at is for --stage after, the stage is {stage}")
+    if stage == "before":
+        return {0: everything}
+    if stage == "after":
+        at = epochs - round(epochs * FINE_TUNED) if prune_at is None else prune_at
+        if not 0 <= at <= epochs:
+            raise WrongUsage(f"--prune-at {at}: there are {epochs} epochs")
+        return {at: everything}
+    if interval * events >= epochs:
+        raise WrongUsage(
+            f"{events} events, one every {interval} epochs, take {interval * events} epochs; give more --epochs, or a smaller "
+            "--interval"
+        )
+    return {interval * (number + 1): (number,) for number in everything}

@@ -42,6 +42,17 @@ def shrink(model: nn.Module, structure: Structure, kept: Kept) -> nn.Module:
     return small
 
 
+def sliced(tensors: Mapping[str, Tensor], structure: Structure, kept: Kept) -> dict[str, Tensor]:
+    """Tensors of a network's shapes by its names, such as an optimizer's moments, without the entries that `shrink` removes.
+
+    Names that the structure does not have, and scalars, stay as they are.
+    """
+    stay: dict[str, dict[int, Tensor]] = defaultdict(dict)
+    for (name, dim), indices in structure.kept_entries(kept).items():
+        stay[name][dim] = indices
+    return {name: _sliced(t, stay[name]) if name in stay and t.dim() else t for name, t in tensors.items()}
+
+
 def remember(model: nn.Module, name: str, number: int) -> None:
     """Set, in place, a number that a module of `model` remembers: an attribute, or a place in one, `bias_shape.2`.
 

@@ -11,11 +11,25 @@ from torch import Tensor
 from compressor.data._arrays import Arrays, Columns, Rows
 from compressor.data._batches import Batches
 from compressor.data._draw import Drawn
+from compressor.data._hold import held_bytes, hold
 from compressor.data._images import USUAL, Images, Preprocessing, Split
 from compressor.errors import BadInput
 from compressor.named import is_named
 
-__all__ = ["Arrays", "Batches", "Columns", "Images", "Preprocessing", "Rows", "Samples", "Split", "open_data"]
+__all__ = [
+    "Arrays",
+    "Batches",
+    "Columns",
+    "Drawn",
+    "Images",
+    "Preprocessing",
+    "Rows",
+    "Samples",
+    "Split",
+    "held_bytes",
+    "hold",
+    "open_data",
+]
 
 FORMS = "a folder of class folders or parquet files, a .npz file, file.py:factory, a data set of the hub, or `digits`"
 

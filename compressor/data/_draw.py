@@ -27,6 +27,10 @@ class Drawn:
     def __len__(self) -> int:
         return -(-self.size // self.batch_size)
 
+    def skip_to(self, iteration: int) -> None:
+        """Let the next iteration draw as the one of this number, counted from 0, does."""
+        self._iterations = iteration
+
     def draw(self) -> tuple[Tensor, ...]:
         """The indices of each batch of the next iteration."""
         if self.seed is None:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 from torch import nn
 
 from compressor.criteria.magnitude import norm_scales, without_norm
-from compressor.method import Method
+from compressor.method import Method, Stage
 from compressor.objective import Objective
 from compressor.types import Scores, Structure
 
@@ -21,7 +21,7 @@ class BnScale(Method):
     """
 
     paper: ClassVar[str] = "Network Slimming, arXiv 1708.06519"
-    stage: ClassVar[Literal["before", "after"]] = "after"
+    stage: ClassVar[Stage] = "after"
     uses_data: ClassVar[bool] = False
 
     def score(self, model: nn.Module, structure: Structure, objective: Objective) -> Scores:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 from torch import nn
 
 from compressor.criteria.rank import map_ranks, without_maps
-from compressor.method import Method
+from compressor.method import Method, Stage
 from compressor.objective import Objective
 from compressor.select import per_part
 from compressor.types import Scores, Structure
@@ -23,7 +23,7 @@ class Hrank(Method):
     """
 
     paper: ClassVar[str] = "HRank, arXiv 2002.10179"
-    stage: ClassVar[Literal["before", "after"]] = "after"
+    stage: ClassVar[Stage] = "after"
 
     def score(self, model: nn.Module, structure: Structure, objective: Objective) -> Scores:
         """Place by mean rank."""

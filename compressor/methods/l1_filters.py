@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 from torch import nn
 
 from compressor.criteria.magnitude import node_magnitude
-from compressor.method import Method
+from compressor.method import Method, Stage
 from compressor.objective import Objective
 from compressor.select import per_part
 from compressor.types import Scores, Structure
@@ -22,7 +22,7 @@ class L1Filters(Method):
     """
 
     paper: ClassVar[str] = "EfficientConvNets, arXiv 1608.08710"
-    stage: ClassVar[Literal["before", "after"]] = "after"
+    stage: ClassVar[Stage] = "after"
     uses_data: ClassVar[bool] = False
 
     def score(self, model: nn.Module, structure: Structure, objective: Objective) -> Scores:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 from torch import nn
 
 from compressor.criteria.magnitude import magnitude
 from compressor.criteria.variables import Unit
-from compressor.method import Method, option
+from compressor.method import Method, Stage, option
 from compressor.objective import Objective
 from compressor.select import Scope, within
 from compressor.types import Scores, Structure
@@ -20,7 +20,7 @@ class Magnitude(Method):
     """Score by |w|, or a node by the sum of |w| over the weights that make it; for trained networks."""
 
     paper: ClassVar[str] = "Blalock et al., arXiv 2003.03033"
-    stage: ClassVar[Literal["before", "after"]] = "after"
+    stage: ClassVar[Stage] = "after"
     unit: Unit = option("weight", "what is removed")
     scope: Scope = option("global", "whether layers are ranked together, or each loses the same share")
     uses_data: ClassVar[bool] = False

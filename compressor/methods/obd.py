@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 from torch import nn
 
 from compressor.criteria.hessian import damage
 from compressor.criteria.variables import Unit
-from compressor.method import Method, option
+from compressor.method import Method, Stage, option
 from compressor.objective import Objective
 from compressor.types import Scores, Structure
 
@@ -22,7 +22,7 @@ class Obd(Method):
     """
 
     paper: ClassVar[str] = "Optimal Brain Damage, NIPS 1989"
-    stage: ClassVar[Literal["before", "after"]] = "after"
+    stage: ClassVar[Stage] = "after"
     unit: Unit = option("weight", "what is removed")
     probes: int = option(4, "random sign vectors for the Hessian's diagonal", least=1)
 

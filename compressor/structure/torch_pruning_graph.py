@@ -73,9 +73,14 @@ def _tie(flow: Flow, graph, group, names: dict[nn.Module, str]) -> set[str]:
             makers.add(names[module])
         for parameter, dim, role in _places(names[module], module, outputs):
             labels = flow.axis(parameter, dim, role)
-            flow.labels.tie(labels[list(item.idxs)], root[list(item.root_idxs)])
-        if isinstance(module, _ConvNd) and 1 < module.groups < module.in_channels:
-            flow.labels.freeze(root, f"{names[module]}: a grouped convolution in torch-pruning's graph")
+            grouped = isinstance(module, _ConvNd) and 1 < module.groups < module.in_channels
+            places = torch.tensor(item.idxs)
+            if grouped and role == "read":
+                places = places % len(labels)  # every part reads with the same columns
+            elif grouped and role == "produce":
+                parts = labels.reshape(module.groups, -1)  # equal positions of all parts go together
+                flow.labels.tie(parts, parts[:1].expand_as(parts))
+            flow.labels.tie(labels[places], root[list(item.root_idxs)])
     if has_reader:
         return set()
     flow.labels.freeze(root, OUTPUT)

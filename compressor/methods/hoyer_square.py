@@ -1,0 +1,36 @@
+"""HoyerSquare: a scale-free sparsity penalty in training, then the smallest weights go (Yang et al. 2020)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from torch import Tensor, nn
+
+from compressor.criteria.magnitude import weight_magnitude
+from compressor.criteria.penalties import hoyer_square, weights_of
+from compressor.method import Method, Stage, option
+from compressor.objective import Objective
+from compressor.types import Scores, Structure
+
+
+@dataclass(frozen=True, kw_only=True)
+class HoyerSquare(Method):
+    """Train with (sum |w|)^2 / sum w^2 of every layer added to the loss, then score a weight by |w| (DeepHoyer, eq. 3).
+
+    The paper removes what is below a threshold; here exactly --sparsity goes.
+    """
+
+    paper: ClassVar[str] = "DeepHoyer, arXiv 1908.09979"
+    stage: ClassVar[Stage] = "after"
+    unit: ClassVar[Literal["node", "weight"]] = "weight"  # type: ignore[misc]
+    uses_data: ClassVar[bool] = False
+    strength: float = option(1e-4, "what the penalty is multiplied with", least=0.0)
+
+    def score(self, model: nn.Module, structure: Structure, objective: Objective) -> Scores:
+        """|w|."""
+        return weight_magnitude(model)
+
+    def penalty(self, model: nn.Module, structure: Structure) -> Tensor:
+        """Of all weights of convolutions, linear layers and recurrent cells."""
+        return self.strength * hoyer_square(weights_of(model))

@@ -1,0 +1,56 @@
+"""How a network is trained: numbers only, no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from compressor.errors import WrongUsage
+from compressor.options import checked, option
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """The SNIP-it paper's by default: Adam at 2e-3, L2 5e-5, gradients clipped at 10, batches of 512, no schedule.
+
+    L2 is added to the gradient (coupled), as `torch.optim.Adam(weight_decay=...)` does and the authors' code has it.
+    """
+
+    epochs: int = option(80, "times that all samples are seen", least=0)
+    batch_size: int = option(512, "samples of a training step", least=1)
+    optimizer: Literal["adam", "sgd"] = option("adam", "of the weights; sgd has momentum")
+    lr: float = option(2e-3, "learning rate", least=0.0)
+    weight_decay: float = option(5e-5, "L2, added to the gradient", least=0.0)
+    momentum: float = option(0.9, "of sgd", least=0.0)
+    clip: float = option(10.0, "largest norm of all gradients together; 0 clips nothing", least=0.0)
+    decay_every: int = option(0, "epochs after which the learning rate falls; 0 keeps it", least=0)
+    decay: float = option(0.1, "what it is multiplied with then", least=0.0)
+    flip: float = option(-1.0, "share of images mirrored; -1: 0.2 of colour images, none of grey ones", least=-1.0)
+    precision: Literal["auto", "float32", "bfloat16"] = option("auto", "of the passes; auto is bfloat16 on a GPU, else float32")
+
+    def lr_at(self, epoch: int) -> float:
+        """The learning rate in an epoch, counted from 0."""
+        return self.lr * self.decay ** (epoch // self.decay_every) if self.decay_every else self.lr
+
+    def flips(self, colour: bool) -> float:
+        """The share of images to mirror."""
+        return self.flip if self.flip >= 0 else 0.2 if colour else 0.0
+
+
+RECIPES: Mapping[str, Mapping[str, Any]] = {
+    "snip-it": {},
+    "snip": {"optimizer": "sgd", "lr": 0.1, "weight_decay": 5e-4, "clip": 0.0, "batch_size": 128, "decay_every": 77},
+}
+"""Named starting points: SNIP-it's (arXiv 2006.00896), and SNIP's for CIFAR-10 (arXiv 1810.02340): /10 every 30,000 steps."""
+
+
+def recipe_named(name: str, given: Mapping[str, Any]) -> Recipe:
+    """A named recipe with some numbers of the user's own.
+
+    Raises:
+        WrongUsage: no such recipe, or an option that there is not or that is too small.
+    """
+    if name not in RECIPES:
+        raise WrongUsage(f"no recipe {name!r}: choose {', '.join(RECIPES)}")
+    return Recipe(**checked(Recipe, "a recipe", {**RECIPES[name], **given}))

@@ -1,0 +1,102 @@
+"""A run's folder: its state after the last epoch, and its history."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import pickle
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from compressor.errors import BadInput, first_line
+from compressor.files import staged
+from compressor.training.history import Row, write_history
+
+SCHEMA = 1
+STATE, HISTORY = "state.pt", "history.csv"
+
+
+class Run:
+    """Keeps what a run needs to go on, atomically.
+
+    Attributes:
+        folder: made when first needed.
+        configuration: what must be the same for a run to go on: JSON values by name.
+    """
+
+    def __init__(self, folder: Path, configuration: Mapping[str, Any]) -> None:
+        self.folder = folder
+        self.configuration = json.loads(json.dumps(dict(configuration)))
+
+    def check_new(self) -> None:
+        """Refuse to begin where an unfinished run is.
+
+        Raises:
+            BadInput: there is one.
+        """
+        if self.folder.exists() and not self.folder.is_dir():
+            raise BadInput(f"{self.folder}: is a file; name a folder for the run")
+        if not self.folder.parent.is_dir():
+            raise BadInput(f"{self.folder}: the folder {self.folder.parent} does not exist; make it first")
+        if (held := self._read()) is not None and held["epoch"] < held["epochs"]:
+            done = f"{held['epoch']} of {held['epochs']} epochs"
+            raise BadInput(f"{self.folder}: holds a run that did {done}; --resume goes on with it, --run names another folder")
+
+    def saved(self) -> dict[str, Any] | None:
+        """What was kept last; None if there is nothing.
+
+        Raises:
+            BadInput: it is damaged, or of another configuration; the message names what differs.
+        """
+        held = self._read()
+        if held is None:
+            return None
+        was = json.loads(held["configuration"])
+        for name in sorted(was.keys() | self.configuration.keys()):
+            before, now = was.get(name), self.configuration.get(name)
+            if before != now and name == "data":
+                raise BadInput(
+                    f"{self.folder / STATE}: the data changed since; give the same, or name another folder with --run"
+                )
+            if before != now:
+                raise BadInput(
+                    f"{self.folder / STATE}: was made with {name} {before}, now it is {now}; give the same, or another "
+                    "folder by --run"
+                )
+        return dict(held["content"])
+
+    def keep(self, epoch: int, epochs: int, content: Mapping[str, Any], rows: Sequence[Row]) -> None:
+        """Put the state after `epoch` epochs, and the history, in place of what was there."""
+        self.folder.mkdir(exist_ok=True)
+        text = json.dumps(self.configuration)
+        whole = {"schema": SCHEMA, "configuration": text, "epoch": epoch, "epochs": epochs, "content": dict(content)}
+        with staged(self.folder / STATE, self.folder / HISTORY) as [state, history]:
+            torch.save(whole, state)
+            write_history(rows, history)
+
+    def _read(self) -> dict[str, Any] | None:
+        path = self.folder / STATE
+        if not path.is_file():
+            return None
+        try:
+            held = torch.load(path, map_location="cpu", weights_only=True)
+            if held["schema"] > SCHEMA:
+                raise BadInput(f"{path}: made by a newer version; update compressor")
+            if not {"configuration", "epoch", "epochs", "content"} <= held.keys():
+                raise KeyError("parts are missing")
+        except (RuntimeError, pickle.UnpicklingError, KeyError, TypeError, EOFError, ValueError, AttributeError) as error:
+            raise BadInput(f"{path}: damaged ({first_line(error)}); remove it to begin anew") from error
+        return held
+
+
+def fingerprint_of(tensors: Iterable[Tensor]) -> str:
+    """A hash of tensors' values."""
+    digest = hashlib.blake2b(digest_size=12)
+    for tensor in tensors:
+        digest.update(str((tuple(tensor.shape), tensor.dtype)).encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data if tensor.numel() else b"")
+    return digest.hexdigest()
