@@ -15,13 +15,18 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from compressor.errors import BadInput, CompressError, MissingEnvironment, WrongUsage
-from compressor.method import make, method_named, options_of, summaries
+from compressor.method import make, method_named, summaries
+from compressor.options import options_of
+from compressor.recipe import RECIPES, Recipe, recipe_named
 
 if TYPE_CHECKING:
     from torch import nn
 
+    from compressor.equivalence import Equivalence
     from compressor.pipeline import Progress, Result
     from compressor.source import Source
+    from compressor.train import Trained
+    from compressor.training import Row
 
 PROOF_SAMPLES = 64
 SEED = click.IntRange(0, 2**32 - 1)
@@ -111,6 +116,53 @@ def _shared_options(command: Callable[..., None]) -> Callable[..., None]:
     return command
 
 
+def _pruning_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Options of every command that prunes."""
+    for decorate in (
+        click.option("--calibrate-bn", is_flag=True, help="first give batch norms the statistics of the data"),
+        click.option(
+            "--ablation", type=click.Choice(["shuffle", "reinit", "invert"]),
+            help="a control: random ones, fresh weights, the best go",
+        ),
+        click.option("--allow-disconnect", is_flag=True, help="also where the output no longer depends on the input"),
+        _attention_option,
+        click.option("--only", metavar="LAYER", multiple=True, help="in place of that: only these may lose nodes"),
+        click.option(
+            "--freeze", metavar="LAYER", multiple=True, help="keeps all its nodes; a pattern such as features.*; repeatable"
+        ),
+        click.option("--floor", default=1, show_default=True, type=click.IntRange(1), help="nodes that every group keeps"),
+        click.option("--samples", default=2560, show_default=True, type=click.IntRange(1), help="scored at each event"),
+        click.option(
+            "--round-to", default="1", show_default=True, metavar="N|auto",
+            help="widths are multiples of N, of N/2 where few stay; auto is fastest",
+        ),
+        click.option("--per", type=click.Choice(["macs", "parameters"]), help="rank nodes by score per what goes with them"),
+        click.option("--target-size", metavar="LEFT", help="bytes of tensors left, likewise: 0.05, 500KB"),
+        click.option("--target-params", metavar="LEFT", help="parameters left, likewise: 0.05, 500K"),
+        click.option("--target-macs", metavar="LEFT", help="multiply-adds left, in place of --sparsity: a fraction, or 40M"),
+        click.option("--sparsity", type=float, help="fraction of the nodes (or weights) removed, in [0, 1)"),
+    ):  # fmt: skip
+        command = decorate(command)
+    return command
+
+
+def _output_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Options of every command that writes a network."""
+    for decorate in (
+        click.option("--opset", type=click.IntRange(1), help="of .onnx files; the exporter's own choice by default"),
+        click.option("--report", type=click.Path(path_type=Path), help="write the report as JSON"),
+        click.option(
+            "-o", "--output", "outputs", required=True, multiple=True, type=click.Path(path_type=Path),
+            help=".onnx, .safetensors, .pt2 or .pt; may be repeated",
+        ),
+    ):  # fmt: skip
+        command = decorate(command)
+    return command
+
+
+_plan_option = click.option("--plan", type=click.Path(path_type=Path), help="write what was kept as JSON, for `compress apply`")
+
+
 @cli.command()
 @click.argument("name")
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help=".pt or .safetensors")
@@ -132,18 +184,25 @@ def new(
     from compressor.state import origin_of
 
     check_target(output, SUFFIXES)
-    classes = _classes(data, classes)
-    remembered: str | None = data if data == "digits" or not Path(data).exists() else str(Path(data).resolve())
-    if (in_channels or networks.default_input(name)[0]) not in (1, 3):
-        remembered = None  # images cannot be converted to such an input
-    model = networks.build(name, in_channels=in_channels, classes=classes, image_size=image_size, seed=seed, data=remembered)
+    model = _fresh(name, data, in_channels, classes, image_size, seed)
     _choose(model, mean, std)
     save(model, output)
     origin = origin_of(model)
     assert origin is not None
     parameters = sum(p.numel() for p in model.parameters())
     shape = networks.size_text(origin.input_shape)
-    click.echo(f"{output}: {name}, {parameters:,} parameters, input {shape}, data {remembered or 'none'}")
+    click.echo(f"{output}: {name}, {parameters:,} parameters, input {shape}, data {origin.data or 'none'}")
+
+
+def _fresh(name: str, data: str, in_channels: int | None, classes: int | None, image_size: int | None, seed: int) -> nn.Module:
+    """A fresh network for some data, which it remembers."""
+    from compressor import networks
+
+    classes = _classes(data, classes)
+    remembered: str | None = data if data == "digits" or not Path(data).exists() else str(Path(data).resolve())
+    if (in_channels or networks.default_input(name)[0]) not in (1, 3):
+        remembered = None  # images cannot be converted to such an input
+    return networks.build(name, in_channels=in_channels, classes=classes, image_size=image_size, seed=seed, data=remembered)
 
 
 def _classes(data: str, asked: int | None) -> int:
@@ -288,12 +347,7 @@ def report(document: Path, outputs: tuple[Path, ...]) -> None:
 @cli.command()
 @click.argument("plan", type=click.Path(path_type=Path))
 @click.argument("model", type=click.Path(path_type=Path))
-@click.option(
-    "-o", "--output", "outputs", required=True, multiple=True, type=click.Path(path_type=Path),
-    help=".onnx, .safetensors, .pt2 or .pt; may be repeated",
-)  # fmt: skip
-@click.option("--report", type=click.Path(path_type=Path), help="write the report as JSON")
-@click.option("--opset", type=click.IntRange(1), help="of .onnx files; the exporter's own choice by default")
+@_output_options
 @_loss_option
 @_model_options
 @_shared_options
@@ -321,6 +375,173 @@ def apply(
     _tell(document, as_json, quiet)
 
 
+def _recipe_options(command: Callable[..., None]) -> Callable[..., None]:
+    """The numbers of a recipe; what is not given is the named recipe's."""
+    for o in reversed(options_of(Recipe)):
+        kind: Any = click.Choice(o.choices) if o.choices else o.kind
+        flag = f"--{o.name.replace('_', '-')}"
+        command = click.option(flag, o.name, type=kind, help=f"{o.help}  [{o.default}]")(command)
+    return click.option("--recipe", default="snip-it", show_default=True, type=click.Choice(list(RECIPES)))(command)
+
+
+@cli.command()
+@click.argument("model", metavar="NETWORK", type=click.Path(path_type=Path))
+@click.option("--method", metavar="METHOD", help="prune, too; `compress --help` lists the methods")
+@click.option("--method-option", "given", multiple=True, metavar="KEY=VALUE", help="option of the method; may be repeated")
+@click.option(
+    "--stage", type=click.Choice(["before", "during", "after"]), help="when to prune; the method's own choice by default"
+)
+@click.option("--interval", default=4, show_default=True, type=click.IntRange(1), help="epochs between events of stage during")
+@click.option("--prune-at", type=click.IntRange(0), help="epoch of the events of stage after; 7/8 of all by default")
+@_recipe_options
+@click.option("--run", type=click.Path(path_type=Path), help="folder of the run's state and history; OUT.run by default")
+@click.option("--resume", is_flag=True, help="go on where the run stopped")
+@click.option("--tensorboard", type=click.Path(path_type=Path), help="folder for TensorBoard's events")
+@_pruning_options
+@_output_options
+@_plan_option
+@_loss_option
+@_model_options
+@_shared_options
+def train(
+    model: Path, method: str | None, given: tuple[str, ...], stage: Any, interval: int, prune_at: int | None, recipe: str,
+    run: Path | None, resume: bool, tensorboard: Path | None, outputs: tuple[Path, ...], report: Path | None, plan: Path | None,
+    opset: int | None, loss: str, samples: int, data: str | None, device: str, threads: int | None, seed: int, as_json: bool,
+    quiet: bool, mean: tuple[float, ...] | None, std: tuple[float, ...] | None, **rest: Any,
+) -> None:  # fmt: skip
+    """Train NETWORK, a fresh one by its name or a file; with --method, prune it before, during or after."""
+    numbers = {o.name: rest.pop(o.name) for o in options_of(Recipe)}
+    chosen = recipe_named(recipe, {name: value for name, value in numbers.items() if value is not None})
+    options = dict(_argument(text, "--method-option") for text in given)
+    how, model_options = _pruning(rest, needed=method is not None)
+    if method is not None:
+        make(method, options)
+    elif options or stage or prune_at is not None or plan is not None:
+        raise WrongUsage("--method-option, --stage, --prune-at and --plan are for pruning: name a --method")
+    _check_targets((model,), outputs, report, plan)
+    folder = run or outputs[0].with_suffix(".run")
+    _prepare(device, threads)
+
+    from compressor.objective import loss_named
+
+    loss_named(loss)
+    dense = _fresh_or_loaded(model, data, seed, mean, std, model_options).to(device)
+    pruning = {} if method is None else {"method": method, "stage": stage, "interval": interval, "prune_at": prune_at, **how}
+    with _progress(quiet) as progress, _watched(tensorboard) as on_epoch:
+        trained, source = _trained(
+            dense, data, chosen, loss, samples, seed, progress, folder=folder, resume=resume, on_epoch=on_epoch, **pruning,
+            **options,
+        )  # fmt: skip
+        if trained.pruning is None:
+            document = _finish_training(dense, trained, source, model, outputs, report, opset, device, seed, progress)
+        else:
+            document = _finish(
+                dense, trained.pruning, source, loss, model, outputs, report, plan, opset, device, seed, progress,
+                trained=trained,
+            )  # fmt: skip
+    _tell(document, as_json, quiet)
+
+
+@cli.command()
+@click.argument("file", metavar="SWEEP.toml", type=click.Path(path_type=Path))
+@click.option("-o", "--output", "folder", required=True, type=click.Path(path_type=Path), help="folder of the records")
+@click.option("-j", "--jobs", default=1, show_default=True, type=click.IntRange(1), help="trials at a time, a process each")
+@click.option("--json", "as_json", is_flag=True, help="print the outcome as JSON on stdout")
+@click.option("--quiet", is_flag=True, help="print nothing but errors")
+def sweep(file: Path, folder: Path, jobs: int, as_json: bool, quiet: bool) -> None:
+    """Run networks x methods x sparsities x seeds; what is done already is not done again."""
+    from dataclasses import asdict
+
+    from benchmarks.sweep import read_sweep, run_sweep
+
+    trials = read_sweep(file)
+    if not folder.parent.is_dir() or (folder.exists() and not folder.is_dir()):
+        raise BadInput(f"{folder}: cannot be a folder for results; its parent must be a folder, and it must not be a file")
+    with _progress(quiet) as progress:
+        outcome = run_sweep(trials, folder, file.parent, jobs, progress)
+    if as_json:
+        _print_json(asdict(outcome))
+    elif not quiet:
+        click.echo(f"{folder}: {outcome.done} trials done, {outcome.skipped} were done before, {outcome.failed} failed")
+    for name, error in outcome.errors.items():
+        _fail(f"{name}: {error}", 1)
+    if outcome.failed:
+        raise click.exceptions.Exit(1)
+
+
+def _fresh_or_loaded(
+    network: Path, data: str | None, seed: int, mean: tuple[float, ...] | None, std: tuple[float, ...] | None,
+    model_options: dict[str, Any],
+) -> nn.Module:  # fmt: skip
+    """A fresh network by its name, or one from a file."""
+    from compressor import networks
+
+    if network.exists() or str(network) not in networks.names():
+        if not network.exists() and not network.suffix:
+            raise WrongUsage(f"{network}: neither a file nor a network; there are {', '.join(networks.names())}")
+        return _load(network, mean, std, **model_options)
+    size = model_options.pop("image_size")
+    if set_ones := [name for name, value in model_options.items() if value]:
+        raise WrongUsage(f"--{set_ones[0].replace('_', '-')} is for files; {network} is a fresh network")
+    model = _fresh(str(network), data or "digits", None, None, size, seed)
+    _choose(model, mean, std)
+    return model
+
+
+def _trained(
+    model: nn.Module, data: str | None, recipe: Recipe, loss: str, samples: int, seed: int, progress: Progress, **how: Any
+) -> tuple[Trained, Source]:
+    """Train on named data, or on those that the network remembers."""
+    from compressor.train import train as train_network
+    from compressor.training_data import training_data_for
+
+    held = training_data_for(
+        model, data, loss=loss, count=samples, step_size=recipe.batch_size, seed=seed, progress=progress
+    )  # fmt: skip
+    trained = train_network(
+        model, held.train, recipe, test=held.test, scoring=held.source.train, loss=loss, forward=held.forward,
+        example_inputs=held.source.inputs, colour=held.colour, seed=seed, progress=progress, **how,
+    )  # fmt: skip
+    return trained, held.source
+
+
+@contextmanager
+def _watched(folder: Path | None) -> Iterator[Callable[[Row], None]]:
+    """Epochs as TensorBoard's events, where that was asked for."""
+    if folder is None:
+        yield lambda _: None
+        return
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise MissingEnvironment("TensorBoard is not installed here: pip install tensorboard") from error
+    from dataclasses import asdict
+
+    with SummaryWriter(str(folder)) as writer:
+
+        def on_epoch(row: Row) -> None:
+            for name, value in asdict(row).items():
+                if value is not None and name != "epoch":
+                    writer.add_scalar(name, value, row.epoch)
+
+        yield on_epoch
+
+
+def _finish_training(
+    dense: nn.Module, trained: Trained, source: Source, network: Path, outputs: tuple[Path, ...], report: Path | None,
+    opset: int | None, device: str, seed: int, progress: Progress,
+) -> dict[str, Any]:  # fmt: skip
+    """Write and prove what was trained, not pruned."""
+    from benchmarks.report import training_document
+
+    def document_of(proofs: list[Equivalence], sizes: dict[Path, int]) -> dict[str, Any]:
+        return training_document(
+            trained, source.inputs, proofs, sizes, str(network), source.name, list(source.remarks), device, seed
+        )
+
+    return _write(trained.model, outputs, report, {}, document_of, source, opset, device, progress)
+
+
 def _method_command(name: str) -> click.Command:
     """The command of one method: the same for all, with the method's own options."""
     method = method_named(name)
@@ -336,27 +557,10 @@ def _method_command(name: str) -> click.Command:
 
 
 @click.argument("model", type=click.Path(path_type=Path))
-@click.option("--sparsity", type=float, help="fraction of the nodes (or weights) removed, in [0, 1)")
-@click.option("--target-macs", metavar="LEFT", help="multiply-adds left, in place of --sparsity: a fraction, or 40M")
-@click.option("--target-params", metavar="LEFT", help="parameters left, likewise: 0.05, 500K")
-@click.option("--target-size", metavar="LEFT", help="bytes of tensors left, likewise: 0.05, 500KB")
-@click.option("--per", type=click.Choice(["macs", "parameters"]), help="rank nodes by their score per what goes with them")
-@click.option(
-    "--round-to",
-    default="1",
-    show_default=True,
-    metavar="N|auto",
-    help="widths are multiples of N, of N/2 where few stay; auto is fastest",
-)
-@click.option(
-    "-o", "--output", "outputs", required=True, multiple=True, type=click.Path(path_type=Path),
-    help=".onnx, .safetensors, .pt2 or .pt; may be repeated",
-)  # fmt: skip
-@click.option("--report", type=click.Path(path_type=Path), help="write the report as JSON")
-@click.option("--plan", type=click.Path(path_type=Path), help="write what was kept as JSON, for `compress apply`")
-@click.option("--opset", type=click.IntRange(1), help="of .onnx files; the exporter's own choice by default")
+@_pruning_options
+@_output_options
+@_plan_option
 @_loss_option
-@click.option("--samples", default=2560, show_default=True, type=click.IntRange(1), help="scored at each event")
 @click.option(
     "--batch-size",
     default=64,
@@ -364,20 +568,8 @@ def _method_command(name: str) -> click.Command:
     type=click.IntRange(1),
     help="samples of a micro-batch; data from file.py has its own",
 )
-@click.option("--floor", default=1, show_default=True, type=click.IntRange(1), help="nodes that every group keeps")
-@click.option(
-    "--freeze", metavar="LAYER", multiple=True, help="keeps all its nodes; a pattern such as features.*, may be repeated"
-)
-@click.option("--only", metavar="LAYER", multiple=True, help="in place of that: only these may lose nodes")
-@_attention_option
-@click.option("--allow-disconnect", is_flag=True, help="also where the output no longer depends on the input")
-@click.option(
-    "--ablation",
-    type=click.Choice(["shuffle", "reinit", "invert"]),
-    help="a control: random ones, fresh weights, the best go",
-)
 @click.option("--plots", type=click.Path(path_type=Path), help="folder for pictures of what is left, .svg")
-@click.option("--calibrate-bn", is_flag=True, help="first give batch norms the statistics of the data")
+@click.option("--finetune", type=click.IntRange(1), metavar="EPOCHS", help="train the small network before it is written")
 @_model_options
 @_shared_options
 def _prune_parameters() -> None:
@@ -388,26 +580,13 @@ _PRUNE_OPTIONS: list[click.Parameter] = list(reversed(vars(_prune_parameters)["_
 
 
 def _prune(
-    name: str, options: dict[str, Any], *, model: Path, sparsity: float | None, target_macs: str | None,
-    target_params: str | None, target_size: str | None, per: str | None, round_to: str, freeze: tuple[str, ...],
-    only: tuple[str, ...], attention: Any, outputs: tuple[Path, ...], report: Path | None, plan: Path | None,
-    opset: int | None, loss: str, samples: int, batch_size: int, floor: int, calibrate_bn: bool, data: str | None,
+    name: str, options: dict[str, Any], *, model: Path, outputs: tuple[Path, ...], report: Path | None, plan: Path | None,
+    opset: int | None, loss: str, samples: int, batch_size: int, plots: Path | None, finetune: int | None, data: str | None,
     device: str, threads: int | None, seed: int, as_json: bool, quiet: bool, mean: tuple[float, ...] | None,
-    std: tuple[float, ...] | None, allow_disconnect: bool, ablation: Any, plots: Path | None, **model_options: Any,
+    std: tuple[float, ...] | None, **rest: Any,
 ) -> None:  # fmt: skip
     """Check everything that can be checked, then load, prune, export and report."""
-    from compressor.budget import Budget
-    from compressor.select import check_sparsity
-
-    asked = {"macs": target_macs, "parameters": target_params, "bytes": target_size}
-    given = {unit: text for unit, text in asked.items() if text is not None}
-    if len(given) + (sparsity is not None) != 1:
-        raise WrongUsage("give one of --sparsity, --target-macs, --target-params and --target-size")
-    budget = next((Budget.parse(unit, text) for unit, text in given.items()), None)
-    check_sparsity(sparsity or 0.0)
-    if round_to != "auto" and not (round_to.isdecimal() and 1 <= int(round_to) <= 1024):
-        raise WrongUsage(f"--round-to {round_to}: write auto, or a whole number such as 8 or 16")
-    multiple: Any = round_to if round_to == "auto" else int(round_to)
+    how, model_options = _pruning(rest)
     make(name, options)
     _check_targets((model,), outputs, report, plan)
     if plots is not None and (not plots.parent.is_dir() or (plots.exists() and not plots.is_dir())):
@@ -420,26 +599,66 @@ def _prune(
 
     loss_named(loss)
     dense = _load(model, mean, std, **model_options).to(device)
-    source = source_for(dense, data, loss=loss, count=samples, batch_size=batch_size, seed=seed)
     with _progress(quiet) as progress:
-        result = compress(
-            dense, name, source.train, sparsity or 0.0, budget=budget, per=per, round_to=multiple, freeze=freeze, only=only,
-            attention=attention, allow_disconnect=allow_disconnect, ablation=ablation,
-            loss=loss, floor=floor, seed=seed, calibrate_bn=calibrate_bn, example_inputs=source.inputs, progress=progress,
-            **options,
-        )  # fmt: skip
-        document = _finish(dense, result, source, loss, model, outputs, report, plan, opset, device, seed, progress, plots)
+        if finetune is None:
+            source, trained = source_for(dense, data, loss=loss, count=samples, batch_size=batch_size, seed=seed), None
+            result = compress(
+                dense,
+                name,
+                source.train,
+                loss=loss,
+                seed=seed,
+                example_inputs=source.inputs,
+                progress=progress,
+                **how,
+                **options,
+            )
+        else:
+            recipe = Recipe(epochs=finetune)
+            trained, source = _trained(
+                dense, data, recipe, loss, samples, seed, progress, method=name, stage="before", **how, **options
+            )
+            assert trained.pruning is not None
+            result = trained.pruning
+        document = _finish(
+            dense, result, source, loss, model, outputs, report, plan, opset, device, seed, progress, plots, trained
+        )
     _tell(document, as_json, quiet)
+
+
+PRUNING = ("per", "freeze", "only", "attention", "floor", "calibrate_bn", "allow_disconnect", "ablation")
+
+
+def _pruning(values: dict[str, Any], needed: bool = True) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Arguments of `compress`, checked, from those of `_pruning_options`; and what else was among the values."""
+    from compressor.budget import Budget
+    from compressor.select import check_sparsity
+
+    rest = dict(values)
+    sparsity, round_to = rest.pop("sparsity"), rest.pop("round_to")
+    asked = {unit: rest.pop(f"target_{name}") for unit, name in (("macs", "macs"), ("parameters", "params"), ("bytes", "size"))}
+    given = {unit: text for unit, text in asked.items() if text is not None}
+    if len(given) + (sparsity is not None) != 1 and (needed or given or sparsity is not None):
+        raise WrongUsage("give one of --sparsity, --target-macs, --target-params and --target-size")
+    if not needed and (given or sparsity is not None):
+        raise WrongUsage("a sparsity is for pruning: name a --method")
+    budget = next((Budget.parse(unit, text) for unit, text in given.items()), None)
+    check_sparsity(sparsity or 0.0)
+    if round_to != "auto" and not (round_to.isdecimal() and 1 <= int(round_to) <= 1024):
+        raise WrongUsage(f"--round-to {round_to}: write auto, or a whole number such as 8 or 16")
+    multiple = round_to if round_to == "auto" else int(round_to)
+    how = {"sparsity": sparsity or 0.0, "budget": budget, "round_to": multiple} | {name: rest.pop(name) for name in PRUNING}
+    return how, rest
 
 
 def _finish(
     dense: nn.Module, result: Result, source: Source, loss: str, model: Path, outputs: tuple[Path, ...], report: Path | None,
     plan: Path | None, opset: int | None, device: str, seed: int, progress: Progress, plots: Path | None = None,
+    trained: Trained | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """See how well it does, export what came out and prove the files; all of them appear, with the report, or none."""
-    import exporters
     from benchmarks.report import make_document
-    from compressor.files import staged
+    from compressor.cost import tensor_bytes
     from compressor.objective import Objective, evaluate, loss_named
 
     qualities = None
@@ -447,31 +666,46 @@ def _finish(
         progress("evaluating", 0, 0)
         objective = Objective(source.test, loss_named(loss), device=device)
         qualities = [evaluate(m, objective) for m in (dense, result.model)]
+    bytes_before = {model: model.stat().st_size if model.is_file() else tensor_bytes(dense)}
+    pictures = {} if plots is None else _pictures(result, plots)
+
+    def document_of(proofs: list[Equivalence], sizes: dict[Path, int]) -> dict[str, Any]:
+        return make_document(
+            result, proofs, qualities, bytes_before | sizes, source.name, list(source.remarks), device, seed, trained
+        )
+
+    texts = {path: (lambda _, text=text: text) for path, text in pictures.items()}
+    if plan is not None:
+        texts[plan] = lambda _: result.plan.to_json()
+    constant = result.summary.disconnected
+    return _write(result.model, outputs, report, texts, document_of, source, opset, device, progress, constant)
+
+
+def _write(
+    network: nn.Module, outputs: tuple[Path, ...], report: Path | None, texts: dict[Path, Callable[[dict[str, Any]], str]],
+    document_of: Callable[[list[Equivalence], dict[Path, int]], dict[str, Any]], source: Source, opset: int | None, device: str,
+    progress: Progress, constant: bool = False,
+) -> dict[str, Any]:  # fmt: skip
+    """Export a network and prove the files; they appear with the report and the texts, or nothing does."""
+    import exporters
+    from compressor.files import staged
+
     progress("exporting and proving", 0, 0)
     providers = ("cpu", "cuda") if device.startswith("cuda") else ("cpu",)
-    told = [path for path in (report, plan) if path is not None]
-    pictures = {} if plots is None else _pictures(result, plots)
+    told = dict(texts) if report is None else {report: lambda document: json.dumps(document, indent=1), **texts}
     with (
         exporters.exporting(
-            result.model,
-            *outputs,
-            example_inputs=source.inputs,
-            providers=providers,
-            opset=opset,
-            constant=result.summary.disconnected,
+            network, *outputs, example_inputs=source.inputs, providers=providers, opset=opset, constant=constant
         ) as written,
-        staged(*told, *pictures) as texts,
+        staged(*told) as files,
     ):
-        sizes = {model: model.stat().st_size, **written.sizes}
-        document = make_document(result, written.proofs, qualities, sizes, source.name, list(source.remarks), device, seed)
-        contents = {report: json.dumps(document, indent=1), plan: result.plan.to_json()}
-        contents = pictures | contents
-        for target, text in zip((*told, *pictures), texts, strict=True):
-            text.write_text(contents[target] + "\n", encoding="utf-8")
+        document = document_of(written.proofs, written.sizes)
+        for file, text_of in zip(files, told.values(), strict=True):
+            file.write_text(text_of(document) + "\n", encoding="utf-8")
     return document
 
 
-def _pictures(result: Result, folder: Path) -> dict[Path | None, str]:
+def _pictures(result: Result, folder: Path) -> dict[Path, str]:
     """Path -> picture of what the pruning did; the folder is made."""
     from benchmarks.report.plots import pruning_plots
 
@@ -484,12 +718,12 @@ def _pictures(result: Result, folder: Path) -> dict[Path | None, str]:
 
 
 def _tell(document: dict[str, Any], as_json: bool, quiet: bool) -> None:
-    from benchmarks.report import show as show_report
+    from benchmarks.report import show, show_training
 
     if as_json:
         _print_json(document)
     elif not quiet:
-        show_report(document)
+        (show if "method" in document else show_training)(document)
 
 
 def _read(path: Path, parse: Callable[[str], Any]) -> Any:
@@ -542,11 +776,11 @@ def _choose(model: nn.Module, mean: tuple[float, ...] | None, std: tuple[float, 
         set_origin(model, replace(origin, preprocessing=Preprocessing(mean, std).as_dict()))
 
 
-def _argument(text: str) -> tuple[str, Any]:
+def _argument(text: str, flag: str = "--network-arg") -> tuple[str, Any]:
     """`key=value`; the value as JSON where it is (numbers, true, lists), else as text."""
     key, equals, value = text.partition("=")
     if not equals or not key.isidentifier():
-        raise WrongUsage(f"--network-arg {text}: write KEY=VALUE")
+        raise WrongUsage(f"{flag} {text}: write KEY=VALUE")
     try:
         return key, json.loads(value)
     except ValueError:

@@ -33,9 +33,10 @@ from compressor.pipeline import (
     refreshed,
 )
 from compressor.precision import as_it_came, working_copy
+from compressor.recipe import Recipe
 from compressor.schedule import Stage, placed
 from compressor.surgery import shrink, sliced
-from compressor.training import Recipe, Row, Trainer
+from compressor.training import Row, Trainer
 from compressor.training.run import Run, fingerprint_of
 from compressor.training.trainer import Moments, Seen
 from compressor.types import Event, Plan
@@ -52,6 +53,8 @@ class Trained:
     Attributes:
         model: the network, small where it was pruned.
         history: a row for each epoch.
+        recipe: what it was trained by.
+        stage: when it was pruned; None without a method.
         quality: on the test data, at the end; None without any.
         pruning: what the pruning did; None without a method.
         macs: multiply-adds of the whole run: forward and backward of every sample, and of every sample scored.
@@ -60,6 +63,8 @@ class Trained:
 
     model: nn.Module
     history: tuple[Row, ...]
+    recipe: Recipe
+    stage: Stage | None
     quality: Quality | None
     pruning: Result | None
     macs: int
@@ -386,7 +391,9 @@ class _Course:
         final = trained if result is None else result.model
         final.train(model.training)
         seconds = sum(row.seconds for row in self.rows)
-        return Trained(final, tuple(self.rows), self._quality(final), result, self.macs, seconds)
+        stage = None if self.pruner is None else self.pruner.stage
+        quality = self._quality(final)
+        return Trained(final, tuple(self.rows), self.trainer.recipe, stage, quality, result, self.macs, seconds)
 
 
 def training_macs(model: nn.Module, inputs: Inputs) -> int:
@@ -447,12 +454,12 @@ def _configuration(
     """What must be the same for a run to go on; the number of epochs may grow where no event depends on it."""
     numbers = {name: value for name, value in dataclasses.asdict(recipe).items() if name != "epochs"}
     held = {
+        "architecture": architecture_of(model),
+        "method": "none" if method is None else str(method),
         **numbers,
         "seed": course.seed,
-        "architecture": architecture_of(model),
         "weights": fingerprint_of(model.state_dict().values()),
         "data": fingerprint_of((data.inputs, data.targets)) if isinstance(data, Columns) else None,
-        "method": None if method is None else str(method),
         "threads": torch.get_num_threads(),
     }
     if course.pruner is not None:

@@ -16,6 +16,7 @@ SOURCES = [*sorted(p for folder in FOLDERS for p in (ROOT / folder).rglob("*.py"
 LEVELS = (
     {"compressor.errors", "compressor.quiet"},
     {"compressor.options", "compressor.schedule"},
+    {"compressor.recipe"},
     {"compressor.types", "compressor.equivalence", "compressor.files", "compressor.environment"},
     {"compressor.weights", "compressor.named", "compressor.inputs", "compressor.intact"},
     {"compressor.state"},

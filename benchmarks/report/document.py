@@ -8,10 +8,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from compressor.cost import cost
 from compressor.environment import environment
 from compressor.equivalence import Equivalence
+from compressor.inputs import Inputs, suited
 from compressor.objective import Quality
 from compressor.pipeline import Result, Summary
+from compressor.train import Trained
 
 SCHEMA = 1
 UNTRAINED = "A pruned network that was not trained afterwards is expected to be poor: train it before judging its accuracy."
@@ -19,7 +22,7 @@ UNTRAINED = "A pruned network that was not trained afterwards is expected to be 
 
 def make_document(
     result: Result, proofs: list[Equivalence], qualities: list[Quality] | None, files: Mapping[Path, int], data: str,
-    remarks: list[str], device: str, seed: int,
+    remarks: list[str], device: str, seed: int, trained: Trained | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """The report as data, ready for JSON: raw values, no ratios (readers compute those).
 
@@ -29,6 +32,7 @@ def make_document(
         files: bytes of the dense network's file, then of those that were written.
         data: name of the data that was scored on.
         remarks: sentences that come before the result's own notes.
+        trained: the training that came with the pruning.
     """
     s = result.summary
     before, after = s.before, s.after
@@ -57,6 +61,7 @@ def make_document(
         "tensor_bytes": both("tensor_bytes"),
         "csr_bytes": both("csr_bytes"),
         "files": [{"path": str(path), "bytes": size} for path, size in files.items()],
+        "training": None if trained is None else _training(trained),
         "loss": _quality(qualities, "loss"),
         "accuracy": _quality(qualities, "accuracy"),
         "widths": {layer: {"dense": w[0], "small": w[1]} for layer, w in s.widths.items()},
@@ -66,9 +71,41 @@ def make_document(
         "seconds": s.seconds,
         "seed": seed,
         "environment": environment(device),
-        "notes": [*remarks, *s.notes, UNTRAINED],
+        "notes": [*remarks, *s.notes, *([UNTRAINED] if trained is None else [])],
     }
     return json.loads(json.dumps(document))
+
+
+def training_document(
+    trained: Trained, inputs: Inputs, proofs: list[Equivalence], files: Mapping[Path, int], network: str, data: str,
+    remarks: list[str], device: str, seed: int,
+) -> dict[str, Any]:  # fmt: skip
+    """The report of a training without pruning. Arguments as in `make_document`; `network` is what was trained."""
+    document = {
+        "schema": SCHEMA,
+        "network": network,
+        "data": data,
+        "training": _training(trained),
+        "cost": asdict(cost(trained.model, suited(trained.model, inputs))),
+        "files": [{"path": str(path), "bytes": size} for path, size in files.items()],
+        "equivalence": [proof.as_dict() for proof in proofs],
+        "seed": seed,
+        "environment": environment(device),
+        "notes": remarks,
+    }
+    return json.loads(json.dumps(document))
+
+
+def _training(trained: Trained) -> dict[str, Any]:
+    """What the epochs came to."""
+    return {
+        "recipe": asdict(trained.recipe),
+        "stage": trained.stage,
+        "history": [asdict(row) for row in trained.history],
+        "test": None if trained.quality is None else asdict(trained.quality),
+        "macs": trained.macs,
+        "seconds": trained.seconds,
+    }
 
 
 def _of_nodes(summary: Summary) -> bool:

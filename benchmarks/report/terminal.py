@@ -35,6 +35,8 @@ def show(d: dict[str, Any]) -> None:
     elif d["loss"]:
         table.add_row(f"loss on {d['loss']['samples']:,} samples", f"{d['loss']['dense']:.4g}", f"{d['loss']['small']:.4g}", "")
     console.print(table)
+    if d.get("training"):
+        console.print(training_line(d["training"]), soft_wrap=True)
     if d.get("ablation"):
         console.print(f"\nthis is a control, not the method itself: {d['ablation']}")
     if d.get("masks"):
@@ -73,6 +75,28 @@ def _show_masks(console: Console, m: dict[str, Any]) -> None:
         console.print(f"near collapse, fewer than {NEAR:.0%} of the weights left: {', '.join(few)}", soft_wrap=True)
     if m["silent_outputs"]:
         console.print(f"{m['silent_outputs']} outputs no longer depend on the input", soft_wrap=True)
+
+
+def training_line(t: dict[str, Any]) -> str:
+    """What a training came to, in one line."""
+    test = t["test"]
+    done = f"{len(t['history'])} epochs, {t['seconds']:,.0f} s, {2 * t['macs']:.2e} FLOPs"
+    if test is None:
+        return f"\ntrained: {done}"
+    how_well = f"loss {test['loss']:.4g}" if test["accuracy"] is None else f"accuracy {test['accuracy']:.2%}"
+    return f"\ntrained: {how_well} on all {test['samples']:,} test samples after {done}"
+
+
+def show_training(d: dict[str, Any]) -> None:
+    """Write the report of a training without pruning to stdout."""
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 100)
+    console.print(f"{d['network']} -> {', '.join(f['path'] for f in d['files'])}, data {d['data']}", soft_wrap=True)
+    console.print(f"{d['cost']['parameters']:,} parameters, {d['cost']['macs']:,} MACs per sample", soft_wrap=True)
+    console.print(training_line(d["training"]).strip(), soft_wrap=True)
+    for proof in d["equivalence"]:
+        console.print(proof_line(proof), soft_wrap=True)
+    for note in d["notes"]:
+        console.print(note, soft_wrap=True)
 
 
 def _asked(d: dict[str, Any]) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from compressor.training.history import Row, read_history, write_history
-from compressor.training.recipe import RECIPES, Recipe
 from compressor.training.trainer import Diverged, Trainer
 
-__all__ = ["RECIPES", "Diverged", "Recipe", "Row", "Trainer", "read_history", "write_history"]
+__all__ = ["Diverged", "Row", "Trainer", "read_history", "write_history"]

@@ -52,12 +52,12 @@ class Run:
         Raises:
             BadInput: it is damaged, or of another configuration; the message names what differs.
         """
-        held = self._read()
-        if held is None:
+        state = self._read()
+        if state is None:
             return None
-        was = json.loads(held["configuration"])
-        for name in sorted(was.keys() | self.configuration.keys()):
-            before, now = was.get(name), self.configuration.get(name)
+        was = json.loads(state["configuration"])
+        for name in {**self.configuration, **was}:
+            before, now = (held.get(name, "not given") for held in (was, self.configuration))
             if before != now and name == "data":
                 raise BadInput(
                     f"{self.folder / STATE}: the data changed since; give the same, or name another folder with --run"
@@ -67,7 +67,7 @@ class Run:
                     f"{self.folder / STATE}: was made with {name} {before}, now it is {now}; give the same, or another "
                     "folder by --run"
                 )
-        return dict(held["content"])
+        return dict(state["content"])
 
     def keep(self, epoch: int, epochs: int, content: Mapping[str, Any], rows: Sequence[Row]) -> None:
         """Put the state after `epoch` epochs, and the history, in place of what was there."""

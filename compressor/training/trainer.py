@@ -16,7 +16,7 @@ from compressor.data import Drawn
 from compressor.errors import BadInput, CompressError, UnsupportedNetwork, first_line
 from compressor.inputs import each, tensors
 from compressor.objective import Batch, Objective, hits_in, size_of, suited_batch, to_device
-from compressor.training.recipe import Recipe
+from compressor.recipe import Recipe
 
 Moments = dict[str, dict[str, Tensor]]
 """Parameter -> the optimizer's state of it: tensors of its shape, and scalars."""

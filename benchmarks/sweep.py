@@ -1,0 +1,243 @@
+"""Sweeps: networks x methods x sparsities x seeds, each a trial of its own with a record of its own."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import multiprocessing
+import shutil
+import tomllib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import Any
+
+from benchmarks.trial import SCHEMA, Trial, failed, serve, write_record
+from compressor import networks
+from compressor.errors import BadInput, WrongUsage, first_line
+from compressor.method import make
+from compressor.recipe import recipe_named
+from compressor.select import check_sparsity
+
+TRIALS, RUNS = "trials", "runs"
+DENSE = "dense"
+"""The kind of trial that prunes nothing."""
+
+KEYS: Mapping[str, Any] = {
+    "data": str, "networks": list, "methods": list, "sparsities": list, "seeds": list, "image_size": int, "samples": int,
+    "device": str, "threads": int, "recipe": dict,
+}  # fmt: skip
+METHOD_KEYS: Mapping[str, Any] = {
+    "method": str, "label": str, "options": dict, "sparsities": list, "macs": list, "parameters": list, "recipe": dict,
+    "stage": str, "interval": int, "prune_at": int, "ablation": str, "round_to": (int, str), "per": str, "floor": int,
+    "freeze": list, "only": list, "attention": str, "calibrate_bn": bool, "allow_disconnect": bool,
+}  # fmt: skip
+TARGETS = ("sparsities", "macs", "parameters")
+
+
+def read_sweep(path: Path) -> list[Trial]:
+    """The trials of a sweep's file; a folder of data is named as seen from that file.
+
+    Raises:
+        BadInput: no such file, not TOML, an unknown key (the nearest known one is named), or a value of a wrong kind.
+        WrongUsage: a network, method or option that there is not.
+    """
+    try:
+        raw = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise BadInput(f"{path}: no such file") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
+        raise BadInput(f"{path}: cannot be read ({first_line(error)})") from error
+    _check(raw, KEYS, str(path))
+    for name in ("data", "networks", "methods"):
+        if not raw.get(name):
+            raise BadInput(f"{path}: says nothing of {name}")
+    common = {key: raw[key] for key in ("image_size", "samples", "device", "threads") if key in raw}
+    trials = []
+    for network in raw["networks"]:
+        if network not in networks.names():
+            raise WrongUsage(f"{path}: no network {network!r}: choose {', '.join(networks.names())}")
+    for seed in raw.get("seeds", [0]):  # outermost: a sweep that is stopped has as many of each kind
+        for network in raw["networks"]:
+            base: dict[str, Any] = {"network": network, "data": raw["data"], "seed": seed, **common}
+            for given in raw["methods"]:
+                trials += [Trial(**base, **part) for part in _kinds(given, raw, str(path))]
+    if twice := [t.name for i, t in enumerate(trials) if t.key in {other.key for other in trials[:i]}]:
+        raise BadInput(f"{path}: {twice[0]} is there twice")
+    return trials
+
+
+def _kinds(given: Any, raw: Mapping[str, Any], where: str) -> Iterable[dict[str, Any]]:
+    """What the trials of one entry of `methods` have beside network, data and seed."""
+    if not isinstance(given, (str, dict)):
+        raise BadInput(f"{where}: methods are names or tables with a method, not {given!r}")
+    entry: dict[str, Any] = {"method": given} if isinstance(given, str) else dict(given)
+    _check(entry, METHOD_KEYS, f"{where}, methods")
+    if "method" not in entry:
+        raise BadInput(f"{where}: a table of methods needs a method")
+    numbers = {**raw.get("recipe", {}), **entry.pop("recipe", {})}
+    recipe = numbers.pop("name", "snip-it")
+    recipe_named(recipe, numbers)
+    method, options = entry.pop("method"), entry.pop("options", {})
+    shared = {"recipe": recipe, "numbers": numbers, "label": entry.pop("label", method)}
+    targets = {name: entry.pop(name) for name in TARGETS if name in entry}
+    if method == DENSE:
+        yield shared
+        return
+    make(method, options)
+    if len(targets) > 1:
+        raise BadInput(f"{where}: {method} has {' and '.join(targets)}; give one of them")
+    if not targets:
+        targets = {"sparsities": raw.get("sparsities", [])}
+    (kind, values), *_ = targets.items()
+    if not values:
+        raise BadInput(f"{where}: says nothing of sparsities")
+    for value in values:
+        if kind == "sparsities":
+            check_sparsity(value)
+        name = {"sparsities": "sparsity"}.get(kind, kind)
+        yield {**shared, "method": method, name: value, "pruning": {**entry, **options}}
+
+
+def _check(values: Mapping[str, Any], known: Mapping[str, Any], where: str) -> None:
+    for key, value in values.items():
+        if key not in known:
+            near = difflib.get_close_matches(key, known, 1, 0.5)
+            raise BadInput(f"{where}: unknown key {key!r}; {f'did you mean {near[0]}?' if near else 'use ' + ', '.join(known)}")
+        if not isinstance(value, known[key]) or (isinstance(value, bool) and known[key] is not bool):
+            raise BadInput(f"{where}: {key} is a {type(value).__name__}, which it cannot be")
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """One trial's record.
+
+    Raises:
+        BadInput: damaged, or of another schema.
+    """
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        if record["schema"] != SCHEMA or record["status"] not in ("done", "failed"):
+            raise ValueError("another schema")
+        Trial(**record["trial"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise BadInput(f"{path}: not a trial's record, or a damaged one ({first_line(error)}); remove it") from error
+    return record
+
+
+def record_path(trial: Trial, folder: Path) -> Path:
+    """Where a trial's record lies."""
+    return folder / TRIALS / f"{trial.name}-{trial.key}.json"
+
+
+@dataclass
+class Worker:
+    """A process that does trials one after the other.
+
+    Attributes:
+        folder: of the sweep's results.
+        base: where paths of data start.
+    """
+
+    folder: Path
+    base: Path
+    process: Any = None
+    connection: Connection | None = None
+    trial: Trial | None = None
+    said: str = ""
+
+    def start(self, trial: Trial) -> None:
+        """Give it a trial; a process is started where there is none."""
+        if self.process is None or not self.process.is_alive():
+            context = multiprocessing.get_context("spawn")
+            self.connection, theirs = context.Pipe()
+            self.process = context.Process(target=serve, args=(theirs, self.folder / RUNS, self.base), daemon=True)
+            self.process.start()
+            theirs.close()
+        assert self.connection is not None
+        self.trial, self.said = trial, "starting"
+        self.connection.send(trial.as_dict())
+
+    def heard(self) -> dict[str, Any] | None:
+        """The record, if it is done or dead; None for progress."""
+        assert self.connection is not None
+        assert self.trial is not None
+        try:
+            kind, *content = self.connection.recv()
+        except (EOFError, ConnectionResetError):
+            self.process.join()
+            code, self.process = self.process.exitcode, None
+            return failed(self.trial, f"the worker process died (exit code {code}); out of memory?")
+        if kind == "progress":
+            self.said = content[0]
+            return None
+        return content[0]
+
+    def stop(self) -> None:
+        """End the process, whatever it does."""
+        if self.process is not None:
+            self.process.terminate()
+            self.process.join()
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a sweep came to: numbers of trials."""
+
+    done: int
+    failed: int
+    skipped: int
+    errors: Mapping[str, str] = field(default_factory=dict)
+
+
+def run_sweep(
+    trials: Sequence[Trial],
+    folder: Path,
+    base: Path,
+    jobs: int = 1,
+    progress: Callable[[str, int, int], None] = lambda *_: None,
+) -> Outcome:  # fmt: skip
+    """Run what has no record yet, in processes of its own; failures are recorded, and tried again by the next call.
+
+    Args:
+        folder: gets `trials/`, a record each, and `runs/`, the states of those under way.
+        base: where paths of data start.
+        jobs: processes at a time.
+        progress: called with what is being done, trials done, and of all.
+    """
+    for part in (folder, folder / TRIALS, folder / RUNS):
+        part.mkdir(exist_ok=True)
+    waiting = [t for t in trials if not _is_done(record_path(t, folder))]
+    skipped, done = len(trials) - len(waiting), 0
+    errors: dict[str, str] = {}
+    queue, workers = list(waiting), [Worker(folder, base) for _ in range(min(jobs, len(waiting)))]
+    try:
+        for worker in workers:
+            worker.start(queue.pop(0))
+        while busy := [w for w in workers if w.trial is not None]:
+            ready = wait([w.connection for w in busy if w.connection is not None])
+            for worker in busy:
+                if worker.connection not in ready or worker.trial is None:
+                    continue
+                record = worker.heard()
+                if record is not None:
+                    trial = worker.trial
+                    write_record(record, record_path(trial, folder))
+                    if record["status"] == "failed":
+                        errors[trial.name] = record["error"]
+                    else:
+                        done += 1
+                        shutil.rmtree(folder / RUNS / trial.key, ignore_errors=True)
+                    worker.trial = None
+                    if queue:
+                        worker.start(queue.pop(0))
+                said = "; ".join(f"{w.trial.name}: {w.said}" for w in workers if w.trial is not None)
+                progress(said, skipped + done + len(errors), len(trials))
+    finally:
+        for worker in workers:
+            worker.stop()
+    return Outcome(done, len(errors), skipped, errors)
+
+
+def _is_done(path: Path) -> bool:
+    return path.is_file() and read_record(path)["status"] == "done"

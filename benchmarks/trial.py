@@ -1,0 +1,163 @@
+"""One trial of a sweep: a fresh network, trained and pruned as its configuration says; the outcome as data."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import signal
+import traceback
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.report import make_document, training_document
+from compressor import networks
+from compressor.budget import Budget
+from compressor.data import Columns, Rows, open_data
+from compressor.errors import CompressError, first_line
+from compressor.files import staged
+from compressor.recipe import recipe_named
+from compressor.state import origin_of
+from compressor.train import train
+from compressor.training_data import TrainingData, training_data_for
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What one trial is, all of it: two trials with the same values are the same trial.
+
+    Attributes:
+        network: a name of `compressor.networks`.
+        data: as `--data`.
+        label: what the trial's kind is called in tables.
+        method: None trains the dense network.
+        sparsity: of the method; `macs` or `parameters`, what is left of them, may stand in its place.
+        pruning: more arguments of `compressor.train.train`: stage, interval, prune_at, ablation, the method's options ...
+    """
+
+    network: str
+    data: str
+    label: str
+    seed: int
+    method: str | None = None
+    sparsity: float | None = None
+    macs: float | None = None
+    parameters: float | None = None
+    image_size: int | None = None
+    samples: int = 2560
+    device: str = "cpu"
+    threads: int = 1
+    recipe: str = "snip-it"
+    numbers: Mapping[str, Any] = field(default_factory=dict)
+    pruning: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def key(self) -> str:
+        """A short name that follows from all values but the label, which is only said."""
+        values = {name: value for name, value in self.as_dict().items() if name != "label"}
+        return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
+
+    @property
+    def name(self) -> str:
+        """For people: network, kind, target, seed."""
+        return re.sub(r"[^\w.-]+", "_", "-".join([self.network, self.label, self.target, f"seed{self.seed}"]))
+
+    @property
+    def target(self) -> str:
+        """What the pruning aims at, in words."""
+        given = {"": self.sparsity, "macs ": self.macs, "parameters ": self.parameters}
+        return next((f"{unit}{value:g}" for unit, value in given.items() if value is not None), "dense")
+
+    def as_dict(self) -> dict[str, Any]:
+        """As JSON holds it."""
+        return {**vars(self), "numbers": dict(self.numbers), "pruning": dict(self.pruning)}
+
+
+def run_trial(
+    trial: Trial, folder: Path, base: Path = Path(), progress: Callable[[str, int, int], None] = lambda *_: None
+) -> dict[str, Any]:
+    """Do it, or go on with it where it was stopped; its record.
+
+    Args:
+        folder: of the run's state.
+        base: where a path of data starts.
+    Raises:
+        CompressError: what `train` raises.
+    """
+    torch.set_num_threads(trial.threads)
+    data = str(base / trial.data) if trial.data != "digits" and (base / trial.data).exists() else trial.data
+    classes = getattr(open_data(data), "classes", None) or 10
+    model = networks.build(trial.network, classes=classes, image_size=trial.image_size, seed=trial.seed, data=data)
+    model = model.to(trial.device)
+    recipe = recipe_named(trial.recipe, trial.numbers)
+    held = _held(trial, data, model, progress)
+    scoring = Rows(held.train, trial.samples, 64, trial.seed) if isinstance(held.train, Columns) else held.source.train
+    how = dict(trial.pruning)
+    if trial.method is not None:
+        how |= {"method": trial.method, "sparsity": trial.sparsity or 0.0}
+        if trial.macs is not None:
+            how["budget"] = Budget.parse("macs", str(trial.macs))
+        elif trial.parameters is not None:
+            how["budget"] = Budget.parse("parameters", str(trial.parameters))
+    trained = train(
+        model, held.train, recipe, test=held.test, scoring=scoring, forward=held.forward, example_inputs=held.source.inputs,
+        colour=held.colour, seed=trial.seed, folder=folder, resume=True, progress=progress, **how,
+    )  # fmt: skip
+    inputs, remarks = held.source.inputs, list(held.source.remarks)
+    if trained.pruning is None:
+        document = training_document(trained, inputs, [], {}, trial.network, trial.data, remarks, trial.device, trial.seed)
+    else:
+        document = make_document(
+            trained.pruning, [], None, {}, trial.data, remarks, trial.device, trial.seed, trained
+        )  # fmt: skip
+    return {"schema": SCHEMA, "key": trial.key, "trial": trial.as_dict(), "status": "done", "document": document}
+
+
+_DATA: dict[tuple[Any, ...], TrainingData] = {}
+
+
+def _held(trial: Trial, data: str, model: Any, progress: Callable[[str, int, int], None]) -> TrainingData:
+    """The data, read once in this process."""
+    origin = origin_of(model)
+    key = (data, origin and origin.input_shape, trial.samples)
+    if key not in _DATA:
+        _DATA.clear()  # one at a time: they are large
+        _DATA[key] = training_data_for(model, data, count=trial.samples, seed=0, progress=progress)
+    return _DATA[key]
+
+
+def failed(trial: Trial, error: str) -> dict[str, Any]:
+    """The record of a trial that came to nothing."""
+    return {"schema": SCHEMA, "key": trial.key, "trial": trial.as_dict(), "status": "failed", "error": error}
+
+
+def write_record(record: Mapping[str, Any], path: Path) -> None:
+    """As JSON, whole or not at all."""
+    with staged(path) as [temporary]:
+        temporary.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+
+
+def serve(connection: Connection, folder: Path, base: Path) -> None:
+    """What a worker process does: trials that come in, records that go out, until None comes."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # who asked for the sweep ends it
+    while (values := connection.recv()) is not None:
+        trial = Trial(**values)
+
+        def progress(what: str, done: int, total: int) -> None:
+            connection.send(("progress", what, done, total))
+
+        try:
+            record = run_trial(trial, folder / trial.key, base, progress)
+        except CompressError as error:
+            record = failed(trial, str(error))
+        except Exception as error:  # noqa: BLE001 - the rest goes on, whatever one trial met
+            last = traceback.extract_tb(error.__traceback__)[-1]
+            record = failed(trial, f"{type(error).__name__} in {Path(last.filename).name}:{last.lineno}: {first_line(error)}")
+        connection.send(("record", record))
