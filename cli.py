@@ -336,12 +336,20 @@ def bench(
     "-o", "--output", "outputs", required=True, multiple=True, type=click.Path(path_type=Path),
     help=".html, .md or .json; may be repeated",
 )  # fmt: skip
-def report(document: Path, outputs: tuple[Path, ...]) -> None:
-    """Render a report of `compress bench`, which is its .json, as a page or as Markdown."""
+@click.option("--title", help="of a sweep's page; the folder's name by default")
+def report(document: Path, outputs: tuple[Path, ...], title: str | None) -> None:
+    """Render a report of `compress bench`, which is its .json, or the folder of a sweep, as a page or as Markdown."""
     from benchmarks.report import PAGES, read
 
     _check_targets((document,), outputs, None, None, suffixes=PAGES)
-    _write_pages(outputs, _read(document, read))
+    if not document.is_dir():
+        _write_pages(outputs, _read(document, read))
+        return
+    from benchmarks.report import experiments_document
+    from benchmarks.sweep import read_records
+
+    records = read_records(document)
+    _write_pages(outputs, experiments_document(records, title or document.resolve().name))
 
 
 @cli.command()

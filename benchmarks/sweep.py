@@ -53,14 +53,14 @@ def read_sweep(path: Path) -> list[Trial]:
     for name in ("data", "networks", "methods"):
         if not raw.get(name):
             raise BadInput(f"{path}: says nothing of {name}")
-    common = {key: raw[key] for key in ("image_size", "samples", "device", "threads") if key in raw}
+    common: dict[str, Any] = {key: raw[key] for key in ("image_size", "samples", "device", "threads") if key in raw}
     trials = []
     for network in raw["networks"]:
         if network not in networks.names():
             raise WrongUsage(f"{path}: no network {network!r}: choose {', '.join(networks.names())}")
     for seed in raw.get("seeds", [0]):  # outermost: a sweep that is stopped has as many of each kind
         for network in raw["networks"]:
-            base: dict[str, Any] = {"network": network, "data": raw["data"], "seed": seed, **common}
+            base = {"network": network, "data": raw["data"], "seed": seed, **common}
             for given in raw["methods"]:
                 trials += [Trial(**base, **part) for part in _kinds(given, raw, str(path))]
     if twice := [t.name for i, t in enumerate(trials) if t.key in {other.key for other in trials[:i]}]:
@@ -123,6 +123,18 @@ def read_record(path: Path) -> dict[str, Any]:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise BadInput(f"{path}: not a trial's record, or a damaged one ({first_line(error)}); remove it") from error
     return record
+
+
+def read_records(folder: Path) -> list[dict[str, Any]]:
+    """All records of a sweep's folder.
+
+    Raises:
+        BadInput: there are none, or one is damaged.
+    """
+    found = [read_record(path) for path in sorted((folder / TRIALS).glob("*.json"))]
+    if not found:
+        raise BadInput(f"{folder}: holds no records of trials; `compress sweep` makes them")
+    return found
 
 
 def record_path(trial: Trial, folder: Path) -> Path:

@@ -51,7 +51,7 @@ HOMES = {
     "datasets": {"compressor/data/_folder.py"},
     "sklearn": {"compressor/data/_digits.py"},
     "safetensors": {"compressor/checkpoint.py"},
-    "scipy": {"compressor/structure/labels.py"},
+    "scipy": {"compressor/structure/labels.py", "benchmarks/report/experiments.py"},
 }
 RUN_BY_HAND = ("leftover", "main_job", "methods", "peers", "widths", "zoo")
 """Benchmarks that are commands of their own."""

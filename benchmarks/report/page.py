@@ -32,6 +32,10 @@ Table = tuple[str, Row, list[Row]]
 
 def render(document: dict[str, Any], suffix: str) -> str:
     """The text of a file with that suffix: `.html`, `.md` or `.json`."""
+    if _is_experiments(document):
+        from benchmarks.report.experiments import render_experiments
+
+        return render_experiments(document, suffix)
     return {".html": to_html, ".md": to_markdown, ".json": to_json}[suffix](document)
 
 
@@ -45,11 +49,16 @@ def read(text: str) -> dict[str, Any]:
         BadInput: not a benchmark report, one of another schema version, or a damaged one.
     """
     try:
-        document = check(json.loads(text))
-        to_markdown(document)
+        raw = json.loads(text)
+        document = raw if isinstance(raw, dict) and _is_experiments(raw) else check(raw)
+        render(document, ".md")
     except (ArithmeticError, AttributeError, LookupError, RecursionError, StopIteration, TypeError, ValueError) as error:
         raise BadInput(f"not a report, or a damaged one ({type(error).__name__} {first_line(error)})") from error
     return document
+
+
+def _is_experiments(raw: dict[str, Any]) -> bool:
+    return raw.get("kind") == "experiments" and raw.get("schema") == 1
 
 
 def to_json(document: dict[str, Any]) -> str:
@@ -59,13 +68,18 @@ def to_json(document: dict[str, Any]) -> str:
 
 def to_html(document: dict[str, Any]) -> str:
     """One self-contained page: no script, no file beside it, no network."""
-    from jinja2 import Environment, StrictUndefined
-
     from benchmarks.report.plots import all_plots
 
+    return page(**_parts(document), plots=all_plots(document))
+
+
+def page(**parts: Any) -> str:
+    """The page's template, filled."""
+    from jinja2 import Environment, StrictUndefined
+
     template = files("benchmarks.report").joinpath("page.html.j2").read_text(encoding="utf-8")
-    page = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True).from_string(template)
-    return page.render(**_parts(document), plots=all_plots(document))
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    return environment.from_string(template).render(**parts)
 
 
 def to_markdown(document: dict[str, Any]) -> str:
@@ -75,9 +89,9 @@ def to_markdown(document: dict[str, Any]) -> str:
     for name, said in parts["headlines"].items():
         lines += [f"**{name}: {', '.join(said)}**", "", *(f"- {what}: {how}" for what, how in said.items()), ""]
     for title, head, rows in parts["tables"]:
-        lines += [f"## {title}", "", *_markdown_table(head, rows), ""]
+        lines += [f"## {title}", "", *markdown_table(head, rows), ""]
     lines += [*(f"{note}\n" for note in parts["footnotes"]), "## Environment", ""]
-    lines += _markdown_table(["", ""], parts["environment"])
+    lines += markdown_table(["", ""], parts["environment"])
     lines += ["", *(f"- {note}" for note in document["notes"])]
     return "\n".join(lines).rstrip() + "\n"
 
@@ -87,7 +101,9 @@ def headlines(document: dict[str, Any]) -> dict[str, dict[str, str]]:
     return {n["name"]: headline(document, n["name"]) for n in smalls_of(document)}
 
 
-def _markdown_table(head: Row, rows: list[Row]) -> list[str]:
+def markdown_table(head: Row, rows: list[Row]) -> list[str]:
+    """A table's lines."""
+
     def line(cells: Row) -> str:
         return f"| {' | '.join(cell.replace('|', '/') for cell in cells)} |"
 

@@ -6,8 +6,8 @@ import io
 import math
 import re
 import warnings
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import matplotlib as mpl
 import torch
@@ -27,6 +27,9 @@ from benchmarks.report.compare import (
     mac_reduction,
     smalls_of,
 )
+
+if TYPE_CHECKING:
+    from benchmarks.report.experiments import Cell
 
 DENSE, SMALL = "#9aa5b1", ("#1663a7", "#d9822b", "#2b8a6b", "#8a4fbf", "#b23b57")
 INCH_OF_ROW = 0.24
@@ -72,6 +75,61 @@ def pruning_plots(
             draw(figure)
             found[name] = _svg(figure, name)
     return found
+
+
+def experiment_plots(cells: Sequence[Cell]) -> dict[str, tuple[str, str]]:
+    """Name -> (SVG, what it shows): accuracy against what is left, of each network and data set, with 95 % bands."""
+    found = {}
+    for network, data in dict.fromkeys((c.network, c.data) for c in cells):
+        mine = [c for c in cells if (c.network, c.data) == (network, data) and c.values.get("accuracy")]
+        for measure, label in (("weight_sparsity", "weights left, %"), ("macs_x", "MACs of the dense network / of this one")):
+            name = f"{network}-{data}-{measure}"
+            with mpl.rc_context({**STYLE, "svg.hashsalt": name}):
+                figure = Figure(layout="constrained")
+                if _trade_off(mine, measure, label, figure):
+                    found[name] = (
+                        _svg(figure, name),
+                        f"{network} on {data}: accuracy, mean and 95 % interval, against {label}",
+                    )
+    return found
+
+
+def _trade_off(cells: Sequence[Cell], measure: str, label: str, figure: Figure) -> bool:
+    """A line per kind of trial, a point per target, a band from seed to seed; the dense network as a level."""
+    pruned = [c for c in cells if c.method is not None and c.mean(measure) is not None]
+    if not pruned or (measure == "macs_x" and all((c.mean(measure) or 1) < 1.05 for c in pruned)):
+        return False
+    figure.set_size_inches(8, 4)
+    axes = figure.subplots()
+    for number, kind in enumerate(dict.fromkeys(c.label for c in pruned)):
+        colour = SMALL[number % len(SMALL)]
+        marker = "osv^DPX*"[number // len(SMALL) % 8]
+        points = []
+        for c in pruned:
+            if c.label == kind:
+                x, accuracy = c.mean(measure), c.mean("accuracy")
+                assert x is not None
+                assert accuracy is not None
+                half = c.half or 0.0
+                points.append((100 * (1 - x) if measure == "weight_sparsity" else x, 100 * accuracy, 100 * half))
+        xs, ys, halves = zip(*sorted(points), strict=True)
+        axes.plot(xs, ys, color=colour, marker=marker, markersize=4, linewidth=1.2, label=kind)
+        if len(points) > 1:
+            low, high = ([y + sign * h for y, h in zip(ys, halves, strict=True)] for sign in (-1, 1))
+            axes.fill_between(xs, low, high, color=colour, alpha=0.15, linewidth=0)
+        else:
+            axes.errorbar(xs, ys, yerr=halves, color=colour, capsize=3, linewidth=1)
+    for c in cells:
+        if c.method is None:
+            axes.axhline(100 * (c.mean("accuracy") or 0.0), color=DENSE, linestyle="--", linewidth=1, label=c.label)
+    axes.set_xscale("log")
+    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    if measure == "weight_sparsity":
+        axes.invert_xaxis()
+    axes.set_xlabel(label)
+    axes.set_ylabel("test accuracy, %")
+    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+    return True
 
 
 def _remaining(pairs: Mapping[str, tuple[int, int]], unit: str, figure: Figure) -> None:

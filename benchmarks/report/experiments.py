@@ -1,0 +1,272 @@
+"""A sweep's records as tables and curves: means over seeds with their intervals, each beside the paper's number."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from statistics import mean, stdev
+from typing import Any
+
+from scipy import stats
+
+from benchmarks.report.page import markdown_table, page, to_json
+
+Row = list[str]
+KIND = "experiments"
+SCHEMA = 1
+NEAR = 2.0
+"""Points of sparsity within which a row of a paper is beside ours."""
+
+FEW = 10
+"""Below so many seeds the t interval stands beside the papers' 1.96 sigma / sqrt(n)."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """Trials that differ only in their seeds.
+
+    Attributes:
+        values: name of a measure -> its value of each seed.
+    """
+
+    network: str
+    data: str
+    label: str
+    target: str
+    method: str | None
+    stage: str | None
+    epochs: int
+    values: Mapping[str, tuple[float, ...]]
+
+    @property
+    def seeds(self) -> int:
+        """Number of trials."""
+        return len(self.values["seed"])
+
+    def mean(self, name: str) -> float | None:
+        """Mean over the seeds; None where a trial has no such value."""
+        return mean(self.values[name]) if len(self.values.get(name, ())) == self.seeds else None
+
+    @property
+    def half(self) -> float | None:
+        """Half the width of the accuracy's 95 % interval."""
+        return t_interval(self.values.get("accuracy", ()))
+
+
+def normal_interval(values: Sequence[float]) -> float | None:
+    """1.96 sigma / sqrt(n), half the width of the interval that the papers print; None for a single value."""
+    return 1.96 * stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None
+
+
+def t_interval(values: Sequence[float]) -> float | None:
+    """Half the width of the 95 % interval by Student's t, which is right for few values; None for a single one."""
+    if len(values) < 2:
+        return None
+    return float(stats.t.ppf(0.975, len(values) - 1)) * stdev(values) / math.sqrt(len(values))
+
+
+def harmonic_mean(one: float, other: float) -> float:
+    """Of accuracy and weight sparsity, as in the SNIP-it paper's tables."""
+    return 2 * one * other / (one + other) if one + other > 0 else 0.0
+
+
+def measures_of(record: Mapping[str, Any]) -> dict[str, float]:
+    """What a trial is judged by, from its record; ratios are dense / small."""
+    d = record["document"]
+    training = d["training"]
+    found = {"seed": record["trial"]["seed"], "training_macs": training["macs"]}
+    found["train_seconds"] = sum(row["train_seconds"] for row in training["history"])
+    if training["test"] is not None and training["test"]["accuracy"] is not None:
+        found["accuracy"] = training["test"]["accuracy"]
+    if "method" in d:
+        for name in ("macs", "parameters", "weights", "tensor_bytes"):
+            found[name], found[f"{name}_x"] = d[name]["small"], d[name]["dense"] / max(1, d[name]["small"])
+        found |= {"node_sparsity": d["node_sparsity"]["reached"], "weight_sparsity": d["weight_sparsity"]}
+    else:
+        found |= {name: d["cost"][name] for name in ("macs", "parameters", "weights", "tensor_bytes")}
+        found |= {"macs_x": 1.0, "parameters_x": 1.0, "tensor_bytes_x": 1.0, "node_sparsity": 0.0, "weight_sparsity": 0.0}
+    if "accuracy" in found and "method" in d:
+        found["hm"] = harmonic_mean(found["accuracy"], found["weight_sparsity"])
+    return found
+
+
+def cells_of(document: Mapping[str, Any]) -> list[Cell]:
+    """A document's trials joined over their seeds."""
+    groups: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
+    for trial in sorted(document["trials"], key=lambda trial: trial["trial"]["seed"]):
+        rest = {name: value for name, value in trial["trial"].items() if name != "seed"}
+        groups[json.dumps(rest, sort_keys=True)].append(trial)
+    cells = []
+    for same in groups.values():
+        t, first = same[0]["trial"], same[0]
+        names = dict.fromkeys(name for one in same for name in one["measures"])
+        values = {name: tuple(one["measures"][name] for one in same if name in one["measures"]) for name in names}
+        named = t["network"], data_name(t["data"]), t["label"], target_of(t), t["method"]
+        cells.append(Cell(*named, first["stage"], first["epochs"], values))
+    return sorted(cells, key=lambda c: (c.network, c.data, c.method is not None, c.label, c.target))
+
+
+def data_name(path: str) -> str:
+    """The last part of a path or a hub's name."""
+    return path.rstrip("/").rpartition("/")[2]
+
+
+def target_of(trial: Mapping[str, Any]) -> str:
+    """What was asked for, in words."""
+    if trial["sparsity"] is not None:
+        return f"{trial['sparsity']:g}"
+    for unit in ("macs", "parameters"):
+        if trial[unit] is not None:
+            return f"{trial[unit]:g} of {unit} left"
+    return ""
+
+
+def paper_row(cell: Cell) -> dict[str, Any] | None:
+    """The row of a paper's table that is nearest to a cell: same network, data, method and stage."""
+    text = files("benchmarks.report").joinpath("paper_training.json").read_text(encoding="utf-8")
+    rows = [
+        row for row in json.loads(text)["rows"]
+        if (row["network"], row["data"], row["method"]) == (cell.network, cell.data, cell.method)
+        and row["stage"] in (None, cell.stage)
+    ]  # fmt: skip
+
+    def distance(row: Mapping[str, Any]) -> float:
+        ours = cell.mean("node_sparsity" if "node_sparsity" in row else "weight_sparsity") or 0.0
+        return abs(100 * ours - row.get("node_sparsity", row["weight_sparsity"]))
+
+    near = [row for row in rows if distance(row) <= NEAR]
+    return min(near, key=distance) if near else None
+
+
+HEAD = [
+    "method", "asked", "seeds", "accuracy, %", "node sparsity, %", "weight sparsity, %", "HM", "MACs", "parameters",
+    "bytes", "training FLOPs", "training time", "paper: accuracy, %",
+]  # fmt: skip
+
+
+def tables(cells: Sequence[Cell]) -> list[tuple[str, Row, list[Row]]]:
+    """(title, head, rows) for each network and data set."""
+    found = []
+    for network, data in dict.fromkeys((c.network, c.data) for c in cells):
+        mine = [c for c in cells if (c.network, c.data) == (network, data)]
+        epochs = " or ".join(str(n) for n in sorted({c.epochs for c in mine}))
+        dense = next((c for c in mine if c.method is None), None)
+        found.append((f"{network} on {data}, {epochs} epochs", HEAD, [_row(c, dense) for c in mine]))
+    return found
+
+
+def _row(cell: Cell, dense: Cell | None) -> Row:
+    paper = paper_row(cell)
+    return [
+        cell.label, cell.target, str(cell.seeds), accuracy_text(cell.values.get("accuracy", ())),
+        _percent(cell.mean("node_sparsity")), _percent(cell.mean("weight_sparsity")), _percent(cell.mean("hm")),
+        _times(cell.mean("macs_x")), _times(cell.mean("parameters_x")), _times(cell.mean("tensor_bytes_x")),
+        _against(dense, cell, "training_macs"), _against(dense, cell, "train_seconds"),
+        "" if paper is None else _paper_text(paper),
+    ]  # fmt: skip
+
+
+def accuracy_text(values: Sequence[float]) -> str:
+    """Mean +- the papers' interval, with the t interval where there are few seeds."""
+    if not values:
+        return ""
+    said = f"{100 * mean(values):.2f}"
+    if (normal := normal_interval(values)) is None:
+        return said
+    student = t_interval(values) if len(values) < FEW else None
+    return f"{said} ± {100 * normal:.2f}" + ("" if student is None else f" (t: {100 * student:.2f})")
+
+
+def _paper_text(row: Mapping[str, Any]) -> str:
+    interval = "" if row["ci95"] is None else f" ± {row['ci95']}"
+    at = f" at {row.get('node_sparsity', row['weight_sparsity'])} %" if row["method"] else ""
+    return f"{row['accuracy']}{interval}{at} ({row['table']})"
+
+
+def _against(dense: Cell | None, cell: Cell, name: str) -> str:
+    big, small = (None if c is None else c.mean(name) for c in (dense, cell))
+    return _times(big / small) if big and small else ""
+
+
+def _percent(value: float | None) -> str:
+    return "" if value is None else f"{100 * value:.2f}"
+
+
+def _times(value: float | None) -> str:
+    return "" if value is None else f"{value:,.1f}x" if value < 100 else f"{value:,.0f}x"
+
+
+FOOTNOTES = [
+    "Accuracy: mean ± 1.96 sigma / sqrt(n) over the seeds, as the papers print it; in brackets the 95 % interval by Student's "
+    "t, right for so few.",
+    "Sparsities are what was reached. HM: harmonic mean of accuracy and weight sparsity. MACs of one sample, parameters, bytes "
+    "of all tensors: dense / small. Training FLOPs and time, of a whole run with its pruning: dense network / this one.",
+]
+
+
+def experiments_document(records: Sequence[Mapping[str, Any]], title: str) -> dict[str, Any]:
+    """All that a page shows, as data: the raw values of each trial, and where they were made."""
+    done = [r for r in records if r["status"] == "done"]
+    places = {json.dumps(r["document"]["environment"], sort_keys=True): r["document"]["environment"] for r in done}
+    trials = [
+        {
+            "trial": r["trial"],
+            "stage": r["document"]["training"]["stage"],
+            "epochs": len(r["document"]["training"]["history"]),
+            "test_accuracies": [row["test_accuracy"] for row in r["document"]["training"]["history"]],
+            "measures": measures_of(r),
+        }
+        for r in done
+    ]
+    failed = {r["key"]: r["error"] for r in records if r["status"] == "failed"}
+    return {
+        "schema": SCHEMA,
+        "kind": KIND,
+        "title": title,
+        "trials": trials,
+        "failed": failed,
+        "environments": [*places.values()],
+    }
+
+
+def render_experiments(document: Mapping[str, Any], suffix: str) -> str:
+    """The text of a file with that suffix: `.html`, `.md` or `.json`."""
+    return {".html": _to_html, ".md": _to_markdown, ".json": to_json}[suffix](dict(document))
+
+
+def _to_markdown(document: dict[str, Any]) -> str:
+    lines = [f"# {document['title']}", ""]
+    for title, head, rows in tables(cells_of(document)):
+        lines += [f"## {title}", "", *markdown_table(head, rows), ""]
+    lines += [*(f"{note}\n" for note in FOOTNOTES), *_failures(document), "## Environment", ""]
+    return "\n".join([*lines, *markdown_table(["", ""], _environment(document))]) + "\n"
+
+
+def _to_html(document: dict[str, Any]) -> str:
+    from benchmarks.report.plots import experiment_plots
+
+    cells = cells_of(document)
+    return page(
+        title=document["title"], headlines={}, plots=experiment_plots(cells), tables=tables(cells), footnotes=FOOTNOTES,
+        notes=_failures(document), environment=_environment(document),
+    )  # fmt: skip
+
+
+def _failures(document: Mapping[str, Any]) -> list[str]:
+    return [f"Failed: {key}: {error}" for key, error in document["failed"].items()]
+
+
+def _environment(document: Mapping[str, Any]) -> list[Row]:
+    """What the trials ran on; of several machines or commits, all of them."""
+    places = document["environments"]
+
+    def said(name: str) -> str:
+        return "; ".join(dict.fromkeys(str(place[name]) for place in places))
+
+    packages = dict.fromkeys(f"{name} {version}" for place in places for name, version in place["packages"].items())
+    rows = [[name, said(name)] for name in ("processor", "device", "threads", "python", "system", "commit")]
+    return [*rows, ["packages", ", ".join(packages)]]
