@@ -23,9 +23,9 @@ if TYPE_CHECKING:
     from torch import nn
 
     from compressor.equivalence import Equivalence
+    from compressor.fit import Trained
     from compressor.pipeline import Progress, Result
     from compressor.source import Source
-    from compressor.train import Trained
     from compressor.training import Row
 
 PROOF_SAMPLES = 64
@@ -500,7 +500,7 @@ def _trained(
     model: nn.Module, data: str | None, recipe: Recipe, loss: str, samples: int, seed: int, progress: Progress, **how: Any
 ) -> tuple[Trained, Source]:
     """Train on named data, or on those that the network remembers."""
-    from compressor.train import train as train_network
+    from compressor.fit import train as train_network
     from compressor.training_data import training_data_for
 
     held = training_data_for(

@@ -31,6 +31,7 @@ from compressor.cost import (
     tensor_bytes,
     weights_of,
 )
+from compressor.coupling import structure
 from compressor.environment import environment
 from compressor.errors import BadInput, CompressError, UnsupportedNetwork, first_line
 from compressor.inputs import Inputs, several
@@ -38,7 +39,6 @@ from compressor.objective import Batch, Objective, evaluate, inputs_of, loss_nam
 from compressor.precision import working_copy
 from compressor.source import Source
 from compressor.state import origin_of
-from compressor.structure import structure
 from compressor.types import total_by_layer
 from exporters.onnx import available, file_bytes, fixed_batch
 from exporters.onnx import count as count_onnx

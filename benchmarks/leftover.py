@@ -24,11 +24,11 @@ from benchmarks.latency import Job, cpu_clock, in_turn
 from benchmarks.peers import build
 from compressor import compress
 from compressor.cost import count
+from compressor.coupling import structure
 from compressor.data import Images, Samples, open_data
 from compressor.environment import environment
 from compressor.fast import best_layouts, fold_norms
 from compressor.files import staged
-from compressor.structure import structure
 from exporters import export
 
 RESULTS = Path(__file__).parent / "results" / "leftover.json"

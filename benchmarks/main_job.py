@@ -24,12 +24,12 @@ from torch.nn import functional as F
 from benchmarks.latency import quartiles
 from benchmarks.memory import peak_of_command
 from compressor import networks
+from compressor.coupling import structure
 from compressor.data import Images, Samples, open_data
 from compressor.environment import environment
 from compressor.method import make
 from compressor.objective import Objective
 from compressor.select import select
-from compressor.structure import structure
 from compressor.surgery import shrink
 
 SPARSITY = 0.93

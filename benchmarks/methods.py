@@ -23,12 +23,12 @@ from torch.nn import functional as F
 
 from benchmarks.memory import peak_resident_bytes
 from compressor import compress, networks
+from compressor.coupling import structure
 from compressor.data import Images, Samples, open_data
 from compressor.environment import environment
 from compressor.files import staged
 from compressor.method import make, method_named, options_of, summaries
 from compressor.objective import Objective
-from compressor.structure import structure
 from compressor.weights import maskable
 
 RESULTS = Path(__file__).parent / "results" / "methods.json"

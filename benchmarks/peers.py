@@ -31,12 +31,12 @@ from benchmarks.report.compare import INFERENCE, TRAIN_STEP, Comparison, times
 from benchmarks.resnet50 import resnet50
 from compressor import compress, networks
 from compressor.cost import LAYERS, count
+from compressor.coupling import structure
 from compressor.data import Images, Samples, open_data
 from compressor.environment import environment
 from compressor.equivalence import TORCH_TOLERANCE, Equivalence
 from compressor.errors import first_line
 from compressor.state import outputs_of
-from compressor.structure import structure
 from compressor.surgery import shrink
 from compressor.types import Structure
 

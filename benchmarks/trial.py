@@ -21,9 +21,9 @@ from compressor.budget import Budget
 from compressor.data import Columns, Rows, open_data
 from compressor.errors import CompressError, first_line
 from compressor.files import staged
+from compressor.fit import train
 from compressor.recipe import recipe_named
 from compressor.state import origin_of
-from compressor.train import train
 from compressor.training_data import TrainingData, training_data_for
 
 SCHEMA = 1
@@ -39,7 +39,7 @@ class Trial:
         label: what the trial's kind is called in tables.
         method: None trains the dense network.
         sparsity: of the method; `macs` or `parameters`, what is left of them, may stand in its place.
-        pruning: more arguments of `compressor.train.train`: stage, interval, prune_at, ablation, the method's options ...
+        pruning: more arguments of `compressor.train`: stage, interval, prune_at, ablation, the method's options ...
     """
 
     network: str

@@ -24,10 +24,10 @@ import torch
 from torch import Tensor, nn
 
 from compressor import compress
+from compressor.coupling import structure
 from compressor.environment import environment
 from compressor.errors import CompressError
 from compressor.files import staged
-from compressor.structure import structure
 
 RESULTS = Path(__file__).parent / "results" / "zoo.json"
 SPARSITY = 0.5

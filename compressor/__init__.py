@@ -14,11 +14,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from compressor.checkpoint import load, save
+    from compressor.coupling import structure
     from compressor.equivalence import Equivalence
     from compressor.errors import CompressError
+    from compressor.fit import train
     from compressor.method import Method, option
     from compressor.pipeline import Result, Summary, apply_plan, compress, score
-    from compressor.structure import structure
+    from compressor.recipe import Recipe
     from compressor.types import Group, Plan, Scores, Structure
 
 _HOMES = {
@@ -27,7 +29,9 @@ _HOMES = {
     "errors": ("CompressError",),
     "method": ("Method", "option"),
     "pipeline": ("Result", "Summary", "apply_plan", "compress", "score"),
-    "structure": ("structure",),
+    "recipe": ("Recipe",),
+    "coupling": ("structure",),
+    "fit": ("train",),
     "types": ("Group", "Plan", "Scores", "Structure"),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
@@ -38,6 +42,7 @@ __all__ = [
     "Group",
     "Method",
     "Plan",
+    "Recipe",
     "Result",
     "Scores",
     "Structure",
@@ -49,6 +54,7 @@ __all__ = [
     "save",
     "score",
     "structure",
+    "train",
 ]
 
 

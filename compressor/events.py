@@ -202,7 +202,7 @@ class WeightEvents(Events):
         if self.aim.ablation == "shuffle":
             drawn = shuffled_weights(state.kept, self.objective.seed)
             state = dataclasses.replace(state, model=masked(self.dense, drawn), kept=drawn)
-        found = paths(state.model, self.found, state.kept, over_channels(state.model, self.aim.inputs))
+        found = self._ways(state)
         if not found.connected and not self.allow_disconnect:
             empty = [name for name, mask in state.kept.items() if not bool(mask.any())]
             raise UnreachableSparsity(
@@ -212,8 +212,10 @@ class WeightEvents(Events):
         return dataclasses.replace(state, ways=found)
 
     def clear(self, state: State) -> State:
-        assert state.ways is not None
-        return _without_dead(state, self.found, state.ways, self.aim)
+        return _without_dead(state, self.found, state.ways or self._ways(state), self.aim)
+
+    def _ways(self, state: State) -> Paths:
+        return paths(state.model, self.found, state.kept, over_channels(state.model, self.aim.inputs))
 
 
 def _there(weight: Tensor) -> Tensor:

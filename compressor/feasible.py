@@ -16,12 +16,12 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from compressor.coupling import trace
 from compressor.errors import UnsupportedNetwork, first_line
 from compressor.inputs import Inputs, each, run
 from compressor.masked import in_branches
 from compressor.proof import prove_randomised
 from compressor.state import observed, outputs_of
-from compressor.structure import trace
 from compressor.surgery import shrink, tensors_of
 from compressor.types import Attention, Bound, Group, Structure
 
@@ -35,7 +35,7 @@ OF_ITS_CODE = Exception
 def feasible(model: nn.Module, inputs: Inputs, attention: Attention = "heads") -> Structure:
     """The structure of `model` in which every group that is not frozen was seen to lose nodes and stay the same network.
 
-    Errors as in `compressor.structure.structure` and `prove_else_freeze`.
+    Errors as in `compressor.coupling.structure` and `prove_else_freeze`.
     """
     traced = trace(model, inputs, attention)
     found = traced.structure()

@@ -18,6 +18,8 @@ from compressor.budget import Budget, Unit
 from compressor.calibrate import calibrated, is_fresh
 from compressor.connectivity import paths
 from compressor.cost import Cost, cost, tensor_bytes
+from compressor.coupling import structure as find_structure
+from compressor.coupling import trace
 from compressor.dead import removable, without_dead
 from compressor.equivalence import Equivalence
 from compressor.errors import BadInput, CompressError, NotEquivalent, UnsupportedNetwork, WrongUsage
@@ -32,8 +34,6 @@ from compressor.precision import as_it_came, wide, working_copy
 from compressor.proof import prove, prove_masked, prove_randomised
 from compressor.select import check_reachable, check_sparsity
 from compressor.state import origin_of, set_origin
-from compressor.structure import structure as find_structure
-from compressor.structure import trace
 from compressor.surgery import shrink, sizes_of
 from compressor.types import ASKED, LABEL_FLOW, NOT_IN_EVAL, Attention, Plan, Scores, Structure, fingerprint, total_by_layer
 from compressor.weights import maskable, masked

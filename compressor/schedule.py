@@ -49,7 +49,7 @@ def placed(
     if stage == "before":
         return {0: everything}
     if stage == "after":
-        at = epochs - round(epochs * FINE_TUNED) if prune_at is None else prune_at
+        at = epochs - max(epochs > 1, round(epochs * FINE_TUNED)) if prune_at is None else prune_at
         if not 0 <= at <= epochs:
             raise WrongUsage(f"--prune-at {at}: there are {epochs} epochs")
         return {at: everything}

@@ -23,14 +23,14 @@ LEVELS = (
     {"compressor.objective", "compressor.precision", "compressor.unpickle",
      "compressor.fast", "compressor.surgery", "compressor.masked", "compressor.networks",
      "compressor.data", "compressor.training"},
-    {"compressor.structure", "compressor.criteria", "compressor.select", "compressor.budget", "compressor.method",
+    {"compressor.coupling", "compressor.criteria", "compressor.select", "compressor.budget", "compressor.method",
      "compressor.cost", "compressor.checkpoint", "compressor.calibrate", "compressor.proof",
      "compressor.feasible", "compressor.source", "compressor.training_data", "compressor.events",
      "compressor.connectivity", "compressor.dead",
      "compressor.ablation"},
     {"compressor.methods"},
     {"compressor.pipeline"},
-    {"compressor.train"},
+    {"compressor.fit"},
     {"compressor"},
     {"exporters"},
     {"benchmarks"},
@@ -39,7 +39,7 @@ LEVELS = (
 """A module may import from its own level and those above it in this list."""
 
 HOMES = {
-    "torch_pruning": {"compressor/structure/torch_pruning_graph.py", "benchmarks/peers.py"},
+    "torch_pruning": {"compressor/coupling/torch_pruning_graph.py", "benchmarks/peers.py"},
     "fvcore": {"compressor/cost.py"},
     "thop": {"compressor/cost.py"},
     "click": {"cli.py"},
@@ -51,7 +51,7 @@ HOMES = {
     "datasets": {"compressor/data/_folder.py"},
     "sklearn": {"compressor/data/_digits.py"},
     "safetensors": {"compressor/checkpoint.py"},
-    "scipy": {"compressor/structure/labels.py", "benchmarks/report/experiments.py"},
+    "scipy": {"compressor/coupling/labels.py", "benchmarks/report/experiments.py"},
 }
 RUN_BY_HAND = ("leftover", "main_job", "methods", "peers", "widths", "zoo")
 """Benchmarks that are commands of their own."""

@@ -14,11 +14,11 @@ from test_select import chain
 from compressor import compress, networks
 from compressor.budget import Budget, Meter, prices
 from compressor.cost import cost
+from compressor.coupling import structure
 from compressor.errors import UnreachableSparsity, WrongUsage
 from compressor.fast import FAST_MULTIPLE
 from compressor.feasible import feasible
 from compressor.select import rounded, select
-from compressor.structure import structure
 from compressor.surgery import shrink
 from compressor.types import Plan, Scores
 

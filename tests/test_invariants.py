@@ -11,13 +11,13 @@ from torch import nn
 
 from compressor import networks
 from compressor.cost import macs
+from compressor.coupling import structure as traced
 from compressor.equivalence import Equivalence
 from compressor.feasible import feasible, prove_else_freeze
 from compressor.masked import norms_over_kept, reference_outputs
 from compressor.proof import prove, prove_randomised, randomised
 from compressor.select import highest_reachable, select
 from compressor.state import outputs_of
-from compressor.structure import structure as traced
 from compressor.surgery import shrink
 from compressor.types import Scores, Structure
 

@@ -130,8 +130,8 @@ BOTH_GRAPHS = """
 import sys
 import torch
 from benchmarks.zoo import import_torchvision
-from compressor.structure.label_flow import Traced
-from compressor.structure.torch_pruning_graph import by_torch_pruning
+from compressor.coupling.label_flow import Traced
+from compressor.coupling.torch_pruning_graph import by_torch_pruning
 
 model = import_torchvision().models.get_model(sys.argv[1], weights=None).eval()
 x = (torch.randn(1, 3, 224, 224),)

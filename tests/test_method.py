@@ -12,10 +12,10 @@ import torch
 from conftest import BLOCKS
 from torch import nn
 
+from compressor.coupling import structure
 from compressor.errors import WrongUsage
 from compressor.method import FOLDER_VARIABLE, RESERVED, make, method_named, options_of, summaries
 from compressor.objective import Objective
-from compressor.structure import structure
 from compressor.weights import maskable
 
 METHODS = sorted(summaries())

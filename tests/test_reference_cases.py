@@ -16,10 +16,10 @@ from torch import nn
 
 from compressor import networks
 from compressor.cost import csr_bits, macs
+from compressor.coupling import structure
 from compressor.criteria.elasticity import node_elasticity, weight_elasticity
 from compressor.objective import Objective, nll_logits
 from compressor.select import select, select_weights
-from compressor.structure import structure
 from compressor.surgery import shrink
 from compressor.types import Scores, Structure
 

@@ -9,12 +9,12 @@ from torch.nn import functional as F
 from torch.nn.utils import parametrizations
 
 from compressor import compress
+from compressor.coupling import structure
 from compressor.criteria.elasticity import node_elasticity
 from compressor.errors import BadInput, UnsupportedNetwork
 from compressor.fast import fold_norms
 from compressor.objective import Objective
 from compressor.proof import randomised
-from compressor.structure import structure
 from compressor.types import Structure
 
 

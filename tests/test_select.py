@@ -8,10 +8,10 @@ from conftest import BLOCKS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from compressor.coupling import structure
 from compressor.errors import UnreachableSparsity, WrongUsage
 from compressor.schedule import halving
 from compressor.select import check_sparsity, highest_reachable, select
-from compressor.structure import structure
 from compressor.types import Group, Scores, Slice, Structure
 
 

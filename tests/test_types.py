@@ -6,9 +6,9 @@ import pytest
 import torch
 from conftest import BLOCKS
 
+from compressor.coupling import structure
 from compressor.equivalence import Equivalence
 from compressor.errors import BadInput
-from compressor.structure import structure
 from compressor.types import Group, Plan, Scores, Slice
 
 X = (torch.randn(1, 3, 8, 8),)

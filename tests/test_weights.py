@@ -17,6 +17,7 @@ from torch import nn
 
 from compressor import compress, load, networks, save
 from compressor.connectivity import paths
+from compressor.coupling import structure
 from compressor.dead import removable, without_dead
 from compressor.errors import BadInput, UnreachableSparsity, WrongUsage
 from compressor.masked import over_channels
@@ -24,7 +25,6 @@ from compressor.method import method_named, options_of, summaries
 from compressor.pipeline import apply_plan
 from compressor.select import per_part, select_weights
 from compressor.state import outputs_of
-from compressor.structure import structure
 from compressor.types import Mask, Plan, Scores
 from compressor.weights import maskable, masked
 

@@ -11,10 +11,10 @@ from typing import Any
 from compressor.cost import cost
 from compressor.environment import environment
 from compressor.equivalence import Equivalence
+from compressor.fit import Trained
 from compressor.inputs import Inputs, suited
 from compressor.objective import Quality
 from compressor.pipeline import Result, Summary
-from compressor.train import Trained
 
 SCHEMA = 1
 UNTRAINED = "A pruned network that was not trained afterwards is expected to be poor: train it before judging its accuracy."

@@ -13,9 +13,9 @@ import torch
 from benchmarks.peers import at_macs, build, by_torch_pruning, kept_by, masked, node_sparsity, table
 from benchmarks.resnet50 import resnet50
 from compressor.cost import count
+from compressor.coupling import structure
 from compressor.equivalence import TORCH_TOLERANCE, Equivalence
 from compressor.state import outputs_of
-from compressor.structure import structure
 from compressor.surgery import shrink
 
 

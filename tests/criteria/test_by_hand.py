@@ -7,13 +7,13 @@ import torch
 from torch import nn
 from torch.func import functional_call, grad, jacrev, vjp
 
+from compressor.coupling import structure
 from compressor.criteria.hessian import damage, gradient_flow
 from compressor.criteria.rank import map_ranks
 from compressor.criteria.variables import gradient, hessian_product, variables
 from compressor.errors import BadInput, UnsupportedNetwork
 from compressor.method import make, summaries
 from compressor.objective import Objective
-from compressor.structure import structure
 from compressor.types import Structure
 
 
@@ -49,6 +49,8 @@ WEIGHTS = {
     # H g at last is last * |x|^2 = (15, -5), at first h (outer) x = ((1, 2), (4, 8))
     "grasp": ([[1, 0], [0, 16]], [[45, 5]]),
     "magnitude": ([[1, 0], [0, 2]], [[3, 1]]),
+    "imp": ([[1, 0], [0, 2]], [[3, 1]]),
+    "hoyer-square": ([[1, 0], [0, 2]], [[3, 1]]),
     # ones through |w|: h = (1, 2), R = 5; theta dR/dtheta / R
     "synflow": ([[0.6, 0], [0, 0.4]], [[0.6, 0.4]]),
 }
@@ -57,6 +59,7 @@ NODES = {
     "snapit": [3, 4],
     "gradient-magnitude": [3, 4],
     "magnitude": [1, 2],
+    "group-hs": [1, 2],
     "l1-filters": [0.25, 0.75],
     "synflow": [0.6, 0.4],
 }
@@ -110,7 +113,8 @@ def test_norm_scales_by_hand() -> None:
     with torch.no_grad():
         model[1].weight.copy_(torch.tensor([-3.0, 0.5, 2.0]))
     found = structure(model, (torch.randn(2, 2),))
-    assert make("bn-scale", {}).score(model, found, Objective([])).values["0"].tolist() == [3, 0.5, 2]
+    for name in ("bn-scale", "slimming"):
+        assert make(name, {}).score(model, found, Objective([])).values["0"].tolist() == [3, 0.5, 2]
     bare = Six()
     method = make("bn-scale", {})
     assert method.cannot_score(bare, prepared(bare)[0]) == {"first": "no batch norm with a scale follows it"}
@@ -148,7 +152,7 @@ def test_random_scores_follow_the_seed_and_the_scope(scope: str) -> None:
 
 
 def test_every_method_was_computed_by_hand() -> None:
-    elsewhere = {"obd", "bn-scale", "hrank", "random"}
+    elsewhere = {"obd", "bn-scale", "slimming", "hrank", "random"}
     assert set(summaries()) == {*WEIGHTS, *NODES, *elsewhere}
 
 

@@ -11,11 +11,11 @@ from conftest import BLOCKS
 from torch import nn
 from torch.nn import functional as F
 
+from compressor.coupling import structure
 from compressor.criteria.elasticity import node_elasticity, weight_elasticity
 from compressor.errors import BadInput, UnsupportedNetwork
 from compressor.objective import Objective
 from compressor.proof import randomised
-from compressor.structure import structure
 from compressor.types import Structure
 
 
@@ -103,7 +103,7 @@ def mean_loss(model: nn.Module, batches: list) -> torch.Tensor:
 
 
 GATED = sorted(BLOCKS.keys() - {"TorchAttention", "Recurrent"})
-"""Functions apply the weights of the others, which have no input to gate: `tests/structure/test_any_network.py`."""
+"""Functions apply the weights of the others, which have no input to gate: `tests/coupling/test_any_network.py`."""
 
 
 @pytest.mark.parametrize("name", GATED)

@@ -8,9 +8,9 @@ from torch import nn
 
 from compressor import networks
 from compressor.cost import macs, macs_by_fvcore, macs_by_thop
+from compressor.coupling import structure
 from compressor.errors import WrongUsage
 from compressor.state import origin_of
-from compressor.structure import structure
 
 WEIGHTS_AND_NODES = {  # conv and linear weights + norm weights, and nodes without outputs, from the authors' networks
     "mlp5": (1_195_008, 2_048),

@@ -14,11 +14,11 @@ import torch
 from torch import Tensor, fx
 from torch.nn import functional as F
 
-from compressor.structure.flow import NOT_A_CHANNEL, Constant, Flow, Parameter, flat, meet, named, operator_of, owner_of
-from compressor.structure.labels import FILLER, collapsed, constant_along
-from compressor.structure.layers import LAYER_RULES
-from compressor.structure.products import PRODUCT_RULES
-from compressor.structure.splits import divide
+from compressor.coupling.flow import NOT_A_CHANNEL, Constant, Flow, Parameter, flat, meet, named, operator_of, owner_of
+from compressor.coupling.labels import FILLER, collapsed, constant_along
+from compressor.coupling.layers import LAYER_RULES
+from compressor.coupling.products import PRODUCT_RULES
+from compressor.coupling.splits import divide
 
 Rule = Callable[[Flow, fx.Node, list[Any], dict[str, Any]], Any]
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from compressor.structure.labels import FILLER, Solution
+from compressor.coupling.labels import FILLER, Solution
 from compressor.types import Group, Role, Slice
 
 

@@ -17,16 +17,16 @@ from torch import Tensor, fx, nn
 from torch.export.graph_signature import InputKind
 from torch.nn.modules.conv import _ConvNd
 
+from compressor.coupling.flow import Constant, Flow, Parameter, flat, operator_of, owner_of
+from compressor.coupling.grouping import groups_of
+from compressor.coupling.layers import LAYERS as LAYER_OPERATORS
+from compressor.coupling.operators import apply
+from compressor.coupling.products import PRODUCTS
+from compressor.coupling.splits import before_products
 from compressor.errors import BadInput, CompressError, first_line
 from compressor.inputs import Inputs, arguments, each
 from compressor.quiet import quiet
 from compressor.state import observed
-from compressor.structure.flow import Constant, Flow, Parameter, flat, operator_of, owner_of
-from compressor.structure.grouping import groups_of
-from compressor.structure.layers import LAYERS as LAYER_OPERATORS
-from compressor.structure.operators import apply
-from compressor.structure.products import PRODUCTS
-from compressor.structure.splits import before_products
 from compressor.types import NOT_IN_EVAL, OUTPUT, Attention, Bound, Group, Slice, Structure
 
 LAYERS = (_ConvNd, nn.Linear, nn.RNNBase)

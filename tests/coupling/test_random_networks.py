@@ -9,9 +9,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from compressor.coupling import trace
 from compressor.feasible import feasible
 from compressor.proof import prove_randomised
-from compressor.structure import trace
 
 WIDTHS = (4, 6, 8, 12)
 

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from compressor.structure.grouping import Axis
-from compressor.structure.labels import FILLER, Labels, compact, constant_along
+from compressor.coupling.grouping import Axis
+from compressor.coupling.labels import FILLER, Labels, compact, constant_along
 from compressor.types import Attention, Role
 
 NOT_A_CHANNEL = "it works along a dimension that carries no channels of its own"

@@ -13,12 +13,12 @@ from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
+from compressor.coupling.flow import Flow, Parameter
+from compressor.coupling.grouping import groups_of
 from compressor.errors import UnsupportedNetwork, first_line
 from compressor.inputs import Inputs
 from compressor.quiet import quiet
 from compressor.state import observed
-from compressor.structure.flow import Flow, Parameter
-from compressor.structure.grouping import groups_of
 from compressor.types import OUTPUT, Role, Structure
 
 

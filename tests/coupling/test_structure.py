@@ -8,11 +8,11 @@ from conftest import BLOCKS
 from torch import nn
 
 from compressor import networks
+from compressor.coupling import structure
+from compressor.coupling.label_flow import Traced
+from compressor.coupling.torch_pruning_graph import by_torch_pruning
 from compressor.errors import UnsupportedNetwork
 from compressor.networks._initialise import initialise
-from compressor.structure import structure
-from compressor.structure.label_flow import Traced
-from compressor.structure.torch_pruning_graph import by_torch_pruning
 from compressor.types import OUTPUT, Structure
 
 X = (torch.randn(1, 3, 8, 8),)

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from compressor.structure.flow import NOT_A_CHANNEL, Constant, Flow, Parameter, flat, meet, named
-from compressor.structure.labels import FILLER, collapsed, constant_along
+from compressor.coupling.flow import NOT_A_CHANNEL, Constant, Flow, Parameter, flat, meet, named
+from compressor.coupling.labels import FILLER, collapsed, constant_along
 
 PRODUCTS = named("matmul bmm mm mv baddbmm einsum scaled_dot_product_attention")
 

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from compressor.structure.flow import Flow, named, operator_of
-from compressor.structure.labels import collapsed, constant_along
+from compressor.coupling.flow import Flow, named, operator_of
+from compressor.coupling.labels import collapsed, constant_along
 
 MOVEMENTS = named(
     """view reshape _unsafe_view permute transpose unsqueeze squeeze contiguous clone flatten unflatten movedim

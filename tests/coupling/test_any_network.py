@@ -12,10 +12,10 @@ from conftest import BLOCKS, Auxiliary
 from torch import nn
 
 from compressor import apply_plan, compress, load, save, score
+from compressor.coupling import structure
 from compressor.errors import BadInput, UnsupportedNetwork
 from compressor.feasible import feasible
 from compressor.proof import prove_randomised, randomised
-from compressor.structure import structure
 from compressor.types import NOT_IN_EVAL, Origin, Plan, Structure
 
 X = (torch.randn(2, 3, 8, 8),)

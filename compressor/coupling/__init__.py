@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 
 from torch import nn
 
+from compressor.coupling.label_flow import Traced, Untraceable
 from compressor.errors import BadInput, UnsupportedNetwork, first_line
 from compressor.inputs import Inputs, as_inputs, each
 from compressor.state import outputs_of
-from compressor.structure.label_flow import Traced, Untraceable
 from compressor.types import Attention, Bound, Structure
 
 __all__ = ["Traced", "check_prunable", "structure", "trace"]
@@ -55,7 +55,7 @@ def trace(model: nn.Module, example_inputs: Inputs, attention: Attention = "head
     try:
         return Traced(model, one, attention)
     except Untraceable as reason:
-        from compressor.structure.torch_pruning_graph import by_torch_pruning
+        from compressor.coupling.torch_pruning_graph import by_torch_pruning
 
         found = by_torch_pruning(model, one)
         why = f"torch-pruning's graph, for torch.export cannot trace the network ({reason})"

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from compressor.structure.flow import NOT_A_CHANNEL, Flow, Parameter, named, operator_of, owner_of
-from compressor.structure.labels import FILLER, collapsed, constant_along
+from compressor.coupling.flow import NOT_A_CHANNEL, Flow, Parameter, named, operator_of, owner_of
+from compressor.coupling.labels import FILLER, collapsed, constant_along
 
 CONVOLUTIONS = named("conv1d conv2d conv3d convolution")
 TRANSPOSED = named("conv_transpose1d conv_transpose2d conv_transpose3d")

@@ -1,0 +1,346 @@
+"""Training with pruning: stages, methods that live in training, runs that are killed and go on; on real digits."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import itertools
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from compressor import compress, load, networks, train
+from compressor.data import Columns, Preprocessing, hold, open_data
+from compressor.errors import BadInput, WrongUsage
+from compressor.objective import Objective, evaluate
+from compressor.recipe import Recipe
+from compressor.training import Diverged, read_history
+from tests.test_cli import refused, run
+
+QUICK = Recipe(epochs=4, batch_size=64)
+SHAPE = (1, 28, 28)
+
+
+@pytest.fixture(scope="module")
+def digits() -> tuple[Columns, Columns]:
+    data = open_data("digits")
+    return hold(data.train, SHAPE, Preprocessing()), hold(data.test, SHAPE, Preprocessing())
+
+
+@pytest.fixture(scope="module")
+def few(digits) -> tuple[Columns, Columns]:
+    """Enough to see what happens, not to learn."""
+    return tuple(Columns(part.inputs[:192], part.targets[:192]) for part in digits)
+
+
+@pytest.fixture(scope="module")
+def lenet5() -> nn.Module:
+    return networks.build("lenet5", data="digits")
+
+
+def test_a_network_learns_real_digits(digits, lenet5) -> None:
+    before = copy.deepcopy(lenet5.state_dict())
+    done = train(lenet5, digits[0], Recipe(epochs=6, batch_size=64), test=digits[1])
+    assert done.quality.accuracy > 0.97
+    assert done.quality.samples == 359
+    assert [row.epoch for row in done.history] == [1, 2, 3, 4, 5, 6]
+    assert done.history[-1].train_loss < 0.1 < done.history[0].train_loss
+    assert done.history[-1].test_accuracy == done.quality.accuracy
+    assert done.pruning is None
+    # forward and backward of 6 x 1,438 samples: less than three forward passes, for the images need no gradient
+    assert 2 * 497_160 < done.macs / (6 * 1438) < 3 * 497_160
+    assert all(torch.equal(one, other) for one, other in zip(before.values(), lenet5.state_dict().values(), strict=True))
+    assert done.model.origin.network == "lenet5"
+
+
+@pytest.mark.parametrize(
+    ("method", "how", "sparsities"),
+    [
+        ("snapit", {"sparsity": 0.6, "steps": 0}, [0.6] * 4),
+        ("snapit", {"sparsity": 0.6, "steps": 0, "stage": "during", "interval": 1}, [0, 0.5, 0.6, 0.6]),
+        ("l1-filters", {"sparsity": 0.5}, [0, 0, 0, 0.5]),
+        ("l1-filters", {"sparsity": 0.5, "prune_at": 2}, [0, 0, 0.5, 0.5]),
+        ("group-hs", {"sparsity": 0.5, "prune_at": 2}, [0, 0, 0.5, 0.5]),
+        ("snapit", {"sparsity": 0.6, "steps": 0, "stage": "after", "prune_at": 4}, [0, 0, 0, 0]),
+    ],
+)
+def test_nodes_go_when_the_stage_says(few, lenet5, method, how, sparsities) -> None:
+    done = train(lenet5, few[0], QUICK, test=few[1], method=method, **how)
+    assert [row.node_sparsity for row in done.history] == pytest.approx(sparsities, abs=0.005)
+    result = done.pruning
+    assert result.summary.reached == pytest.approx(how["sparsity"], abs=0.005)
+    assert len(result.summary.proofs) == 2
+    assert all(result.summary.proofs)
+    assert done.model is result.model
+    kept = {group: len(indices) for group, indices in result.plan.kept.items()}
+    assert kept["features.4"] == done.model.get_parameter("features.4.weight").shape[0]
+    # what the report says of accuracy is what the network that is handed over does
+    assert evaluate(done.model, Objective([(few[1].inputs, few[1].targets)])).accuracy == done.quality.accuracy
+
+
+@pytest.mark.parametrize(
+    ("method", "how", "sparsities"),
+    [
+        ("snip", {"sparsity": 0.9}, [0.9] * 4),
+        ("snipit", {"sparsity": 0.9, "steps": 0, "stage": "during", "interval": 1}, [0, 0.5, 0.9, 0.9]),
+        ("imp", {"sparsity": 0.9, "steps": 2, "interval": 1}, [0, 0.684, 0.9, 0.9]),
+        ("hoyer-square", {"sparsity": 0.9, "prune_at": 2}, [0, 0, 0.9, 0.9]),
+    ],
+)
+def test_weights_go_when_the_stage_says_and_stay_away(few, lenet5, method, how, sparsities) -> None:
+    done = train(lenet5, few[0], QUICK, test=few[1], method=method, **how)
+    assert [row.weight_sparsity for row in done.history] == pytest.approx(sparsities, abs=0.005)
+    weights = done.pruning.summary.weights
+    assert weights.left == weights.total - round(how["sparsity"] * weights.total)
+    assert done.pruning.summary.after.weights <= weights.left
+    assert all(done.pruning.summary.proofs)
+
+
+def test_pruning_before_training_is_what_compress_does(few, lenet5) -> None:
+    plain = Columns(*few[0].__dict__.values())
+    done = train(lenet5, plain, dataclasses.replace(QUICK, epochs=1), method="snapit", sparsity=0.8, steps=1)
+    from compressor.data import Rows
+
+    alone = compress(lenet5, "snapit", Rows(plain, 2560, 64, 0), 0.8, steps=1)
+    assert done.pruning.plan.kept.keys() == alone.plan.kept.keys()
+    assert all(torch.equal(done.pruning.plan.kept[name], alone.plan.kept[name]) for name in alone.plan.kept)
+
+
+def test_the_same_seed_gives_the_same_weights_and_leaves_the_random_state_alone(few, lenet5) -> None:
+    torch.manual_seed(5)
+    wanted = torch.rand(3)
+    torch.manual_seed(5)
+    one, two = (
+        train(lenet5, few[0], QUICK, method="snapit", sparsity=0.5, stage="during", interval=1, steps=0, seed=s) for s in (3, 3)
+    )
+    assert torch.equal(torch.rand(3), wanted)
+    assert states_equal(one.model, two.model)
+    other = train(lenet5, few[0], QUICK, method="snapit", sparsity=0.5, stage="during", interval=1, steps=0, seed=4)
+    assert not states_equal(one.model, other.model)
+
+
+def states_equal(one: nn.Module, other: nn.Module) -> bool:
+    a, b = one.state_dict(), other.state_dict()
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+RUNS = {
+    "plain": {},
+    "before": {"method": "snapit", "sparsity": 0.6, "steps": 0},
+    "during": {"method": "snapit", "sparsity": 0.6, "steps": 0, "stage": "during", "interval": 1},
+    "after": {"method": "l1-filters", "sparsity": 0.5, "prune_at": 2},
+    "weights": {"method": "snipit", "sparsity": 0.9, "steps": 0, "stage": "during", "interval": 1},
+    "rewound": {"method": "imp", "sparsity": 0.9, "steps": 2, "interval": 1},
+}
+
+
+class Stopped(Exception):
+    pass
+
+
+@pytest.mark.parametrize(("name", "stop"), [*((name, 3) for name in RUNS), ("during", 1), ("weights", 1), ("rewound", 1)])
+def test_a_run_that_stopped_goes_on_to_the_same_weights(few, lenet5, tmp_path, name, stop) -> None:
+    how = {"test": few[1], "folder": tmp_path / "run", **RUNS[name]}
+    whole = train(lenet5, few[0], QUICK, **{**how, "folder": tmp_path / "whole"})
+
+    def stopping(row) -> None:
+        if row.epoch == stop + 1:
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        train(lenet5, few[0], QUICK, on_epoch=stopping, **how)
+    assert [row.epoch for row in read_history(tmp_path / "run" / "history.csv")] == list(range(1, stop + 1))
+    with pytest.raises(BadInput, match=f"did {stop} of 4 epochs; --resume goes on with it"):
+        train(lenet5, few[0], QUICK, **how)
+    seen: list[int] = []
+    resumed = train(lenet5, few[0], QUICK, resume=True, on_epoch=lambda row: seen.append(row.epoch), **how)
+    assert seen == list(range(stop + 1, 5))
+    assert states_equal(whole.model, resumed.model)
+    assert whole.macs == resumed.macs
+    assert [row.train_loss for row in whole.history] == [row.train_loss for row in resumed.history]
+    if whole.pruning is not None:
+        assert whole.pruning.plan == resumed.pruning.plan
+        assert [bool(p) for p in resumed.pruning.summary.proofs] == [True, True]
+
+
+def test_a_finished_run_may_have_more_epochs(few, lenet5, tmp_path) -> None:
+    how = {"folder": tmp_path / "run", "method": "snapit", "sparsity": 0.5, "steps": 0}
+    train(lenet5, few[0], dataclasses.replace(QUICK, epochs=2), **how)
+    longer = train(lenet5, few[0], QUICK, resume=True, **how)
+    whole = train(lenet5, few[0], QUICK, **{**how, "folder": None})
+    assert states_equal(longer.model, whole.model)
+
+
+def test_a_run_goes_on_with_the_same_configuration_only(few, lenet5, tmp_path) -> None:
+    how = {"folder": tmp_path / "run", "method": "snapit", "sparsity": 0.5, "steps": 0}
+    train(lenet5, few[0], dataclasses.replace(QUICK, epochs=1), **how)
+    changed = {
+        "was made with lr 0.002, now it is 0.001": ({}, dataclasses.replace(QUICK, lr=0.001), few[0], lenet5),
+        "was made with sparsity 0.5, now it is 0.6": ({"sparsity": 0.6}, QUICK, few[0], lenet5),
+        "was made with method snapit, now it is snap": ({"method": "snap"}, QUICK, few[0], lenet5),
+        "was made with seed 0, now it is 1": ({"seed": 1}, QUICK, few[0], lenet5),
+        "the data changed since": ({}, QUICK, Columns(few[0].inputs[1:], few[0].targets[1:]), lenet5),
+        "was made with weights": ({}, QUICK, few[0], networks.build("lenet5", data="digits", seed=1)),
+    }
+    for words, (more, recipe, data, model) in changed.items():
+        arguments = {**how, **more}
+        if arguments["method"] == "snap":
+            arguments.pop("steps")
+        with pytest.raises(BadInput, match=words):
+            train(model, data, recipe, resume=True, **arguments)
+
+
+def test_a_loss_that_is_no_number_leaves_the_last_good_epoch(few, lenet5, tmp_path) -> None:
+    with pytest.raises(Diverged, match=r"epoch \d, step \d+: the loss is nan"):
+        train(lenet5, few[0], Recipe(epochs=9, batch_size=64, optimizer="sgd", lr=50.0, clip=0.0), folder=tmp_path / "run")
+    if (tmp_path / "run" / "state.pt").exists():
+        held = torch.load(tmp_path / "run" / "state.pt", weights_only=True)
+        assert all(bool(torch.isfinite(t).all()) for t in held["content"]["model"].values())
+
+
+def test_a_damaged_state_is_refused_and_kept(few, lenet5, tmp_path) -> None:
+    train(lenet5, few[0], dataclasses.replace(QUICK, epochs=1), folder=tmp_path / "run")
+    state = tmp_path / "run" / "state.pt"
+    content = state.read_bytes()
+    for damaged in (content[: len(content) // 2], b"", b"no state at all"):
+        state.write_bytes(damaged)
+        with pytest.raises(BadInput, match=r"state\.pt: damaged"):
+            train(lenet5, few[0], QUICK, folder=tmp_path / "run", resume=True)
+        assert state.read_bytes() == damaged
+
+
+def test_what_cannot_be_trained_is_refused(few, lenet5, tmp_path) -> None:
+    with pytest.raises(BadInput, match="an iterator gives its batches once"):
+        train(lenet5, iter([(few[0].inputs, few[0].targets)]), QUICK)
+    with pytest.raises(WrongUsage, match="--ablation shuffle draws anew at one event"):
+        train(lenet5, few[0], QUICK, method="snapit", steps=0, stage="during", interval=1, ablation="shuffle")
+    with pytest.raises(WrongUsage, match="--rewind 2: the first event comes at epoch 1"):
+        train(lenet5, few[0], QUICK, method="imp", steps=1, interval=1, rewind=2)
+    with pytest.raises(BadInput, match="does not exist; make it first"):
+        train(lenet5, few[0], QUICK, folder=tmp_path / "none" / "run")
+
+
+@pytest.mark.parametrize("rewind", [0, 1])
+def test_a_rewind_brings_the_early_weights_back(few, lenet5, rewind) -> None:
+    """After the only event, before any further training, what is left has the values of that epoch."""
+    recipe = dataclasses.replace(QUICK, epochs=rewind)
+    early = train(lenet5, few[0], recipe).model.state_dict() if rewind else lenet5.state_dict()
+    held = {}
+
+    def look(what: str, *_: int) -> None:
+        held["what"] = what
+
+    still = Recipe(epochs=3, batch_size=64, lr=2e-3)
+    from compressor.fit import _Pruner
+
+    seen = {}
+    original = _Pruner.before
+
+    def before(self, epoch, trainer):
+        macs = original(self, epoch, trainer)
+        if epoch == 2:
+            seen.update({name: t.clone() for name, t in trainer.model.state_dict().items()})
+            seen["kept"] = dict(self.state.kept)
+        return macs
+
+    _Pruner.before = before
+    try:
+        train(lenet5, few[0], still, method="imp", steps=1, interval=2, rewind=rewind, sparsity=0.7, progress=look)
+    finally:
+        _Pruner.before = original
+    for name, mask in seen["kept"].items():
+        assert torch.equal(seen[name], torch.where(mask, early[name], torch.zeros(())))
+
+
+def test_masked_weights_of_an_earlier_pruning_stay_zero(few, lenet5) -> None:
+    masked = compress(lenet5, "magnitude", None, 0.9, example_inputs=few[0].inputs[:4]).model
+    tuned = train(masked, few[0], QUICK).model
+    for (name, before), after in zip(masked.named_parameters(), tuned.parameters(), strict=True):
+        if before.dim() > 1:
+            assert torch.equal(before != 0, after != 0), name
+
+
+def test_widths_may_be_multiples_at_the_last_event_of_a_training(few, lenet5) -> None:
+    how = {"method": "snapit", "sparsity": 0.5, "steps": 0, "stage": "during", "interval": 1, "round_to": 4}
+    widths = [len(indices) for indices in train(lenet5, few[0], QUICK, **how).pruning.plan.kept.values()]
+    assert all(width % 2 == 0 for width in widths)
+    assert sum(width % 4 == 0 for width in widths) >= 3
+
+
+# -- the command line
+
+
+def test_one_command_trains_and_prunes(tmp_path: Path) -> None:
+    arguments = ("--method", "snapit", "--sparsity", "0.5", "--epochs", "3", "--batch-size", "64", "--threads", "1")
+    done = run("train", "lenet5", *arguments, "-o", "small.onnx", "-o", "small.safetensors", "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    assert told["training"]["stage"] == "before"
+    assert len(told["training"]["history"]) == 3
+    assert told["training"]["test"]["accuracy"] > 0.6
+    assert all(proof["equivalent"] for proof in told["equivalence"])
+    assert len(told["equivalence"]) == 4
+    assert [row.epoch for row in read_history(tmp_path / "small.run" / "history.csv")] == [1, 2, 3]
+    again = run("train", "small.safetensors", "--epochs", "2", "--threads", "1", "-o", "tuned.safetensors", cwd=tmp_path)
+    assert again.returncode == 0, again.stderr
+    assert "trained: accuracy" in again.stdout
+    tuned = load(tmp_path / "tuned.safetensors")
+    assert tuned.origin.plan is not None
+    assert sum(p.numel() for p in tuned.parameters()) == told["parameters"]["small"]
+
+
+def test_one_command_prunes_and_fine_tunes(tmp_path: Path) -> None:
+    assert run("train", "lenet5", "--epochs", "4", "--batch-size", "64", "-o", "net.pt", cwd=tmp_path).returncode == 0
+    asked = ("l1-filters", "net.pt", "--sparsity", "0.5", "-o", "small.onnx", "--threads", "1", "--json")
+    bare, tuned = (run(*asked, *more, cwd=tmp_path) for more in ((), ("--finetune", "2")))
+    assert tuned.returncode == 0, tuned.stderr
+    one, other = (json.loads(done.stdout) for done in (bare, tuned))
+    assert one["nodes"] == other["nodes"]
+    assert other["training"]["test"]["accuracy"] > one["accuracy"]["small"]
+    assert not any("not trained afterwards" in note for note in other["notes"])
+
+
+TRAIN = ["train", "lenet5", "--method", "snapit", "--method-option", "steps=0", "--stage", "during", "--interval", "2",
+         "--sparsity", "0.6", "--epochs", "8", "--batch-size", "64", "--threads", "1"]  # fmt: skip
+
+
+def test_a_run_that_is_really_killed_goes_on_bit_by_bit(tmp_path: Path) -> None:
+    whole = run(*TRAIN, "-o", "whole.safetensors", cwd=tmp_path)
+    assert whole.returncode == 0, whole.stderr
+    for _, moment in zip(range(2), (2, 5), strict=True):
+        command = [sys.executable, "-m", "cli", *TRAIN, "-o", "killed.safetensors", "--resume"]
+        running = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        history = tmp_path / "killed.run" / "history.csv"
+        for _ in itertools.count():
+            if history.is_file() and len(read_history(history)) >= moment:
+                break
+            assert running.poll() is None
+            time.sleep(0.01)
+        running.kill()
+        running.wait()
+        assert not (tmp_path / "killed.safetensors").exists()
+        rest = [path for path in (tmp_path / "killed.run").iterdir() if path.name not in ("state.pt", "history.csv")]
+        time.sleep(0.3)  # the watcher removes what was half-written
+        assert not any(path.exists() for path in rest)
+    resumed = run(*TRAIN, "-o", "killed.safetensors", "--resume", cwd=tmp_path)
+    assert resumed.returncode == 0, resumed.stderr
+    assert states_equal(load(tmp_path / "whole.safetensors"), load(tmp_path / "killed.safetensors"))
+
+
+def test_train_refuses_in_one_line(tmp_path: Path) -> None:
+    out = ("-o", "x.pt")
+    refused(run("train", "vgg17", *out, cwd=tmp_path), 2, "vgg17: neither a file nor a network; there are alexnet")
+    refused(run("train", "none.pt", *out, cwd=tmp_path), 1, "none.pt: no such file")
+    refused(run("train", "lenet5", "--sparsity", "0.5", *out, cwd=tmp_path), 2, "name a --method")
+    refused(run("train", "lenet5", "--stage", "after", *out, cwd=tmp_path), 2, "name a --method")
+    refused(run("train", "lenet5", "--method", "snapit", *out, cwd=tmp_path), 2, "give one of --sparsity")
+    refused(run("train", "lenet5", "--method", "snap-it", "--sparsity", "0.5", *out, cwd=tmp_path), 2, "no method 'snap-it'")
+    refused(run("train", "lenet5", "--lr", "-1", *out, cwd=tmp_path), 2, "lr=-1.0: at least 0")
+    refused(run("train", "lenet5", "--data", "synthetic", *out, cwd=tmp_path), 1, "synthetic")
+    assert not list(tmp_path.iterdir())
