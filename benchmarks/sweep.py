@@ -131,7 +131,8 @@ def read_records(folder: Path) -> list[dict[str, Any]]:
     Raises:
         BadInput: there are none, or one is damaged.
     """
-    found = [read_record(path) for path in sorted((folder / TRIALS).glob("*.json"))]
+    paths = sorted((folder / TRIALS).glob("*.json"))
+    found = [read_record(path) for path in paths if not path.name.startswith(".")]  # one of those is being written
     if not found:
         raise BadInput(f"{folder}: holds no records of trials; `compress sweep` makes them")
     return found

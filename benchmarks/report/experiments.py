@@ -11,8 +11,6 @@ from importlib.resources import files
 from statistics import mean, stdev
 from typing import Any
 
-from scipy import stats
-
 from benchmarks.report.page import markdown_table, page, to_json
 
 Row = list[str]
@@ -64,6 +62,8 @@ def normal_interval(values: Sequence[float]) -> float | None:
 
 def t_interval(values: Sequence[float]) -> float | None:
     """Half the width of the 95 % interval by Student's t, which is right for few values; None for a single one."""
+    from scipy import stats  # takes a second
+
     if len(values) < 2:
         return None
     return float(stats.t.ppf(0.975, len(values) - 1)) * stdev(values) / math.sqrt(len(values))

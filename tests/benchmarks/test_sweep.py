@@ -1,0 +1,224 @@
+"""Sweeps in real processes on real digits: interrupted, continued, with trials that fail and workers that die."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from statistics import mean, stdev
+
+import pytest
+
+from benchmarks.report import experiments_document, read, render
+from benchmarks.report.experiments import cells_of, harmonic_mean, normal_interval, paper_row, t_interval, tables
+from benchmarks.sweep import read_records, read_sweep, record_path, run_sweep
+from compressor.errors import BadInput, WrongUsage
+from tests.test_cli import run
+from tests.test_train import digits, few, folder  # noqa: F401 - fixtures
+
+SWEEP = """
+data = "few.npz"
+networks = ["lenet5"]
+methods = [
+    "dense",
+    { method = "snapit", label = "SNAP-it", options = { steps = 0 }, sparsities = [0.5, 0.7] },
+    { method = "random", label = "random", macs = [0.4] },
+    { method = "imp", label = "IMP", interval = 1, options = { steps = 1 }, sparsities = [0.9] },
+]
+seeds = [0, 1]
+samples = 64
+
+[recipe]
+epochs = 2
+batch_size = 16
+"""
+
+
+@pytest.fixture
+def sweep(folder: Path) -> Path:  # noqa: F811
+    (folder / "sweep.toml").write_text(SWEEP)
+    return folder
+
+
+def test_a_sweeps_file_is_its_trials(sweep: Path) -> None:
+    trials = read_sweep(sweep / "sweep.toml")
+    assert len(trials) == 2 * (1 + 2 + 1 + 1)
+    assert [t.seed for t in trials] == [0] * 5 + [1] * 5
+    assert [t.target for t in trials[:5]] == ["dense", "0.5", "0.7", "macs 0.4", "0.9"]
+    assert trials[4].pruning == {"interval": 1, "steps": 1}
+    assert trials[4].numbers == {"epochs": 2, "batch_size": 16}
+    assert len({t.key for t in trials}) == 10
+    relabelled = SWEEP.replace('label = "SNAP-it"', 'label = "ours"')
+    (sweep / "other.toml").write_text(relabelled)
+    assert [t.key for t in read_sweep(sweep / "other.toml")] == [t.key for t in trials]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "kind", "words"),
+    [
+        ("seeds =", "seads =", BadInput, r"unknown key 'seads'; did you mean seeds\?"),
+        ("label = ", "lable = ", BadInput, r"methods: unknown key 'lable'; did you mean label\?"),
+        ("epochs", "epoch", WrongUsage, "a recipe has no option 'epoch'"),
+        ("steps = 0", "step = 0", WrongUsage, "snapit has no option 'step'"),
+        ('"lenet5"', '"lenet6"', WrongUsage, "no network 'lenet6'"),
+        ('"snapit"', '"snap-it"', WrongUsage, "no method 'snap-it'"),
+        ("[0.5, 0.7]", "[0.5, 7]", WrongUsage, "7"),
+        ("[0.5, 0.7]", "[0.5, 0.5]", BadInput, "lenet5-SNAP-it-0.5-seed0 is there twice"),
+        ("macs = [0.4]", "macs = [0.4], sparsities = [0.5]", BadInput, "random has sparsities and macs; give one"),
+        ("macs = [0.4]", "interval = true", BadInput, "interval is a bool"),
+        ('data = "few.npz"', "", BadInput, "says nothing of data"),
+        ("seeds = [0, 1]", "seeds = ", BadInput, "cannot be read"),
+    ],
+)
+def test_a_sweeps_file_is_checked_before_anything_runs(sweep: Path, old, new, kind, words) -> None:
+    (sweep / "sweep.toml").write_text(SWEEP.replace(old, new, 1))
+    with pytest.raises(kind, match=words):
+        read_sweep(sweep / "sweep.toml")
+
+
+def test_a_sweep_that_is_interrupted_goes_on_and_is_rendered(sweep: Path) -> None:
+    command = [sys.executable, "-m", "cli", "sweep", "sweep.toml", "-o", "results", "-j", "2", "--json"]
+    running = subprocess.Popen(command, cwd=sweep, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    trials = sweep / "results" / "trials"
+    while not trials.is_dir() or len(list(trials.glob("lenet5*.json"))) < 2:
+        assert running.poll() is None
+        time.sleep(0.05)
+    running.send_signal(signal.SIGTERM)
+    running.communicate(timeout=60)
+    assert running.returncode == 128 + signal.SIGTERM
+    before = {path: path.stat().st_mtime_ns for path in trials.glob("lenet5*.json")}
+    assert 2 <= len(before) < 10
+    done = run(*command[3:], cwd=sweep)
+    assert done.returncode == 0, done.stderr
+    outcome = json.loads(done.stdout)
+    assert outcome["skipped"] == len(before)
+    assert outcome["done"] == 10 - len(before)
+    assert all(path.stat().st_mtime_ns == then for path, then in before.items())
+    assert not list((sweep / "results" / "runs").iterdir())
+    pages = ("page.html", "page.md", "page.json")
+    rendered = run("report", "results", *(x for page in pages for x in ("-o", page)), "--title", "Digits", cwd=sweep)
+    assert rendered.returncode == 0, rendered.stderr
+    again = run("report", "page.json", "-o", "again.md", cwd=sweep)
+    assert again.returncode == 0, again.stderr
+    assert (sweep / "again.md").read_text() == (sweep / "page.md").read_text()
+    check_tables(read_records(sweep / "results"), (sweep / "page.md").read_text())
+    page = (sweep / "page.html").read_text()
+    assert page.count("<svg") == 2
+    assert "http" not in page.replace("http://www.w3.org/", "")
+
+
+def check_tables(records: list[dict], page: str) -> None:
+    """Every number of the tables, again from the raw records, by other code."""
+    for label, sparsity, macs in (("SNAP-it", 0.5, None), ("SNAP-it", 0.7, None), ("random", None, 0.4), ("IMP", 0.9, None)):
+        mine = [
+            r["document"] for r in records
+            if (r["trial"]["label"], r["trial"]["sparsity"], r["trial"]["macs"]) == (label, sparsity, macs)
+        ]  # fmt: skip
+        assert len(mine) == 2
+        accuracies = [100 * d["training"]["history"][-1]["test_accuracy"] for d in mine]
+        if label != "IMP":  # whose dead nodes go after the last epoch
+            assert accuracies == [100 * d["training"]["test"]["accuracy"] for d in mine]
+        normal = 1.96 * stdev(accuracies) / math.sqrt(2)
+        student = 12.7062 * stdev(accuracies) / math.sqrt(2)  # t of one degree of freedom at 97.5 %
+        asked = f"{sparsity:g}" if macs is None else f"{macs:g} of macs left"
+        row = next(line for line in page.splitlines() if line.startswith(f"| {label} | {asked} | 2 |"))
+        cells = [cell.strip() for cell in row.strip("|").split("|")]
+        assert cells[3] == f"{mean(accuracies):.2f} ± {normal:.2f} (t: {student:.2f})"
+        weights = [1 - d["weights"]["small"] / d["weights"]["dense"] for d in mine]
+        assert cells[5] == f"{100 * mean(weights):.2f}"
+        hm = [2 / (1 / (a / 100) + 1 / w) for a, w in zip(accuracies, weights, strict=True)]
+        assert float(cells[6]) == pytest.approx(100 * mean(hm), abs=0.006)
+        ratio = mean(d["macs"]["dense"] / d["macs"]["small"] for d in mine)
+        assert cells[7] == f"{ratio:,.1f}x"
+
+
+def test_a_trial_that_fails_and_a_worker_that_dies_are_recorded(sweep: Path) -> None:
+    text = SWEEP.replace(
+        '{ method = "imp"', '{ method = "snapit", label = "too much", sparsities = [0.9999] },\n    { method = "imp"'
+    )
+    (sweep / "sweep.toml").write_text(text.replace("[0, 1]", "[0]").replace("epochs = 2", "epochs = 40"))
+    trials = [t for t in read_sweep(sweep / "sweep.toml") if t.label in ("dense", "too much")]
+    killed = []
+
+    def kill(said: str, *_: int) -> None:
+        if "epoch 2 of 40" in said and not killed:
+            children = Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").read_text().split()
+            for child in map(int, children):
+                if "spawn_main" in Path(f"/proc/{child}/cmdline").read_text():
+                    killed.append(child)
+                    os.kill(child, signal.SIGKILL)
+
+    if not Path("/proc/self/task").is_dir():
+        pytest.skip("finds its worker in /proc")
+    outcome = run_sweep(trials, sweep / "results", sweep, progress=kill)
+    assert killed
+    assert (outcome.done, outcome.failed) == (0, 2)
+    records = {r["trial"]["label"]: r for r in read_records(sweep / "results")}
+    assert records["dense"]["error"] == "the worker process died (exit code -9); out of memory?"
+    assert "cannot be reached" in records["too much"]["error"]
+    again = run_sweep(trials[:1], sweep / "results", sweep)  # goes on from the epoch that was kept
+    assert (again.done, again.failed, again.skipped) == (1, 0, 0)
+    record = json.loads(record_path(trials[0], sweep / "results").read_text())
+    assert len(record["document"]["training"]["history"]) == 40
+
+
+def test_damaged_records_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "trials").mkdir()
+    with pytest.raises(BadInput, match="holds no records"):
+        read_records(tmp_path)
+    for text in ("", "{}", '{"schema": 9, "status": "done"}', '{"schema": 1, "status": "done", "trial": {"network": 1}}'):
+        (tmp_path / "trials" / "x.json").write_text(text)
+        with pytest.raises(BadInput, match=r"x\.json: not a trial's record"):
+            read_records(tmp_path)
+
+
+def test_intervals_and_means_by_hand() -> None:
+    values = [0.1, 0.2, 0.3]
+    assert normal_interval(values) == pytest.approx(1.96 * 0.1 / math.sqrt(3))
+    assert t_interval(values) == pytest.approx(4.302653 * 0.1 / math.sqrt(3))
+    assert normal_interval([0.1]) is t_interval([0.1]) is None
+    assert harmonic_mean(0.96, 0.98) == pytest.approx(0.969897)
+    assert harmonic_mean(0.0, 0.0) == 0
+
+
+def a_record(**changes) -> dict:
+    trial = {"network": "mlp5", "data": "x/mnist", "label": "SNIP", "seed": 0, "method": "snip", "sparsity": 0.96, "macs": None,
+             "parameters": None}  # fmt: skip
+    row = {"test_accuracy": 0.96, "train_seconds": 2.0}
+    document = {
+        "method": "snip", "macs": {"dense": 10, "small": 5}, "parameters": {"dense": 10, "small": 5},
+        "weights": {"dense": 100, "small": 4}, "tensor_bytes": {"dense": 10, "small": 5},
+        "node_sparsity": {"reached": 0.1}, "weight_sparsity": 0.96,
+        "training": {"macs": 100, "stage": "before", "history": [row], "test": {"accuracy": 0.96}},
+        "environment": {"processor": "x", "device": "cpu", "threads": 1, "python": "3", "system": "y", "commit": "z",
+                        "packages": {"torch": "2"}},
+    }  # fmt: skip
+    return {"key": "k", "status": "done", "trial": trial | changes, "document": document}
+
+
+def test_the_papers_number_stands_beside_ours() -> None:
+    document = experiments_document([a_record()], "t")
+    [cell] = cells_of(document)
+    row = paper_row(cell)
+    assert (row["table"], row["accuracy"], row["ci95"], row["weight_sparsity"]) == ("SNIP-it, table 3", 96, 0.3, 96)
+    [(title, _, [line])] = tables([cell])
+    assert title == "mlp5 on mnist, 1 epochs"
+    assert line[-1] == "96 ± 0.3 at 96 % (SNIP-it, table 3)"
+    [other] = cells_of(experiments_document([a_record(data="digits")], "t"))
+    assert paper_row(other) is None
+
+
+def test_a_page_can_be_read_back_and_damage_is_refused() -> None:
+    document = experiments_document([a_record(), a_record(seed=1)], "t")
+    assert read(render(document, ".json")) == document
+    assert "SNIP" in render(document, ".md")
+    assert "<svg" in render(document, ".html")
+    damaged = json.loads(render(document, ".json"))
+    del damaged["trials"][0]["measures"]
+    with pytest.raises(BadInput, match="not a report, or a damaged one"):
+        read(json.dumps(damaged))
