@@ -221,6 +221,9 @@ def run_sweep(
     for part in (folder, folder / TRIALS, folder / RUNS):
         part.mkdir(exist_ok=True)
     waiting = [t for t in trials if not _is_done(record_path(t, folder))]
+    for trial in trials:
+        if trial not in waiting:  # a sweep that was stopped may not have come to this
+            shutil.rmtree(folder / RUNS / trial.key, ignore_errors=True)
     skipped, done = len(trials) - len(waiting), 0
     errors: dict[str, str] = {}
     queue, workers = list(waiting), [Worker(folder, base) for _ in range(min(jobs, len(waiting)))]

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.sweep import read_sweep
 from compressor import networks
 from compressor.method import table
 
@@ -23,7 +24,7 @@ def blocks(language: str) -> list[str]:
 
 def test_the_commands_run(tmp_path: Path) -> None:
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    commands, measure = blocks("sh")
+    commands, measure, _ = blocks("sh")
     assert commands.count("compress ") == 5
     assert measure.startswith("compress bench vgg16.pt small.onnx small.safetensors -o report.html")
     shorter = measure.strip() + " --rounds 2 --batch 2 --no-memory\n"
@@ -37,6 +38,23 @@ def test_the_commands_run(tmp_path: Path) -> None:
         "report.json",
     }  # fmt: skip
     assert (tmp_path / "small.onnx").stat().st_size < 2_000_000 < 200_000_000 < (tmp_path / "vgg16.pt").stat().st_size
+
+
+def test_the_training_commands_run(tmp_path: Path) -> None:
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    _, _, commands = blocks("sh")
+    done = subprocess.run(
+        ["bash", "-euc", commands], cwd=tmp_path, capture_output=True, text=True, env={**os.environ, "PATH": path}
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("trained: accuracy") == 3
+    assert {p.suffix for p in tmp_path.iterdir()} == {".safetensors", ".onnx", ".run"}
+
+
+def test_the_sweep_is_one(tmp_path: Path) -> None:
+    [text] = blocks("toml")
+    (tmp_path / "sweep.toml").write_text(text)
+    assert len(read_sweep(tmp_path / "sweep.toml")) == 3 * (1 + 2 + 1)
 
 
 def test_the_python_runs(tmp_path: Path) -> None:
