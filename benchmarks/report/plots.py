@@ -124,6 +124,8 @@ def _trade_off(cells: Sequence[Cell], measure: str, label: str, figure: Figure) 
             axes.axhline(100 * (c.mean("accuracy") or 0.0), color=DENSE, linestyle="--", linewidth=1, label=c.label)
     axes.set_xscale("log")
     axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axes.xaxis.set_minor_formatter(StrMethodFormatter("{x:g}"))
+    axes.set_ylim(max(0.0, axes.get_ylim()[0]), min(100.0, axes.get_ylim()[1]))  # of few seeds, an interval is wider
     if measure == "weight_sparsity":
         axes.invert_xaxis()
     axes.set_xlabel(label)
