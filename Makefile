@@ -45,6 +45,7 @@ bench: $(READY)  ## the numbers of the README, with their environment
 
 zoo: $(READY)  ## networks that others wrote: torchvision, timm, transformers; half of their nodes
 	$(BIN)/python -m benchmarks.zoo
+	$(BIN)/python -m benchmarks.second_opinion
 
 clean:
 	rm -rf $(VENV) demo build *.egg-info

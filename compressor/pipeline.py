@@ -462,11 +462,18 @@ def architecture_of(model: nn.Module) -> str:
 
 
 def check_weights(model: nn.Module) -> None:
-    """Refuse weights that are not finite.
+    """Refuse weights that are not finite, and those that a hook computes from others.
 
     Raises:
         BadInput: naming the first such tensor.
     """
+    for prefix, module in model.named_modules():
+        for attribute, value in vars(module).items():
+            if isinstance(value, Tensor) and value.grad_fn is not None:
+                raise BadInput(
+                    f"{prefix}.{attribute} is computed by a hook before each pass; make it permanent first: "
+                    "torch.nn.utils.prune.remove or torch.nn.utils.remove_weight_norm"
+                )
     for name, tensor in model.state_dict().items():
         if is_lazy(tensor):
             raise BadInput(f"{name} has no values yet; run the network once on data")

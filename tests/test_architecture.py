@@ -53,7 +53,7 @@ HOMES = {
     "safetensors": {"compressor/checkpoint.py"},
     "scipy": {"compressor/coupling/labels.py", "benchmarks/report/experiments.py"},
 }
-RUN_BY_HAND = ("leftover", "main_job", "methods", "peers", "widths", "zoo")
+RUN_BY_HAND = ("leftover", "main_job", "methods", "peers", "second_opinion", "widths", "zoo")
 """Benchmarks that are commands of their own."""
 EXPORTERS_MAY_USE = {
     f"compressor.{name}" for name in ("equivalence", "types", "errors", "files", "checkpoint", "inputs", "state", "quiet")

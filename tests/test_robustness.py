@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
-from torch.nn.utils import parametrizations
+from torch.nn.utils import parametrizations, prune, weight_norm
 
 from compressor import compress
 from compressor.coupling import structure
@@ -245,3 +245,13 @@ def test_a_network_without_values_is_refused() -> None:
     net = nn.Sequential(nn.LazyConv2d(4, 3), nn.Flatten(), nn.LazyLinear(2))
     with pytest.raises(BadInput, match="no values yet"):
         compress(net, "snap", [(torch.randn(4, 3, 8, 8), torch.zeros(4).long())], 0.5)
+
+
+@pytest.mark.parametrize("hooked", [lambda m: prune.l1_unstructured(m, "weight", 0.5), weight_norm])
+@pytest.mark.filterwarnings("ignore:.*weight_norm")
+def test_weights_that_a_hook_computes_are_named_with_the_way_out(hooked) -> None:
+    model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3))
+    hooked(model[0])
+    batches = [(torch.randn(8, 4), torch.randint(3, (8,)))]
+    with pytest.raises(BadInput, match=r"0\.weight is computed by a hook .*torch\.nn\.utils\.prune\.remove or"):
+        compress(model, "snapit", batches, 0.3)
