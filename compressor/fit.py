@@ -318,8 +318,15 @@ class _Course:
         held = self.pruner.held() if self.pruner and self.pruner.state.kept else self.sticky
 
         def told(step: int, steps: int, loss: float) -> None:
-            accuracy = f", test accuracy {last.test_accuracy:.1%}" if last and last.test_accuracy is not None else ""
-            self.progress(f"epoch {epoch + 1} of {self.trainer.recipe.epochs}, loss {loss:.3f}{accuracy}", step, steps)
+            of = self.trainer.recipe.epochs
+            parts = [f"epoch {epoch + 1} of {of}", f"loss {loss:.3f}"]
+            if last and last.test_accuracy is not None:
+                parts.append(f"test accuracy {last.test_accuracy:.1%}")
+            if last and (gone := last.node_sparsity or last.weight_sparsity):
+                parts.append(f"sparsity {gone:.3f}")
+            if last:
+                parts.append(f"{_duration((of - epoch - step / max(steps, 1)) * last.seconds)} left")
+            self.progress(", ".join(parts), step, steps)
 
         penalty = None if self.pruner is None else self.pruner.penalty
         seen = self.trainer.epoch(self.train, epoch, self.seed, penalty=penalty, held=held, progress=told)
@@ -394,6 +401,13 @@ class _Course:
         stage = None if self.pruner is None else self.pruner.stage
         quality = self._quality(final)
         return Trained(final, tuple(self.rows), self.trainer.recipe, stage, quality, result, self.macs, seconds)
+
+
+def _duration(seconds: float) -> str:
+    """In words: 40 s, 12 min, 3.5 h."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
 def training_macs(model: nn.Module, inputs: Inputs) -> int:

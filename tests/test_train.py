@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import itertools
 import json
+import re
 import subprocess
 import sys
 import time
@@ -258,6 +259,27 @@ def test_a_rewind_brings_the_early_weights_back(few, lenet5, rewind) -> None:
         _Pruner.before = original
     for name, mask in seen["kept"].items():
         assert torch.equal(seen[name], torch.where(mask, early[name], torch.zeros(())))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("name", RUNS)
+def test_a_run_on_a_gpu_goes_on_too(few, lenet5, tmp_path, name) -> None:
+    model, how = copy.deepcopy(lenet5).cuda(), {"test": few[1], "folder": tmp_path / "run", **RUNS[name]}
+    train(model, few[0], dataclasses.replace(QUICK, epochs=3 if name != "after" else 4), **how)
+    done = train(model, few[0], QUICK, resume=True, **how)
+    assert len(done.history) == 4
+    assert next(done.model.parameters()).is_cuda
+    assert done.pruning is None or all(done.pruning.summary.proofs)
+
+
+def test_progress_says_how_far_and_how_long(few, lenet5) -> None:
+    said: list[tuple[str, int, int]] = []
+    train(lenet5, few[0], QUICK, test=few[1], method="snip", sparsity=0.9, progress=lambda *what: said.append(what))
+    texts = [text for text, _, _ in said if text.startswith("epoch 2 of 4")]
+    pattern = r"epoch 2 of 4, loss \d\.\d{3}, test accuracy \d+\.\d%, sparsity 0\.900, \d+ s left"
+    assert all(re.fullmatch(pattern, text) for text in texts)
+    assert [(done, of) for text, done, of in said if text in texts] == [(1, 3), (2, 3), (3, 3)]
 
 
 def test_masked_weights_of_an_earlier_pruning_stay_zero(few, lenet5) -> None:

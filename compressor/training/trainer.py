@@ -123,7 +123,7 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.model.train()
-        masks = [(self.model.get_parameter(name), mask) for name, mask in held.items()]
+        masks = [(p := self.model.get_parameter(name), mask.to(p.device)) for name, mask in held.items()]
         tally = _Tally(number)
         started, total = time.perf_counter(), len(data) if isinstance(data, Sized) else 0
         for step, given in enumerate(data):
@@ -214,7 +214,7 @@ def _without_denormals() -> Iterator[None]:
 def _like(parameter: nn.Parameter, value: Tensor) -> Tensor:
     """A copy of a moment that lies in memory as its parameter does: torch's fused optimizers take that for granted."""
     if value.shape != parameter.shape:
-        return value.clone()
+        return value.to(parameter.device, copy=True)
     return torch.empty_like(parameter, dtype=value.dtype, requires_grad=False).copy_(value)
 
 
