@@ -5,6 +5,7 @@ BIN := $(VENV)/bin
 COMPRESS := $(BIN)/compress
 READY := $(VENV)/.ready
 DATA ?= $(firstword $(wildcard ../shared/data/cifar10) digits)
+WORKERS ?= 2
 MNIST ?= $(firstword $(wildcard ../shared/data/mnist) digits)
 
 .PHONY: demo test test-slow check format bench zoo clean
@@ -22,7 +23,7 @@ demo: $(READY)  ## a fresh VGG16, pruned to 7 % of its nodes, proven, exported, 
 	cd demo && ../$(COMPRESS) snapit vgg16.pt --sparsity 0.93 -o small.onnx --report report.json
 
 test: $(READY)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
 test-slow: $(READY)
 	$(BIN)/python -m pytest -m slow

@@ -377,6 +377,22 @@ def test_a_run_that_is_really_killed_goes_on_bit_by_bit(folder: Path) -> None:
     assert states_equal(load(folder / "whole.safetensors"), load(folder / "killed.safetensors"))
 
 
+def test_tensorboard_can_follow(folder: Path) -> None:
+    command = ("train", "lenet5", "--data", "few.npz", "--epochs", "2", "--batch-size", "64", "--threads", "1", "-o", "x.pt")
+    done = run(*command, "--tensorboard", "events", cwd=folder)
+    if done.returncode == 3:
+        assert "pip install tensorboard" in done.stderr
+        pytest.skip("tensorboard is not installed")
+    assert done.returncode == 0, done.stderr
+    code = """if True:
+        from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+        events = EventAccumulator("events").Reload()
+        print(*(f"{e.step}:{e.value:.4f}" for e in events.Scalars("train_loss")))"""
+    read = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True)
+    rows = read_history(folder / "x.run" / "history.csv")
+    assert read.stdout.split() == [f"{row.epoch}:{row.train_loss:.4f}" for row in rows]
+
+
 @pytest.mark.parametrize(
     ("arguments", "kind", "words"),
     [
