@@ -97,7 +97,7 @@ def train(
     """Train a copy of `model`; with a method, nodes or weights go on the way, and the optimizer's moments go with them.
 
     Args:
-        model: any network; intact afterwards.
+        model: any network; intact afterwards. Where a weight has zeros beside other values, they stay zero.
         data: columns, which are shuffled and batched as the recipe says, or batches to be read anew in each epoch.
         recipe: numbers of epochs, samples of a batch and all that; the SNIP-it paper's by default.
         test: looked at after each epoch.
