@@ -426,6 +426,8 @@ def train(
         make(method, options)
     elif options or stage or prune_at is not None or plan is not None:
         raise WrongUsage("--method-option, --stage, --prune-at and --plan are for pruning: name a --method")
+    elif rest_of := [name for name in (*PRUNING, "round_to") if how[name] not in (None, False, (), 1, "heads")]:
+        raise WrongUsage(f"--{rest_of[0].replace('_', '-')} is for pruning: name a --method")
     _check_targets((model,), outputs, report, plan)
     folder = run or outputs[0].with_suffix(".run")
     _prepare(device, threads)
@@ -497,14 +499,15 @@ def _fresh_or_loaded(
 
 
 def _trained(
-    model: nn.Module, data: str | None, recipe: Recipe, loss: str, samples: int, seed: int, progress: Progress, **how: Any
-) -> tuple[Trained, Source]:
+    model: nn.Module, data: str | None, recipe: Recipe, loss: str, samples: int, seed: int, progress: Progress,
+    batch_size: int = 64, **how: Any,
+) -> tuple[Trained, Source]:  # fmt: skip
     """Train on named data, or on those that the network remembers."""
     from compressor.fit import train as train_network
     from compressor.training_data import training_data_for
 
     held = training_data_for(
-        model, data, loss=loss, count=samples, step_size=recipe.batch_size, seed=seed, progress=progress
+        model, data, loss=loss, count=samples, batch_size=batch_size, step_size=recipe.batch_size, seed=seed, progress=progress,
     )  # fmt: skip
     trained = train_network(
         model, held.train, recipe, test=held.test, scoring=held.source.train, loss=loss, forward=held.forward,
@@ -624,7 +627,18 @@ def _prune(
         else:
             recipe = Recipe(epochs=finetune)
             trained, source = _trained(
-                dense, data, recipe, loss, samples, seed, progress, method=name, stage="before", **how, **options
+                dense,
+                data,
+                recipe,
+                loss,
+                samples,
+                seed,
+                progress,
+                batch_size=batch_size,
+                method=name,
+                stage="before",
+                **how,
+                **options,
             )
             assert trained.pruning is not None
             result = trained.pruning

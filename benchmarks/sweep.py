@@ -11,14 +11,18 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from benchmarks.trial import SCHEMA, Trial, failed, serve, write_record
 from compressor import networks
+from compressor.ablation import Ablation
+from compressor.budget import Unit
 from compressor.errors import BadInput, WrongUsage, first_line
 from compressor.method import make
 from compressor.recipe import recipe_named
+from compressor.schedule import Stage
 from compressor.select import check_sparsity
+from compressor.types import Attention
 
 TRIALS, RUNS = "trials", "runs"
 DENSE = "dense"
@@ -58,6 +62,8 @@ def read_sweep(path: Path) -> list[Trial]:
     for network in raw["networks"]:
         if network not in networks.names():
             raise WrongUsage(f"{path}: no network {network!r}: choose {', '.join(networks.names())}")
+    if not all(type(seed) is int and seed >= 0 for seed in raw.get("seeds", [0])):
+        raise BadInput(f"{path}: seeds are whole numbers of at least 0")
     for seed in raw.get("seeds", [0]):  # outermost: a sweep that is stopped has as many of each kind
         for network in raw["networks"]:
             base = {"network": network, "data": raw["data"], "seed": seed, **common}
@@ -83,9 +89,18 @@ def _kinds(given: Any, raw: Mapping[str, Any], where: str) -> Iterable[dict[str,
     shared = {"recipe": recipe, "numbers": numbers, "label": entry.pop("label", method)}
     targets = {name: entry.pop(name) for name in TARGETS if name in entry}
     if method == DENSE:
+        if entry or options or targets:
+            raise BadInput(
+                f"{where}: {DENSE} prunes nothing: leave out {', '.join([*entry, *targets, *(['options'] if options else [])])}"
+            )
         yield shared
         return
     make(method, options)
+    for name, known in (("stage", Stage), ("ablation", Ablation), ("per", Unit), ("attention", Attention)):
+        if name in entry and entry[name] not in get_args(known):
+            raise BadInput(f"{where}: {name} {entry[name]!r}: choose {', '.join(get_args(known))}")
+    if entry.get("interval", 1) < 1:
+        raise BadInput(f"{where}: interval {entry['interval']}: at least 1")
     if len(targets) > 1:
         raise BadInput(f"{where}: {method} has {' and '.join(targets)}; give one of them")
     if not targets:
@@ -94,6 +109,8 @@ def _kinds(given: Any, raw: Mapping[str, Any], where: str) -> Iterable[dict[str,
     if not values:
         raise BadInput(f"{where}: says nothing of sparsities")
     for value in values:
+        if type(value) not in (int, float) or value <= 0:
+            raise BadInput(f"{where}: {kind} are numbers above 0, not {value!r}")
         if kind == "sparsities":
             check_sparsity(value)
         name = {"sparsities": "sparsity"}.get(kind, kind)
@@ -164,7 +181,7 @@ class Worker:
         if self.process is None or not self.process.is_alive():
             context = multiprocessing.get_context("spawn")
             self.connection, theirs = context.Pipe()
-            self.process = context.Process(target=serve, args=(theirs, self.folder / RUNS, self.base), daemon=True)
+            self.process = context.Process(target=serve, args=(theirs, self.folder / RUNS, self.base))
             self.process.start()
             theirs.close()
         assert self.connection is not None

@@ -97,15 +97,15 @@ def run_trial(
     model = networks.build(trial.network, classes=classes, image_size=trial.image_size, seed=trial.seed, data=data)
     model = model.to(trial.device)
     recipe = recipe_named(trial.recipe, trial.numbers)
-    held = _held(trial, data, model, progress)
+    held = _held(trial, data, model, recipe.batch_size, progress)
     scoring = Rows(held.train, trial.samples, 64, trial.seed) if isinstance(held.train, Columns) else held.source.train
     how = dict(trial.pruning)
     if trial.method is not None:
         how |= {"method": trial.method, "sparsity": trial.sparsity or 0.0}
         if trial.macs is not None:
-            how["budget"] = Budget.parse("macs", str(trial.macs))
+            how["budget"] = Budget.parse("macs", f"{trial.macs:.12f}")
         elif trial.parameters is not None:
-            how["budget"] = Budget.parse("parameters", str(trial.parameters))
+            how["budget"] = Budget.parse("parameters", f"{trial.parameters:.12f}")
     trained = train(
         model, held.train, recipe, test=held.test, scoring=scoring, forward=held.forward, example_inputs=held.source.inputs,
         colour=held.colour, seed=trial.seed, folder=folder, resume=True, progress=progress, **how,
@@ -123,13 +123,13 @@ def run_trial(
 _DATA: dict[tuple[Any, ...], TrainingData] = {}
 
 
-def _held(trial: Trial, data: str, model: Any, progress: Callable[[str, int, int], None]) -> TrainingData:
+def _held(trial: Trial, data: str, model: Any, size: int, progress: Callable[[str, int, int], None]) -> TrainingData:
     """The data, read once in this process."""
     origin = origin_of(model)
-    key = (data, origin and origin.input_shape, trial.samples)
+    key = (data, origin and origin.input_shape, trial.samples, size, trial.seed)
     if key not in _DATA:
         _DATA.clear()  # one at a time: they are large
-        _DATA[key] = training_data_for(model, data, count=trial.samples, seed=0, progress=progress)
+        _DATA[key] = training_data_for(model, data, count=trial.samples, step_size=size, seed=trial.seed, progress=progress)
     return _DATA[key]
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from compressor.cost import count, count_training, weights_of
-from compressor.data import Columns, Rows
+from compressor.data import Columns, Drawn, Rows
 from compressor.equivalence import Equivalence
 from compressor.errors import BadInput, UnsupportedNetwork, WrongUsage, first_line
 from compressor.events import Progress, State
@@ -117,6 +117,8 @@ def train(
         CompressError: one of its kinds; the message is one line with what to do.
     """
     recipe = recipe or Recipe()
+    if method is None and (pruning or stage is not None or prune_at is not None):
+        raise WrongUsage(f"without a method nothing is pruned: leave out {', '.join(pruning) or 'stage and prune_at'}")
     mine = copy.deepcopy(model)
     with torch.random.fork_rng(devices=[]):
         objective = Objective((), loss_named(loss), forward, device_of(model), seed)
@@ -139,11 +141,16 @@ def train(
         course = _Course(Trainer(dense, recipe, objective, recipe.flips(colour)), pruner, epochs, tests, seed, progress)
         run = None
         if folder is not None:
-            run = Run(Path(folder), _configuration(recipe, course, model, data, method, sparsity, pruning))
+            run = Run(Path(folder), _configuration(recipe, course, model, data, method, sparsity, pruning, loss, scoring))
+            run.check_place()
             if not resume:
                 run.check_new()
             elif (held := run.saved()) is not None:
                 course.restore(held)
+        if len(course.rows) > recipe.epochs:
+            raise BadInput(
+                f"the run did {len(course.rows)} epochs already, {recipe.epochs} were asked for; give as many or more"
+            )
         for epoch in range(len(course.rows), recipe.epochs):
             course.one(epoch)
             on_epoch(course.rows[-1])
@@ -179,6 +186,10 @@ class _Pruner:
         self.due = placed(len(self.events.targets), stage, epochs, interval, prune_at)
         self.ablation, self.rewind = self.events.aim.ablation, self.events.method.rewind
         first = min(self.due)
+        if self.events.aim.round_to > 1 and stage == "during":
+            raise WrongUsage(
+                "--round-to brings nodes back, and a training in between does not allow that: not with --stage during"
+            )
         if self.ablation == "shuffle" and stage == "during":
             raise WrongUsage("--ablation shuffle draws anew at one event; with --stage during there are several")
         if self.rewind is not None and (self.rewind > first or self.events.method.unit != "weight"):
@@ -335,7 +346,7 @@ class _Course:
         self.rows.append(self._row(epoch, seen, quality, time.perf_counter() - started))
 
     def _events(self, epoch: int) -> None:
-        if self.pruner is None or epoch not in {*self.pruner.due, self.pruner.rewind}:
+        if self.pruner is None or self.pruner.finished or epoch not in {*self.pruner.due, self.pruner.rewind}:
             return
         self.macs += self.pruner.before(epoch, self.trainer)
         self.sticky = _zeros_of(self.trainer.model) if self.sticky else {}
@@ -463,7 +474,7 @@ def _to_score(data: Columns | Iterable[Batch], seed: int) -> Iterable[Batch]:
 
 def _configuration(
     recipe: Recipe, course: _Course, model: nn.Module, data: Columns | Iterable[Batch], method: str | Method | None,
-    sparsity: float, pruning: Mapping[str, Any],
+    sparsity: float, pruning: Mapping[str, Any], loss: str | Loss, scoring: Iterable[Batch] | None,
 ) -> dict[str, Any]:  # fmt: skip
     """What must be the same for a run to go on; the number of epochs may grow where no event depends on it."""
     numbers = {name: value for name, value in dataclasses.asdict(recipe).items() if name != "epochs"}
@@ -475,6 +486,10 @@ def _configuration(
         "weights": fingerprint_of(model.state_dict().values()),
         "data": fingerprint_of((data.inputs, data.targets)) if isinstance(data, Columns) else None,
         "threads": torch.get_num_threads(),
+        "device": course.trainer.objective.device,
+        "loss": loss if isinstance(loss, str) else getattr(loss, "__name__", "a function"),
+        "flip": course.trainer.flip,
+        "samples scored": scoring.size if isinstance(scoring, Drawn) else None,
     }
     if course.pruner is not None:
         events = {str(epoch): list(numbers) for epoch, numbers in course.pruner.due.items()}

@@ -50,8 +50,12 @@ def checked(owner: type, name: str, values: Mapping[str, Any]) -> dict[str, Any]
     for key, value in values.items():
         if key not in known:
             raise WrongUsage(f"{name} has no option {key!r}: it has {', '.join(known) or 'none'}")
+        kinds: tuple[type, ...] = (int, float) if known[key].kind is float else (known[key].kind,)
+        if not isinstance(value, kinds) or (isinstance(value, bool) and known[key].kind is not bool):
+            raise WrongUsage(f"{key}={value!r}: must be of the kind {known[key].kind.__name__}")
         if known[key].choices and value not in known[key].choices:
             raise WrongUsage(f"{key}={value!r}: choose {', '.join(known[key].choices)}")
-        if (least := known[key].least) is not None and not value >= least:
+        least = known[key].least
+        if least is not None and isinstance(value, (int, float)) and not value >= least:
             raise WrongUsage(f"{key}={value}: at least {least:g}")
     return dict(values)

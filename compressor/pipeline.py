@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -265,7 +265,7 @@ class Setup:
 
 def refreshed(state: State, seed: int) -> nn.Module:
     """The small network with fresh weights; what is zero because it was masked stays zero."""
-    return afresh(state.model, _zeros(state.model) if state.kept else {}, seed)
+    return afresh(state.model, _zeros(state.model) if state.kept else _zeros_beside(state.model), seed)
 
 
 def prepare(
@@ -294,6 +294,9 @@ def prepare(
     """Check what was asked for, and find the groups. Arguments and errors as in `compress`."""
     if budget is None:
         check_sparsity(sparsity)
+    for name, value, known in (("ablation", ablation, Ablation), ("per", per, Unit), ("attention", attention, Attention)):
+        if value is not None and value not in get_args(known):
+            raise WrongUsage(f"{name} {value!r}: choose {', '.join(get_args(known))}")
     check_weights(model)
     chosen = _chosen(method, options)
     objective = Objective(data if data is not None else (), loss_named(loss), forward, device_of(model), seed)
@@ -374,6 +377,11 @@ def _summary(
 def _sparse_already(model: nn.Module) -> dict[str, Tensor]:
     """The weights that have zeros beside other values."""
     return {name: w.detach() for name, w in maskable(model).items() if 0 < int(torch.count_nonzero(w)) < w.numel()}
+
+
+def _zeros_beside(model: nn.Module) -> dict[str, Tensor]:
+    """Weight -> booleans, where it is zero, of weights that were masked before."""
+    return {name: weight == 0 for name, weight in _sparse_already(model).items()}
 
 
 def _zeros(model: nn.Module) -> dict[str, Tensor]:

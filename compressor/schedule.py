@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, get_args
 
 from compressor.errors import WrongUsage
 
@@ -43,6 +43,8 @@ def placed(
     Raises:
         WrongUsage: the events do not fit into the epochs.
     """
+    if stage not in get_args(Stage) or interval < 1:
+        raise WrongUsage(f"stage {stage!r} with interval {interval}: choose {', '.join(get_args(Stage))}, and at least 1")
     everything = tuple(range(events))
     if prune_at is not None and stage != "after":
         raise WrongUsage(f"--prune-at is for --stage after, the stage is {stage}")

@@ -290,11 +290,43 @@ def test_masked_weights_of_an_earlier_pruning_stay_zero(few, lenet5) -> None:
             assert torch.equal(before != 0, after != 0), name
 
 
-def test_widths_may_be_multiples_at_the_last_event_of_a_training(few, lenet5) -> None:
-    how = {"method": "snapit", "sparsity": 0.5, "steps": 0, "stage": "during", "interval": 1, "round_to": 4}
-    widths = [len(indices) for indices in train(lenet5, few[0], QUICK, **how).pruning.plan.kept.values()]
-    assert all(width % 2 == 0 for width in widths)
-    assert sum(width % 4 == 0 for width in widths) >= 3
+def test_batches_of_one_sample_are_trained_on(few) -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(784, 10))
+    done = train(model, Columns(few[0].inputs[:20], few[0].targets[:20]), Recipe(epochs=1, batch_size=1))
+    assert done.history[0].steps == 20
+
+
+def test_weights_that_are_no_numbers_are_not_kept(few, lenet5, tmp_path) -> None:
+    how = {"folder": tmp_path / "run"}
+    train(lenet5, few[0], dataclasses.replace(QUICK, epochs=1), **how)
+    before = (tmp_path / "run" / "state.pt").read_bytes()
+    held = torch.load(tmp_path / "run" / "state.pt", weights_only=True)
+    assert held["epoch"] == 1
+    one = Columns(few[0].inputs[:64], few[0].targets[:64])
+    with pytest.raises(Diverged, match="epoch 1, step 1: the weights are not finite"):
+        train(lenet5, one, Recipe(epochs=1, batch_size=64, lr=1e38, clip=0.0), folder=tmp_path / "other")
+    assert not (tmp_path / "other").exists()
+    assert (tmp_path / "run" / "state.pt").read_bytes() == before
+
+
+def test_what_means_nothing_is_refused(few, lenet5, tmp_path) -> None:
+    wrong = {
+        "without a method nothing is pruned: leave out budgett": {"budgett": 3},
+        "without a method nothing is pruned: leave out stage": {"stage": "after"},
+        "stage 'befor'": {"method": "snapit", "stage": "befor"},
+        "stage 'during' with interval 0": {"method": "snapit", "stage": "during", "interval": 0},
+        "ablation 'suffle': choose shuffle": {"method": "snapit", "ablation": "suffle"},
+        "not with --stage during": {"method": "snapit", "steps": 0, "stage": "during", "interval": 1, "round_to": 4},
+        "steps='5': must be of the kind int": {"method": "snapit", "steps": "5"},
+    }
+    for words, how in wrong.items():
+        with pytest.raises(WrongUsage, match=words):
+            train(lenet5, few[0], QUICK, **how)
+    train(lenet5, few[0], dataclasses.replace(QUICK, epochs=2), folder=tmp_path / "run")
+    with pytest.raises(BadInput, match="did 2 epochs already, 1 were asked for"):
+        train(lenet5, few[0], dataclasses.replace(QUICK, epochs=1), folder=tmp_path / "run", resume=True)
+    with pytest.raises(BadInput, match="was made with loss cross-entropy, now it is nll-logits"):
+        train(lenet5, few[0], QUICK, folder=tmp_path / "run", resume=True, loss="nll-logits")
 
 
 # -- the command line

@@ -28,6 +28,7 @@ class Cell:
     """Trials that differ only in their seeds.
 
     Attributes:
+        control: an ablation in place of the method itself.
         values: name of a measure -> its value of each seed.
     """
 
@@ -38,6 +39,7 @@ class Cell:
     method: str | None
     stage: str | None
     epochs: int
+    control: bool
     values: Mapping[str, tuple[float, ...]]
 
     @property
@@ -80,6 +82,7 @@ def measures_of(record: Mapping[str, Any]) -> dict[str, float]:
     training = d["training"]
     found = {"seed": record["trial"]["seed"], "training_macs": training["macs"]}
     found["train_seconds"] = sum(row["train_seconds"] for row in training["history"])
+    found["seconds"] = training["seconds"]
     if training["test"] is not None and training["test"]["accuracy"] is not None:
         found["accuracy"] = training["test"]["accuracy"]
     if "method" in d:
@@ -106,7 +109,7 @@ def cells_of(document: Mapping[str, Any]) -> list[Cell]:
         names = dict.fromkeys(name for one in same for name in one["measures"])
         values = {name: tuple(one["measures"][name] for one in same if name in one["measures"]) for name in names}
         named = t["network"], data_name(t["data"]), t["label"], target_of(t), t["method"]
-        cells.append(Cell(*named, first["stage"], first["epochs"], values))
+        cells.append(Cell(*named, first["stage"], first["epochs"], "ablation" in t["pruning"], values))
     return sorted(cells, key=lambda c: (c.network, c.data, c.method is not None, c.label, c.target))
 
 
@@ -128,6 +131,8 @@ def target_of(trial: Mapping[str, Any]) -> str:
 def paper_row(cell: Cell) -> dict[str, Any] | None:
     """The row of a paper's table that is nearest to a cell: same network, data, method and stage."""
     text = files("benchmarks.report").joinpath("paper_training.json").read_text(encoding="utf-8")
+    if cell.control:
+        return None
     rows = [
         row for row in json.loads(text)["rows"]
         if (row["network"], row["data"], row["method"]) == (cell.network, cell.data, cell.method)
@@ -154,8 +159,8 @@ def tables(cells: Sequence[Cell]) -> list[tuple[str, Row, list[Row]]]:
     for network, data in dict.fromkeys((c.network, c.data) for c in cells):
         mine = [c for c in cells if (c.network, c.data) == (network, data)]
         epochs = " or ".join(str(n) for n in sorted({c.epochs for c in mine}))
-        dense = next((c for c in mine if c.method is None), None)
-        found.append((f"{network} on {data}, {epochs} epochs", HEAD, [_row(c, dense) for c in mine]))
+        dense = {c.epochs: c for c in mine if c.method is None}
+        found.append((f"{network} on {data}, {epochs} epochs", HEAD, [_row(c, dense.get(c.epochs)) for c in mine]))
     return found
 
 
@@ -204,7 +209,7 @@ FOOTNOTES = [
     "Accuracy: mean ± 1.96 sigma / sqrt(n) over the seeds, as the papers print it; in brackets the 95 % interval by Student's "
     "t, right for so few.",
     "Sparsities are what was reached. HM: harmonic mean of accuracy and weight sparsity. MACs of one sample, parameters, bytes "
-    "of all tensors: dense / small. Training FLOPs and time, of a whole run with its pruning: dense network / this one.",
+    "of all tensors: dense / small. Training FLOPs with the pruning's, and time of the steps alone: dense / this one.",
 ]
 
 

@@ -32,16 +32,23 @@ class Run:
         self.folder = folder
         self.configuration = json.loads(json.dumps(dict(configuration)))
 
+    def check_place(self) -> None:
+        """Refuse a place where no folder can be, before any work is done.
+
+        Raises:
+            BadInput: it is a file, or lies in no folder.
+        """
+        if self.folder.exists() and not self.folder.is_dir():
+            raise BadInput(f"{self.folder}: is a file; name a folder for the run")
+        if not self.folder.parent.is_dir():
+            raise BadInput(f"{self.folder}: the folder {self.folder.parent} does not exist; make it first")
+
     def check_new(self) -> None:
         """Refuse to begin where an unfinished run is.
 
         Raises:
             BadInput: there is one.
         """
-        if self.folder.exists() and not self.folder.is_dir():
-            raise BadInput(f"{self.folder}: is a file; name a folder for the run")
-        if not self.folder.parent.is_dir():
-            raise BadInput(f"{self.folder}: the folder {self.folder.parent} does not exist; make it first")
         if (held := self._read()) is not None and held["epoch"] < held["epochs"]:
             done = f"{held['epoch']} of {held['epochs']} epochs"
             raise BadInput(f"{self.folder}: holds a run that did {done}; --resume goes on with it, --run names another folder")

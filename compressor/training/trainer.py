@@ -11,12 +11,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from compressor.data import Drawn
 from compressor.errors import BadInput, CompressError, UnsupportedNetwork, first_line
 from compressor.inputs import each, tensors
 from compressor.objective import Batch, Objective, hits_in, size_of, suited_batch, to_device
 from compressor.recipe import Recipe
+from compressor.state import tensors_in
 
 Moments = dict[str, dict[str, Tensor]]
 """Parameter -> the optimizer's state of it: tensors of its shape, and scalars."""
@@ -124,12 +126,14 @@ class Trainer:
             group["lr"] = lr
         self.model.train()
         masks = [(p := self.model.get_parameter(name), mask.to(p.device)) for name, mask in held.items()]
-        tally = _Tally(number)
+        tally, largest = _Tally(number), 0
+        normalises = any(isinstance(m, _BatchNorm) for m in self.model.modules())
         started, total = time.perf_counter(), len(data) if isinstance(data, Sized) else 0
         for step, given in enumerate(data):
             batch = suited_batch(self.model, to_device(given, self.objective.device))
-            if size_of(batch) == 1 and step:
+            if size_of(batch) == 1 < largest and normalises:
                 continue  # a batch norm has nothing to normalise in a single sample that is left over
+            largest = max(largest, size_of(batch))
             batch = self._mirrored(batch)
             try:
                 loss, extra, hits = self._step(batch, penalty, masks)
@@ -141,6 +145,8 @@ class Trainer:
             if self.objective.device == "cpu" or step % PEEK == PEEK - 1:
                 progress(step + 1, total, tally.look())
         tally.look()
+        if not all(bool(torch.isfinite(t).all()) for t in tensors_in(dict(self.model.state_dict())) if t.is_floating_point()):
+            raise Diverged(f"epoch {number + 1}, step {tally.looked}: the weights are not finite; a smaller --lr may help")
         self.epochs_done += 1
         return tally.seen(lr, time.perf_counter() - started)
 

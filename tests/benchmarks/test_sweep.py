@@ -72,6 +72,12 @@ def test_a_sweeps_file_is_its_trials(sweep: Path) -> None:
         ("[0.5, 0.7]", "[0.5, 0.5]", BadInput, "lenet5-SNAP-it-0.5-seed0 is there twice"),
         ("macs = [0.4]", "macs = [0.4], sparsities = [0.5]", BadInput, "random has sparsities and macs; give one"),
         ("macs = [0.4]", "interval = true", BadInput, "interval is a bool"),
+        ("interval = 1", "interval = 0", BadInput, "interval 0: at least 1"),
+        ("interval = 1", 'stage = "befor"', BadInput, "stage 'befor': choose before, during, after"),
+        ("steps = 0", 'steps = "0"', WrongUsage, "must be of the kind int"),
+        ("macs = [0.4]", 'macs = ["40M"]', BadInput, "macs are numbers above 0, not '40M'"),
+        ("[0, 1]", '["a"]', BadInput, "seeds are whole numbers"),
+        ('"dense"', '{ method = "dense", stage = "after" }', BadInput, "dense prunes nothing: leave out stage"),
         ('data = "few.npz"', "", BadInput, "says nothing of data"),
         ("seeds = [0, 1]", "seeds = ", BadInput, "cannot be read"),
     ],
@@ -190,13 +196,13 @@ def test_intervals_and_means_by_hand() -> None:
 
 def a_record(**changes) -> dict:
     trial = {"network": "mlp5", "data": "x/mnist", "label": "SNIP", "seed": 0, "method": "snip", "sparsity": 0.96, "macs": None,
-             "parameters": None}  # fmt: skip
+             "parameters": None, "pruning": {}}  # fmt: skip
     row = {"test_accuracy": 0.96, "train_seconds": 2.0}
     document = {
         "method": "snip", "macs": {"dense": 10, "small": 5}, "parameters": {"dense": 10, "small": 5},
         "weights": {"dense": 100, "small": 4}, "tensor_bytes": {"dense": 10, "small": 5},
         "node_sparsity": {"reached": 0.1}, "weight_sparsity": 0.96,
-        "training": {"macs": 100, "stage": "before", "history": [row], "test": {"accuracy": 0.96}},
+        "training": {"macs": 100, "seconds": 3.0, "stage": "before", "history": [row], "test": {"accuracy": 0.96}},
         "environment": {"processor": "x", "device": "cpu", "threads": 1, "python": "3", "system": "y", "commit": "z",
                         "packages": {"torch": "2"}},
     }  # fmt: skip
