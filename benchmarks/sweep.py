@@ -30,7 +30,7 @@ DENSE = "dense"
 
 KEYS: Mapping[str, Any] = {
     "data": str, "networks": list, "methods": list, "sparsities": list, "seeds": list, "image_size": int, "samples": int,
-    "device": str, "threads": int, "recipe": dict,
+    "device": str, "threads": int, "rounds": int, "recipe": dict,
 }  # fmt: skip
 METHOD_KEYS: Mapping[str, Any] = {
     "method": str, "label": str, "options": dict, "sparsities": list, "macs": list, "parameters": list, "recipe": dict,
@@ -57,7 +57,7 @@ def read_sweep(path: Path) -> list[Trial]:
     for name in ("data", "networks", "methods"):
         if not raw.get(name):
             raise BadInput(f"{path}: says nothing of {name}")
-    common: dict[str, Any] = {key: raw[key] for key in ("image_size", "samples", "device", "threads") if key in raw}
+    common: dict[str, Any] = {key: raw[key] for key in ("image_size", "samples", "device", "threads", "rounds") if key in raw}
     trials = []
     for network in raw["networks"]:
         if network not in networks.names():

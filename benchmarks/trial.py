@@ -6,23 +6,28 @@ import hashlib
 import json
 import re
 import signal
+import tempfile
 import traceback
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
+from benchmarks.bench import bench
+from benchmarks.networks import open_network
 from benchmarks.report import make_document, training_document
-from compressor import networks
+from compressor import networks, save
 from compressor.budget import Budget
 from compressor.data import Columns, Rows, open_data
 from compressor.errors import CompressError, first_line
 from compressor.files import staged
 from compressor.fit import train
 from compressor.recipe import recipe_named
+from compressor.source import Source
 from compressor.state import origin_of
 from compressor.training_data import TrainingData, training_data_for
 
@@ -39,6 +44,7 @@ class Trial:
         label: what the trial's kind is called in tables.
         method: None trains the dense network.
         sparsity: of the method; `macs` or `parameters`, what is left of them, may stand in its place.
+        rounds: values of each time, of the dense and the small network in turn; 0 measures neither time nor memory.
         pruning: more arguments of `compressor.train`: stage, interval, prune_at, ablation, the method's options ...
     """
 
@@ -54,14 +60,15 @@ class Trial:
     samples: int = 2560
     device: str = "cpu"
     threads: int = 1
+    rounds: int = 0
     recipe: str = "snip-it"
     numbers: Mapping[str, Any] = field(default_factory=dict)
     pruning: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def key(self) -> str:
-        """A short name that follows from all values but the label, which is only said."""
-        values = {name: value for name, value in self.as_dict().items() if name != "label"}
+        """A short name that follows from all values but the label, which is only said, and rounds, where there are none."""
+        values = {name: value for name, value in self.as_dict().items() if name != "label" and (name, value) != ("rounds", 0)}
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
 
     @property
@@ -117,7 +124,29 @@ def run_trial(
         document = make_document(
             trained.pruning, [], None, {}, trial.data, remarks, trial.device, trial.seed, trained
         )  # fmt: skip
-    return {"schema": SCHEMA, "key": trial.key, "trial": trial.as_dict(), "status": "done", "document": document}
+    record = {"schema": SCHEMA, "key": trial.key, "trial": trial.as_dict(), "status": "done", "document": document}
+    if trial.rounds and trained.pruning is not None:
+        dense = networks.build(trial.network, classes=classes, image_size=trial.image_size, seed=trial.seed, data=data)
+        record["bench"] = _measured(trial, dense, trained.model, held.source, progress)
+    return record
+
+
+MEASURED_BATCH = 64
+"""Samples of a batch whose time and memory are measured."""
+
+
+def _measured(
+    trial: Trial, dense: nn.Module, small: nn.Module, source: Source, progress: Callable[[str, int, int], None]
+) -> dict[str, Any]:
+    """Times and peak memory of the dense and the small network, as `compress bench` measures them."""
+    with tempfile.TemporaryDirectory() as folder:
+        paths = [Path(folder) / "dense.safetensors", Path(folder) / "small.safetensors"]
+        for model, path in zip((dense, small), paths, strict=True):
+            save(model, path)
+        return bench(
+            [open_network(path) for path in paths], replace(source, test=None), batches=(MEASURED_BATCH,), rounds=trial.rounds,
+            device=trial.device, threads=trial.threads, seed=trial.seed, progress=progress,
+        )  # fmt: skip
 
 
 _DATA: dict[tuple[Any, ...], TrainingData] = {}

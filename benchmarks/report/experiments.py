@@ -11,6 +11,7 @@ from importlib.resources import files
 from statistics import mean, stdev
 from typing import Any
 
+from benchmarks.report.compare import TRAIN_STEP, comparisons, dense_of, smalls_of
 from benchmarks.report.page import markdown_table, page, to_json
 
 Row = list[str]
@@ -94,7 +95,25 @@ def measures_of(record: Mapping[str, Any]) -> dict[str, float]:
         found |= {"macs_x": 1.0, "parameters_x": 1.0, "tensor_bytes_x": 1.0, "node_sparsity": 0.0, "weight_sparsity": 0.0}
     if "accuracy" in found and "method" in d:
         found["hm"] = harmonic_mean(found["accuracy"], found["weight_sparsity"])
+    return found | ({} if record.get("bench") is None else _gains_of(record["bench"]))
+
+
+def _gains_of(bench: Mapping[str, Any]) -> dict[str, float]:
+    """Dense / small of what was measured: median times, and the memory of a train step beyond what the libraries take."""
+    document = dict(bench)
+    found = {f"{c.what}_{c.engine}_x": c.ratio for c in comparisons(document) if not c.failed}
+    dense, small = (
+        next((m for m in document["memory"] if (m["network"], m["what"]) == (facts["name"], TRAIN_STEP)), None)
+        for facts in (dense_of(document), smalls_of(document)[0])
+    )
+    if dense and small and not dense["failed"] and not small["failed"]:
+        found["train_memory_x"] = _own(dense) / max(1, _own(small))
     return found
+
+
+def _own(memory: Mapping[str, Any]) -> int:
+    """Bytes of a network's own: allocated on a GPU, above an empty process on a CPU."""
+    return int(memory["allocated"] if "allocated" in memory else memory["peak"] - memory["baseline"])
 
 
 def cells_of(document: Mapping[str, Any]) -> list[Cell]:
@@ -149,8 +168,11 @@ def paper_row(cell: Cell) -> dict[str, Any] | None:
 
 HEAD = [
     "method", "asked", "seeds", "accuracy, %", "node sparsity, %", "weight sparsity, %", "HM", "MACs", "parameters",
-    "bytes", "training FLOPs", "training time", "paper: accuracy, %",
+    "bytes", "inference, PyTorch", "inference, ONNX Runtime", "train step", "train memory", "training FLOPs", "training time",
+    "paper",
 ]  # fmt: skip
+MAY_LACK = HEAD[10:]
+"""Columns that are left out where no trial has a value."""
 
 
 def tables(cells: Sequence[Cell]) -> list[tuple[str, Row, list[Row]]]:
@@ -160,8 +182,14 @@ def tables(cells: Sequence[Cell]) -> list[tuple[str, Row, list[Row]]]:
         mine = [c for c in cells if (c.network, c.data) == (network, data)]
         epochs = " or ".join(str(n) for n in sorted({c.epochs for c in mine}))
         dense = {c.epochs: c for c in mine if c.method is None}
-        found.append((f"{network} on {data}, {epochs} epochs", HEAD, [_row(c, dense.get(c.epochs)) for c in mine]))
+        rows = [_row(c, dense.get(c.epochs)) for c in mine]
+        shown = [i for i, name in enumerate(HEAD) if name not in MAY_LACK or any(row[i] for row in rows)]
+        head, *rows = ([row[i] for i in shown] for row in (HEAD, *rows))
+        found.append((f"{network} on {data}, {epochs} epochs", head, rows))
     return found
+
+
+MEASURED = ("inference_torch_x", "inference_onnxruntime_x", "train_step_torch_x", "train_memory_x")
 
 
 def _row(cell: Cell, dense: Cell | None) -> Row:
@@ -170,6 +198,7 @@ def _row(cell: Cell, dense: Cell | None) -> Row:
         cell.label, cell.target, str(cell.seeds), accuracy_text(cell.values.get("accuracy", ())),
         _percent(cell.mean("node_sparsity")), _percent(cell.mean("weight_sparsity")), _percent(cell.mean("hm")),
         _times(cell.mean("macs_x")), _times(cell.mean("parameters_x")), _times(cell.mean("tensor_bytes_x")),
+        *(_times(cell.mean(name)) for name in MEASURED),
         _against(dense, cell, "training_macs"), _against(dense, cell, "train_seconds"),
         "" if paper is None else _paper_text(paper),
     ]  # fmt: skip
@@ -189,7 +218,9 @@ def accuracy_text(values: Sequence[float]) -> str:
 def _paper_text(row: Mapping[str, Any]) -> str:
     interval = "" if row["ci95"] is None else f" ± {row['ci95']}"
     at = f" at {row.get('node_sparsity', row['weight_sparsity'])} %" if row["method"] else ""
-    return f"{row['accuracy']}{interval}{at} ({row['table']})"
+    gains = ("flops_inference_x", "fewer FLOPs"), ("time_inference_x", "inference"), ("time_train_x", "train")
+    gained = ", ".join(f"{row[name]}x {noun}" for name, noun in gains if name in row)
+    return f"{row['accuracy']}{interval}{at}{gained and f', {gained}'} ({row['table']})"
 
 
 def _against(dense: Cell | None, cell: Cell, name: str) -> str:
@@ -209,7 +240,9 @@ FOOTNOTES = [
     "Accuracy: mean ± 1.96 sigma / sqrt(n) over the seeds, as the papers print it; in brackets the 95 % interval by Student's "
     "t, right for so few.",
     "Sparsities are what was reached. HM: harmonic mean of accuracy and weight sparsity. MACs of one sample, parameters, bytes "
-    "of all tensors: dense / small. Training FLOPs with the pruning's, and time of the steps alone: dense / this one.",
+    "of all tensors: dense / small. Inference and train step of 64 samples, and the memory of a train step beyond that of the "
+    "libraries: dense / small, measured in turn. Training FLOPs with the pruning's, and time of the steps alone: those of the "
+    "dense network's training / this one's.",
 ]
 
 

@@ -77,9 +77,10 @@ def _tie(flow: Flow, graph, group, names: dict[nn.Module, str]) -> set[str]:
             places = torch.tensor(item.idxs)
             if grouped and role == "read":
                 places = places % len(labels)  # every part reads with the same columns
-            elif grouped and role == "produce":
-                parts = labels.reshape(module.groups, -1)  # equal positions of all parts go together
-                flow.labels.tie(parts, parts[:1].expand_as(parts))
+            parts = module.groups if grouped and role == "produce" else _projections(module, parameter)
+            if parts > 1:
+                equal = labels.reshape(parts, -1)  # equal positions of all parts go together
+                flow.labels.tie(equal, equal[:1].expand_as(equal))
             flow.labels.tie(labels[places], root[list(item.root_idxs)])
     if has_reader:
         return set()
@@ -89,6 +90,12 @@ def _tie(flow: Flow, graph, group, names: dict[nn.Module, str]) -> set[str]:
 
 def _out_role(module: nn.Module) -> Role:
     return "pass" if isinstance(module, _ConvNd) and 1 < module.groups == module.in_channels else "produce"
+
+
+def _projections(module: nn.Module, parameter: Parameter) -> int:
+    """Of how many layers one tensor holds the rows: attention has those of q, k and v one after the other."""
+    packed = isinstance(module, nn.MultiheadAttention) and parameter.name.rpartition(".")[2].startswith("in_proj")
+    return 3 if packed else 1
 
 
 def _places(name: str, module: nn.Module, outputs: bool) -> Iterator[tuple[Parameter, int, Role]]:

@@ -145,6 +145,35 @@ def check_tables(records: list[dict], page: str) -> None:
         assert cells[7] == f"{ratio:,.1f}x"
 
 
+def test_a_sweep_measures_time_and_memory_where_it_is_asked(sweep: Path) -> None:
+    (sweep / "sweep.toml").write_text(SWEEP.replace("samples = 64", "samples = 64\nrounds = 2").replace("[0, 1]", "[0]"))
+    trials = read_sweep(sweep / "sweep.toml")
+    dense, small = (next(t for t in trials if t.label == label) for label in ("dense", "random"))
+    assert run_sweep([dense, small], sweep / "results", sweep).failed == 0
+    records = {r["trial"]["label"]: r for r in read_records(sweep / "results")}
+    assert "bench" not in records["dense"]
+    bench = records["random"]["bench"]
+    times = {(t["network"].partition(".")[0], t["what"], t["engine"]): t["values"] for t in bench["times"]}
+    assert {len(values) for values in times.values()} == {2}
+    head, row = tables(cells_of(experiments_document(records.values(), "t")))[0][1:]
+    of_random = dict(zip(head, row[1], strict=True))
+    for column, run_of in (
+        ("inference, PyTorch", ("inference", "torch")),
+        ("inference, ONNX Runtime", ("inference", "onnxruntime")),
+        ("train step", ("train_step", "torch")),
+    ):
+        ratio = sum(times["dense", *run_of]) / sum(times["small", *run_of])  # the median of two is their mean
+        assert of_random[column] == f"{ratio:,.1f}x"
+    own = {m["network"]: m["peak"] - m["baseline"] for m in bench["memory"] if m["what"] == "train_step"}
+    assert own["dense.safetensors"] > 0
+    assert of_random["train memory"].endswith("x")
+    assert row[0][head.index("train step")] == ""
+    plain = [t for t in read_sweep(sweep / "sweep.toml") if t.label == "random"]
+    (sweep / "plain.toml").write_text((sweep / "sweep.toml").read_text().replace("rounds = 2", ""))
+    unmeasured = [t for t in read_sweep(sweep / "plain.toml") if t.label == "random"]
+    assert plain[0].key != unmeasured[0].key
+
+
 def test_a_trial_that_fails_and_a_worker_that_dies_are_recorded(sweep: Path) -> None:
     text = SWEEP.replace(
         '{ method = "imp"', '{ method = "snapit", label = "too much", sparsities = [0.9999] },\n    { method = "imp"'
@@ -217,6 +246,10 @@ def test_the_papers_number_stands_beside_ours() -> None:
     [(title, _, [line])] = tables([cell])
     assert title == "mlp5 on mnist, 1 epochs"
     assert line[-1] == "96 ± 0.3 at 96 % (SNIP-it, table 3)"
+    structured = a_record(network="vgg16", data="cifar10", label="SNAP-it", method="snapit", sparsity=0.93)
+    structured["document"]["node_sparsity"]["reached"] = 0.93
+    [(_, _, [line])] = tables(cells_of(experiments_document([structured], "t")))
+    assert line[-1] == "85 ± 0.6 at 93 %, 11x fewer FLOPs, 5x inference, 2x train (SNIP-it, table 4)"
     [other] = cells_of(experiments_document([a_record(data="digits")], "t"))
     assert paper_row(other) is None
 

@@ -52,6 +52,17 @@ def test_both_graphs_agree_on_blocks(name: str) -> None:
     assert places(Traced(model, X).structure()) == places(by_torch_pruning(model, X))
 
 
+def test_torch_prunings_attention_loses_the_same_rows_of_its_three_projections() -> None:
+    model = BLOCKS["TorchAttention"]()
+    ours, theirs = (by(model, X) for by in (lambda m, x: Traced(m, x).structure(), by_torch_pruning))
+    packed = [s for g in theirs.groups for s in g.slices if s.tensor.endswith("in_proj_weight") and s.dim == 0]
+    assert sum(s.index.numel() for s in packed) == 36
+    for s in packed:
+        for rows in s.index.reshape(-1, 3).sort().values.tolist():
+            assert rows == [rows[0], rows[0] + 12, rows[0] + 24]
+    assert {node for node, may_go in places(theirs) if may_go} <= {node for node, may_go in places(ours) if may_go}
+
+
 def test_residual_sums_tie_their_layers() -> None:
     found = structure(BLOCKS["Residual"](), X)
     stream = found.groups[0]
