@@ -1,14 +1,16 @@
 """All methods side by side: `python -m benchmarks.methods --data CIFAR10 --mnist MNIST`, as `make bench` runs it.
 
-Cost: seconds and peak memory of one scoring of VGG16 and ResNet18, each in a process of its own, on one thread. Flow: the
-squared norm of the gradient after keeping a tenth of the weights, relative to the dense network's. Extreme: what is left of
-each layer of VGG16 at 99.9 %. What is in the results file already is not measured again; raw values go there.
+Cost: seconds and peak memory of one scoring of VGG16 and ResNet18, each in a process of its own, on one thread. Product: SNIP's
+score and GraSP's product with the Hessian, in turn. Flow: the squared norm of the gradient after keeping a tenth of the
+weights, relative to the dense network's. Extreme: what is left of each layer of VGG16 at 99.9 %. What is in the results file
+already is not measured again; raw values go there.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import statistics
 import subprocess
 import sys
 import time
@@ -21,9 +23,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from benchmarks.latency import cpu_clock, in_turn
 from benchmarks.memory import peak_resident_bytes
 from compressor import compress, networks
 from compressor.coupling import structure
+from compressor.criteria.variables import gradient, hessian_product, variables
 from compressor.data import Images, Samples, open_data
 from compressor.environment import environment
 from compressor.files import staged
@@ -71,6 +75,28 @@ def one_scoring(data: str, network: str, name: str, options: dict[str, Any], sam
         "network": network, "method": name, "options": options, "samples": samples if method.uses_data else 0,
         "seconds": seconds, "events": len(method.targets(0.9)), "peak_rss_before": before, "peak_rss": peak_resident_bytes(),
     }  # fmt: skip
+
+
+PRODUCT_SAMPLES = 256
+PRODUCT_ROUNDS = 5
+
+
+def product(data: str, network: str) -> dict[str, Any]:
+    """Seconds of SNIP's score and of GraSP's product with the Hessian, in turn on the same samples."""
+    torch.set_num_threads(1)
+    model = networks.build(network)
+    batches = batches_of(data, model, PRODUCT_SAMPLES)
+    found, objective = structure(model, batches[0][:1]), Objective(batches, example=batches[0][:1])
+    snip = make("snip", {})
+    with variables(model, found, "weight") as (twin, by):
+        g, _, _ = gradient(twin, by, objective)
+        jobs = {
+            "snip": lambda: snip.score(model, found, objective),
+            "product": lambda: hessian_product(twin, by, objective, g),
+        }
+        values, failed = in_turn(jobs, PRODUCT_ROUNDS, cpu_clock())
+    assert not failed, failed
+    return {"network": network, "samples": PRODUCT_SAMPLES, "unit": "s", "values": values}
 
 
 def gradient_norm(model: nn.Module, batches: list[tuple[Tensor, Tensor]]) -> float:
@@ -148,6 +174,12 @@ def tables(rows: dict[str, dict[str, Any]]) -> str:
     for names, ratios in grouped.items():
         lines.append(f"| {' | '.join(names)} | {len(ratios)} | {', '.join(f'{r:.3g}' for r in ratios)} |")
     for key, row in rows.items():
+        if key.startswith("product"):
+            of = {name: statistics.median(values) for name, values in row["values"].items()}
+            lines.append(
+                f"\n{row['network']}, {row['samples']} samples in turn: SNIP {of['snip']:.2f} s, product with the Hessian "
+                f"{of['product']:.2f} s, {of['product'] / of['snip']:.2f} times"
+            )
         if key.startswith("extreme"):
             left = ", ".join(f"{n:,}" for n in row["left"].values())
             lines.append(
@@ -167,7 +199,7 @@ def main() -> None:
     parser.add_argument("--data", default="digits", help="folder of CIFAR-10, or digits")
     parser.add_argument("--mnist", default="digits", help="folder of MNIST, or digits")
     parser.add_argument("--samples", type=int, default=2560)
-    parser.add_argument("--only", choices=["cost", "flow", "extreme"])
+    parser.add_argument("--only", choices=["cost", "product", "flow", "extreme"])
     parser.add_argument("--method", action="append", help="of the costs; may be repeated, all by default")
     parser.add_argument("--output", type=Path, default=RESULTS)
     parser.add_argument("--one", help=argparse.SUPPRESS)
@@ -201,6 +233,7 @@ def main() -> None:
     for name in EXTREME:
         measure("extreme", _key("extreme", name), partial(extreme, chosen.data, name))
     for network in reversed(COSTS):
+        measure("product", _key("product", network), partial(product, chosen.data, network))
         for name, options in variants():
             if chosen.method and name not in chosen.method:
                 continue

@@ -400,14 +400,14 @@ class Plan:
         """This plan, which also sets to zero what `kept`, weight -> booleans, does not keep."""
         return replace(self, masks={name: Mask.of(mask) for name, mask in kept.items()})
 
-    def then(self, later: Plan) -> Plan:
+    def then(self, later: Plan, structure: Structure | None = None) -> Plan:
         """This plan followed by `later`, a plan of the network that this one leaves, as one plan of the original.
 
+        Args:
+            structure: of the original network; it is needed where one of the two masks weights and one of them removes nodes.
         Raises:
-            BadInput: `later` speaks of other groups or widths, or one of them masks single weights.
+            BadInput: `later` speaks of other groups or widths; or the structure is missing, or another network's.
         """
-        if self.masks or later.masks:
-            raise BadInput("plans that mask single weights do not compose")
         left = {name: len(indices) for name, indices in self.kept.items()}
         if dict(later.widths) != left:
             raise BadInput("the later plan does not start from the network that the earlier one leaves")
@@ -415,7 +415,35 @@ class Plan:
         for event in later.events:
             kept = {name: tuple(before[name][list(indices)].tolist()) for name, indices in event.kept.items()}
             plan = replace(plan, events=(*plan.events, replace(event, kept=kept)))
-        return plan
+        return replace(plan, masks=self._masks_then(later, plan, structure)) if self.masks or later.masks else plan
+
+    def _masks_then(self, later: Plan, joined: Plan, structure: Structure | None) -> dict[str, Mask]:
+        """The masks of both plans, in the original weights' shapes.
+
+        A node that a plan without masks removes loses its weights. One that a plan with masks removes was dead by those masks:
+        its readers keep theirs, for what it always says moves into their biases.
+        """
+        if structure is None and any(len(kept) < self.widths[name] for name, kept in joined.kept.items()):
+            raise BadInput("plans that mask weights and remove nodes need the original network's structure to be joined")
+        shapes = {} if structure is None else structure.shapes
+        between, end = ({} if structure is None else structure.kept_entries(plan.kept) for plan in (self, joined))
+        masks = {}
+        for name in self.masks.keys() | later.masks.keys():
+            shape = self.masks[name].shape if name in self.masks else shapes.get(name, later.masks[name].shape)
+            left = [between.get((name, dim), torch.arange(size)) for dim, size in enumerate(shape)]
+            stays = self.masks[name].tensor() if self.masks else torch.zeros(shape, dtype=torch.bool)
+            if later.masks:
+                places = torch.meshgrid(*left, indexing="ij")
+                if name not in later.masks or places[0].shape != later.masks[name].shape:
+                    raise BadInput(f"{name}: the later plan's mask does not fit what the earlier one leaves of it")
+                there = later.masks[name].tensor()
+                stays = stays.index_put(places, there & stays[places] if self.masks else there)
+            else:
+                for dim in range(len(shape)):
+                    gone = sorted({*left[dim].tolist()} - {*end.get((name, dim), left[dim]).tolist()})
+                    stays.index_fill_(dim, torch.tensor(gone, dtype=torch.int64), False)
+            masks[name] = Mask.of(stays)
+        return masks
 
     def to_json(self) -> str:
         """The plan as a JSON text; `from_json` reads it back."""
@@ -557,7 +585,7 @@ class Origin:
         arguments: what the builder was called with.
         inputs: what it takes; empty where that is not known.
         data: name or path of the data set it belongs to; None for none.
-        plan: what was removed since it was built.
+        plan: what was removed since it was built; by the last pruning alone, where it and an earlier one cannot be joined.
         preprocessing: mean and standard deviation that images are normalised with, where they were chosen.
         notes: sentences about how the file was read; they are not saved.
         sizes: numbers of channels that modules remember in their attributes, where nodes were removed: `attn.num_heads` -> 3.

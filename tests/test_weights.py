@@ -212,6 +212,32 @@ def test_a_masked_network_is_saved_with_its_masks(tmp_path: Path) -> None:
         assert all(torch.equal(t, result.model.state_dict()[n]) for n, t in back.state_dict().items())
 
 
+STEPS = {
+    "nodes, then weights": (("l1-filters", 0.4), ("magnitude", 0.8)),
+    "weights, then nodes": (("magnitude", 0.8), ("l1-filters", 0.4)),
+    "weights twice": (("magnitude", 0.8), ("magnitude", 0.95)),
+}
+
+
+@pytest.mark.parametrize("steps", STEPS.values(), ids=STEPS)
+def test_plans_with_masks_are_joined(steps: tuple[tuple[str, float], ...]) -> None:
+    x = torch.randn(8, 1, 28, 28)
+    dense = networks.build("lenet5").eval()
+    first = compress(dense, steps[0][0], None, steps[0][1], example_inputs=x)
+    second = compress(first.model, steps[1][0], None, steps[1][1], example_inputs=x)
+    with pytest.raises(BadInput, match="need the original network's structure"):
+        first.plan.then(second.plan)
+    joined = first.plan.then(second.plan, structure(dense, (x,)))
+    assert len(joined.events) == 2
+    again = apply_plan(Plan.from_json(joined.to_json()), dense, x)
+    assert torch.allclose(again(x), second.model(x), atol=1e-6)
+    assert {n: t.shape for n, t in again.state_dict().items()} == {n: t.shape for n, t in second.model.state_dict().items()}
+    for one, other in zip(again.parameters(), second.model.parameters(), strict=True):
+        assert torch.equal(one == 0, other == 0) or one.dim() == 1
+    with pytest.raises(BadInput, match="does not start from"):
+        second.plan.then(first.plan, structure(dense, (x,)))
+
+
 def test_layers_that_stay_whole_keep_their_weights() -> None:
     model = networks.build("lenet5", data="digits")
     result = compress(model, "magnitude", None, 0.5, example_inputs=torch.randn(4, 1, 28, 28), freeze=["features.*"])
