@@ -99,7 +99,7 @@ def run_trial(
         CompressError: what `train` raises.
     """
     torch.set_num_threads(trial.threads)
-    data = str(base / trial.data) if trial.data != "digits" and (base / trial.data).exists() else trial.data
+    data = _found(trial.data, base)
     classes = getattr(open_data(data), "classes", None) or 10
     model = networks.build(trial.network, classes=classes, image_size=trial.image_size, seed=trial.seed, data=data)
     model = model.to(trial.device)
@@ -129,6 +129,12 @@ def run_trial(
         dense = networks.build(trial.network, classes=classes, image_size=trial.image_size, seed=trial.seed, data=data)
         record["bench"] = _measured(trial, dense, trained.model, held.source, progress)
     return record
+
+
+def _found(data: str, base: Path) -> str:
+    """The data's name, with the path in it as seen from `base`, if there is such a file or folder."""
+    path, colon, factory = data.partition(":")
+    return data if data == "digits" or not (base / path).exists() else f"{base / path}{colon}{factory}"
 
 
 MEASURED_BATCH = 64

@@ -196,6 +196,11 @@ class _Pruner:
             raise WrongUsage(
                 f"--rewind {self.rewind}: the first event comes at epoch {first}; rewind to that or an earlier one"
             )
+        if first == 0 and type(self.events.method).penalty is not Method.penalty:
+            setup.notes.append(
+                f"{setup.name} adds its penalty until its last event, and that comes before the first epoch: nothing was added; "
+                "--stage after trains with it."
+            )
         self.state = self.events.begin(setup.plan)
         self.passed = 0
         self.proofs: tuple[Equivalence, ...] = ()

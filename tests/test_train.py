@@ -105,6 +105,13 @@ def test_weights_go_when_the_stage_says_and_stay_away(few, lenet5, method, how, 
     assert all(done.pruning.summary.proofs)
 
 
+def test_a_penalty_that_comes_too_late_is_said(few, lenet5) -> None:
+    for stage, says in (("before", True), ("after", False)):
+        done = train(lenet5, few[0], QUICK, method="hoyer-square", sparsity=0.5, stage=stage)
+        assert any("nothing was added" in note for note in done.pruning.summary.notes) is says
+        assert any(row.penalty > 0 for row in done.history) is not says
+
+
 def test_pruning_before_training_is_what_compress_does(few, lenet5) -> None:
     plain = Columns(*few[0].__dict__.values())
     done = train(lenet5, plain, dataclasses.replace(QUICK, epochs=1), method="snapit", sparsity=0.8, steps=1)

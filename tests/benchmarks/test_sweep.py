@@ -174,6 +174,20 @@ def test_a_sweep_measures_time_and_memory_where_it_is_asked(sweep: Path) -> None
     assert plain[0].key != unmeasured[0].key
 
 
+def test_data_of_a_sweep_is_found_from_its_file(sweep: Path, monkeypatch) -> None:
+    (sweep / "data").mkdir()
+    (sweep / "data" / "mine.py").write_text(
+        "import torch\n\ndef noise():\n    torch.manual_seed(0)\n"
+        "    return [(torch.randn(16, 1, 28, 28), torch.arange(16) % 10) for _ in range(2)]\n"
+    )
+    text = SWEEP.replace('"few.npz"', '"data/mine.py:noise"').replace("seeds = [0, 1]", "seeds = [0]")
+    (sweep / "sweep.toml").write_text(text)
+    (sweep / "elsewhere").mkdir()
+    monkeypatch.chdir(sweep / "elsewhere")
+    outcome = run_sweep(read_sweep(sweep / "sweep.toml")[:1], sweep / "results", sweep)
+    assert (outcome.done, outcome.errors) == (1, {})
+
+
 def test_a_trial_that_fails_and_a_worker_that_dies_are_recorded(sweep: Path) -> None:
     text = SWEEP.replace(
         '{ method = "imp"', '{ method = "snapit", label = "too much", sparsities = [0.9999] },\n    { method = "imp"'
