@@ -198,7 +198,7 @@ class _Pruner:
             )
         if first == 0 and type(self.events.method).penalty is not Method.penalty:
             setup.notes.append(
-                f"{setup.name} adds its penalty until its last event, and that comes before the first epoch: nothing was added; "
+                f"{setup.name} adds its penalty until its last event, which comes before the first epoch: nothing was added; "
                 "--stage after trains with it."
             )
         self.state = self.events.begin(setup.plan)
