@@ -88,6 +88,12 @@ def test_a_sweeps_file_is_checked_before_anything_runs(sweep: Path, old, new, ki
         read_sweep(sweep / "sweep.toml")
 
 
+def test_our_own_sweeps_can_be_read() -> None:
+    files = sorted((Path(__file__).parents[2] / "benchmarks" / "sweeps").glob("*.toml"))
+    assert len(files) >= 5
+    assert all(len(read_sweep(file)) >= 3 for file in files)
+
+
 def test_a_sweep_that_is_interrupted_goes_on_and_is_rendered(sweep: Path) -> None:
     command = [sys.executable, "-m", "cli", "sweep", "sweep.toml", "-o", "results", "-j", "2", "--json"]
     running = subprocess.Popen(command, cwd=sweep, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
