@@ -149,10 +149,13 @@ def _measured(
         paths = [Path(folder) / "dense.safetensors", Path(folder) / "small.safetensors"]
         for model, path in zip((dense, small), paths, strict=True):
             save(model, path)
-        return bench(
-            [open_network(path) for path in paths], replace(source, test=None), batches=(MEASURED_BATCH,), rounds=trial.rounds,
-            device=trial.device, threads=trial.threads, seed=trial.seed, progress=progress,
+        document = bench(
+            [open_network(path) for path in paths], replace(source, name=trial.data, test=None), batches=(MEASURED_BATCH,),
+            rounds=trial.rounds, device=trial.device, threads=trial.threads, seed=trial.seed, progress=progress,
         )  # fmt: skip
+    for network in document["networks"]:
+        network["path"] = network["name"]  # the files were for this only
+    return document
 
 
 _DATA: dict[tuple[Any, ...], TrainingData] = {}

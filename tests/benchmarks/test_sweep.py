@@ -159,6 +159,8 @@ def test_a_sweep_measures_time_and_memory_where_it_is_asked(sweep: Path) -> None
     records = {r["trial"]["label"]: r for r in read_records(sweep / "results")}
     assert "bench" not in records["dense"]
     bench = records["random"]["bench"]
+    assert str(sweep) not in json.dumps(bench)
+    assert [n["path"] for n in bench["networks"]] == ["dense.safetensors", "small.safetensors"]
     times = {(t["network"].partition(".")[0], t["what"], t["engine"]): t["values"] for t in bench["times"]}
     assert {len(values) for values in times.values()} == {2}
     head, row = tables(cells_of(experiments_document(records.values(), "t")))[0][1:]
