@@ -78,7 +78,7 @@ def one_scoring(data: str, network: str, name: str, options: dict[str, Any], sam
 
 
 PRODUCT_SAMPLES = 256
-PRODUCT_ROUNDS = 5
+PRODUCT_ROUNDS = 3
 
 
 def product(data: str, network: str) -> dict[str, Any]:
