@@ -77,7 +77,7 @@ def one_scoring(data: str, network: str, name: str, options: dict[str, Any], sam
     }  # fmt: skip
 
 
-PRODUCT_SAMPLES = 256
+PRODUCT_SAMPLES = 128
 PRODUCT_ROUNDS = 3
 
 

@@ -242,7 +242,10 @@ def test_interruption_leaves_nothing(folder: Path, tmp_path: Path, number: int, 
         "--steps",
         "500",
     ]
-    process = subprocess.Popen([*COMMAND, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [*COMMAND, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # what runs in a shell's background ignores it
+    )  # fmt: skip
     time.sleep(6)
     process.send_signal(number)
     out, err = process.communicate(timeout=60)

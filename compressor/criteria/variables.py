@@ -115,11 +115,11 @@ def hessian_product(twin: nn.Module, by: Variables, objective: Objective, direct
             loss = finite(objective.loss_of(twin, batch))
             try:
                 first = torch.autograd.grad(loss, leaves, create_graph=True, allow_unused=True)
-                product = sum((g * direction[name]).sum() for name, g in zip(by, first, strict=True) if g is not None)
-                if not isinstance(product, Tensor) or not product.requires_grad:  # the loss is linear in the variables
-                    second: tuple[Tensor | None, ...] = (None,) * len(leaves)
-                else:
-                    second = torch.autograd.grad(product, leaves, allow_unused=True)
+                curved = {name: g for name, g in zip(by, first, strict=True) if g is not None and g.requires_grad}
+                second: tuple[Tensor | None, ...] = (None,) * len(leaves)
+                if curved:  # else the loss is linear in the variables
+                    directions = [direction[name] for name in curved]
+                    second = torch.autograd.grad([*curved.values()], leaves, directions, allow_unused=True)
             except RuntimeError as error:
                 raise UnsupportedNetwork(
                     f"no second derivative: {first_line(error)}; use a criterion of first order"
