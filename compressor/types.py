@@ -431,13 +431,13 @@ class Plan:
         for name in self.masks.keys() | later.masks.keys():
             shape = self.masks[name].shape if name in self.masks else shapes.get(name, later.masks[name].shape)
             left = [between.get((name, dim), torch.arange(size)) for dim, size in enumerate(shape)]
-            stays = self.masks[name].tensor() if self.masks else torch.zeros(shape, dtype=torch.bool)
+            stays = self.masks[name].tensor() if name in self.masks else torch.full(shape, bool(self.masks))
             if later.masks:
-                places = torch.meshgrid(*left, indexing="ij")
-                if name not in later.masks or places[0].shape != later.masks[name].shape:
+                if name not in later.masks or tuple(map(len, left)) != later.masks[name].shape:
                     raise BadInput(f"{name}: the later plan's mask does not fit what the earlier one leaves of it")
                 there = later.masks[name].tensor()
-                stays = stays.index_put(places, there & stays[places] if self.masks else there)
+                places = tuple(i.reshape([-1 if d == dim else 1 for d in range(len(shape))]) for dim, i in enumerate(left))
+                stays[places] = there & stays[places] if self.masks else there
             else:
                 for dim in range(len(shape)):
                     gone = sorted({*left[dim].tolist()} - {*end.get((name, dim), left[dim]).tolist()})
