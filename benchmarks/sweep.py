@@ -13,7 +13,7 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any, get_args
 
-from benchmarks.trial import SCHEMA, Trial, failed, serve, write_record
+from benchmarks.trial import SCHEMA, Trial, failed, network_file, serve, write_record
 from compressor import networks
 from compressor.ablation import Ablation
 from compressor.budget import Unit
@@ -41,11 +41,11 @@ TARGETS = ("sparsities", "macs", "parameters")
 
 
 def read_sweep(path: Path) -> list[Trial]:
-    """The trials of a sweep's file; a folder of data is named as seen from that file.
+    """The trials of a sweep's file; a folder of data and files of networks are named as seen from that file.
 
     Raises:
         BadInput: no such file, not TOML, an unknown key (the nearest known one is named), or a value of a wrong kind.
-        WrongUsage: a network, method or option that there is not.
+        WrongUsage: a network (its file, with a seed), method or option that there is not.
     """
     try:
         raw = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -59,11 +59,14 @@ def read_sweep(path: Path) -> list[Trial]:
             raise BadInput(f"{path}: says nothing of {name}")
     common: dict[str, Any] = {key: raw[key] for key in ("image_size", "samples", "device", "threads", "rounds") if key in raw}
     trials = []
-    for network in raw["networks"]:
-        if network not in networks.names():
-            raise WrongUsage(f"{path}: no network {network!r}: choose {', '.join(networks.names())}")
     if not all(type(seed) is int and seed >= 0 for seed in raw.get("seeds", [0])):
         raise BadInput(f"{path}: seeds are whole numbers of at least 0")
+    for network in raw["networks"]:
+        for seed in raw.get("seeds", [0]):
+            if not isinstance(network, str) or not (network in networks.names() or network_file(network, seed, path.parent)):
+                raise WrongUsage(
+                    f"{path}: no network {network!r}, nor a file of it for seed {seed}: choose {', '.join(networks.names())}"
+                )
     for seed in raw.get("seeds", [0]):  # outermost: a sweep that is stopped has as many of each kind
         for network in raw["networks"]:
             base = {"network": network, "data": raw["data"], "seed": seed, **common}
@@ -204,9 +207,13 @@ class Worker:
         return content[0]
 
     def stop(self) -> None:
-        """End the process, whatever it does."""
+        """End the process: at once if it does a trial, else by itself, so that nothing of it is left over."""
         if self.process is not None:
-            self.process.terminate()
+            assert self.connection is not None
+            if self.trial is None:
+                self.connection.send(None)
+            else:
+                self.process.terminate()
             self.process.join()
 
 

@@ -1,4 +1,4 @@
-"""One trial of a sweep: a fresh network, trained and pruned as its configuration says; the outcome as data."""
+"""One trial of a sweep: a network, trained and pruned as its configuration says; the outcome as data."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from torch import nn
 from benchmarks.bench import bench
 from benchmarks.networks import open_network
 from benchmarks.report import make_document, training_document
-from compressor import networks, save
+from compressor import load, networks, save
 from compressor.budget import Budget
 from compressor.data import Columns, Rows, open_data
-from compressor.errors import CompressError, first_line
+from compressor.errors import BadInput, CompressError, first_line
 from compressor.files import staged
 from compressor.fit import train
 from compressor.recipe import recipe_named
@@ -39,7 +39,7 @@ class Trial:
     """What one trial is, all of it: two trials with the same values are the same trial.
 
     Attributes:
-        network: a name of `compressor.networks`.
+        network: a name of `compressor.networks`, or a network's file; `{seed}` in its name stands for the seed.
         data: as `--data`.
         label: what the trial's kind is called in tables.
         method: None trains the dense network.
@@ -100,9 +100,7 @@ def run_trial(
     """
     torch.set_num_threads(trial.threads)
     data = _found(trial.data, base)
-    classes = getattr(open_data(data), "classes", None) or 10
-    model = networks.build(trial.network, classes=classes, image_size=trial.image_size, seed=trial.seed, data=data)
-    model = model.to(trial.device)
+    model = _network(trial, data, base).to(trial.device)
     recipe = recipe_named(trial.recipe, trial.numbers)
     held = _held(trial, data, model, recipe.batch_size, progress)
     scoring = Rows(held.train, trial.samples, 64, trial.seed) if isinstance(held.train, Columns) else held.source.train
@@ -125,10 +123,27 @@ def run_trial(
             trained.pruning, [], None, {}, trial.data, remarks, trial.device, trial.seed, trained
         )  # fmt: skip
     record = {"schema": SCHEMA, "key": trial.key, "trial": trial.as_dict(), "status": "done", "document": document}
+    if trial.network not in networks.names() and (origin := origin_of(model)) is not None:
+        record["builder"] = origin.network
     if trial.rounds and trained.pruning is not None:
-        dense = networks.build(trial.network, classes=classes, image_size=trial.image_size, seed=trial.seed, data=data)
-        record["bench"] = _measured(trial, dense, trained.model, held.source, progress)
+        record["bench"] = _measured(trial, _network(trial, data, base), trained.model, held.source, progress)
     return record
+
+
+def network_file(name: str, seed: int, base: Path) -> Path | None:
+    """The file of that name for a seed, as seen from `base`; None if there is none."""
+    path = base / name.replace("{seed}", str(seed))
+    return path if path.is_file() else None
+
+
+def _network(trial: Trial, data: str, base: Path) -> nn.Module:
+    """A fresh network of the trial's name and seed, or the one in its file."""
+    if trial.network in networks.names():
+        classes = getattr(open_data(data), "classes", None) or 10
+        return networks.build(trial.network, classes=classes, image_size=trial.image_size, seed=trial.seed, data=data)
+    if (file := network_file(trial.network, trial.seed, base)) is None:
+        raise BadInput(f"{trial.network}: no such file for seed {trial.seed}")
+    return load(file)
 
 
 def _found(data: str, base: Path) -> str:

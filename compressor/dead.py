@@ -6,6 +6,9 @@ that is the same: not at the padded border of a convolution, which pads with zer
 
 from __future__ import annotations
 
+import functools
+from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,6 +74,43 @@ def without_dead(model: nn.Module, structure: Structure, found: Paths, kept: Kep
                 amounts = amounts[rows.to(amounts.device)]
             _add(small, fold, amounts)
     return small
+
+
+def steady(model: nn.Module, structure: Structure, fed: Mapping[str, Tensor], inputs: Inputs) -> None:
+    """Give batch norms, in place, the running mean of nodes that nothing arrives at: the constant they are.
+
+    In train mode such a node is its norm's shift, whatever its bias. Its running variance fades to 0, and the optimizer
+    moves the bias on: where the running mean lags behind, eval mode divides the difference by sqrt(eps), 0.003.
+
+    Args:
+        model: its masked weights have been trained.
+        fed: group -> booleans `(width,)`, see `Paths`.
+    """
+    channels: dict[str, list[Tensor]] = defaultdict(list)
+    for group in structure.groups:
+        for s in group.slices:
+            if s.role == "produce" and s.layer in structure.norms and not bool(fed[group.name].all()):
+                channels[structure.norms[s.layer]].append(s.index[~fed[group.name]].flatten())
+    if not channels:
+        return
+    with observed(model) as twin, torch.no_grad():
+        for name, some in channels.items():
+            twin.get_submodule(name).register_forward_pre_hook(functools.partial(_constant_mean, torch.cat(some)))
+        run(twin, inputs)  # those behind see what those before are now
+        for name in channels:
+            norm: Any = model.get_submodule(name)
+            if norm.running_mean is not None:
+                norm.running_mean.copy_(twin.get_submodule(name).running_mean)
+
+
+def _constant_mean(channels: Tensor, norm: Any, args: tuple[Tensor, ...]) -> None:
+    """Before a norm runs: the running mean of those of the channels that are constant here."""
+    if norm.running_mean is not None:
+        channels = channels.to(args[0].device)
+        values = args[0].transpose(0, 1).flatten(1)[channels]
+        low, high = values.amin(1), values.amax(1)
+        alike = high - low <= ALIKE * torch.maximum(low.abs(), high.abs())
+        norm.running_mean[channels[alike]] = low[alike].to(norm.running_mean.dtype)
 
 
 def _add(small: nn.Module, fold: _Fold, amounts: Tensor) -> None:

@@ -14,7 +14,7 @@ from compressor.budget import Meter, Unit, prices
 from compressor.connectivity import Paths, paths
 from compressor.cost import count
 from compressor.data import Drawn
-from compressor.dead import removable, without_dead
+from compressor.dead import removable, steady, without_dead
 from compressor.equivalence import TORCH_TOLERANCE, Equivalence
 from compressor.errors import BadInput, UnreachableSparsity, UnsupportedNetwork, first_line
 from compressor.feasible import Wrong, all_at_fault
@@ -128,6 +128,10 @@ class Events:
         """After the last event: the widths rounded, the choice shuffled where that is the control; or a refusal."""
         raise NotImplementedError
 
+    def trained_on(self, state: State, model: nn.Module) -> State:
+        """After an epoch of training `model`, the state's network, in place: what it needs to be judged."""
+        return state
+
     def clear(self, state: State) -> State:
         """At the very end, also of training: without what lies on no path."""
         return state
@@ -211,6 +215,11 @@ class WeightEvents(Events):
             )
         return dataclasses.replace(state, ways=found)
 
+    def trained_on(self, state: State, model: nn.Module) -> State:
+        ways = state.ways or self._ways(state)
+        steady(model, self.found, ways.fed, self.aim.inputs)
+        return dataclasses.replace(state, ways=ways)
+
     def clear(self, state: State) -> State:
         return _without_dead(state, self.found, state.ways or self._ways(state), self.aim)
 
@@ -278,6 +287,7 @@ def weight_event(
         samples=scores.samples,
         kept=kept,
         curves=state.curves or scores.curves(),
+        ways=None,
     )
 
 

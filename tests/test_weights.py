@@ -18,7 +18,7 @@ from torch import nn
 from compressor import compress, load, networks, save
 from compressor.connectivity import paths
 from compressor.coupling import structure
-from compressor.dead import removable, without_dead
+from compressor.dead import removable, steady, without_dead
 from compressor.errors import BadInput, UnreachableSparsity, WrongUsage
 from compressor.masked import over_channels
 from compressor.method import method_named, options_of, summaries
@@ -411,6 +411,48 @@ class Tied(nn.Module):
 
     def forward(self, x):
         return self.h(self.f(self.e(x)).relu().mean(1))
+
+
+def test_a_node_that_nothing_arrives_at_says_the_same_in_eval_mode_as_in_training() -> None:
+    """Its norm's shift: with Adam's L2 its bias moves, and a running mean that lags behind is divided by sqrt(1e-5)."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(256, 5), nn.BatchNorm1d(5),
+        nn.ReLU(), nn.Linear(5, 2),
+    )  # fmt: skip
+    with torch.no_grad():
+        for layer in (model[0], model[4]):
+            layer.bias.add_(1)
+    found = structure(model, (X,))
+    kept = {n: torch.ones(w.shape, dtype=torch.bool) for n, w in maskable(model).items()}
+    kept["0.weight"][1] = False
+    kept["4.weight"][3] = False
+    whole = masked(model, kept).train()
+    optimizer = torch.optim.Adam(whole.parameters(), 0.01, weight_decay=1e-4)
+    for _ in range(150):
+        x, y = torch.randn(16, 3, 8, 8), torch.randint(2, (16,))
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(whole(x), y).backward()
+        for name, mask in kept.items():
+            whole.get_parameter(name).grad.mul_(mask)
+        optimizer.step()
+
+    def strays() -> list[float]:
+        """How far from their shifts the dead nodes are."""
+        with torch.no_grad():
+            first = whole[1](whole[0](X))[:, 1] - whole[1].bias[1]
+            second = whole[5](whole[4](whole[3](whole[2](whole[1](whole[0](X))))))[:, 3] - whole[5].bias[3]
+        return [first.abs().max().item(), second.abs().max().item()]
+
+    assert max(strays()) < 1e-3
+    means = [whole[i].running_mean.clone() for i in (1, 5)]
+    whole.eval()
+    assert min(strays()) > 0.01
+    ways = paths(whole, found, kept, ())
+    steady(whole, found, ways.fed, (X,))
+    assert max(strays()) < 1e-6
+    for before, i, others in ((means[0], 1, [0, 2, 3]), (means[1], 5, [0, 1, 2, 4])):
+        assert torch.equal(whole[i].running_mean[others], before[others])
 
 
 def test_what_is_fed_from_elsewhere_is_not_dead() -> None:

@@ -29,11 +29,13 @@ class Cell:
     """Trials that differ only in their seeds.
 
     Attributes:
+        builder: what the network is built by: its name, but where it came from a file.
         control: an ablation in place of the method itself.
         values: name of a measure -> its value of each seed.
     """
 
     network: str
+    builder: str
     data: str
     label: str
     target: str
@@ -127,7 +129,7 @@ def cells_of(document: Mapping[str, Any]) -> list[Cell]:
         t, first = same[0]["trial"], same[0]
         names = dict.fromkeys(name for one in same for name in one["measures"])
         values = {name: tuple(one["measures"][name] for one in same if name in one["measures"]) for name in names}
-        named = t["network"], data_name(t["data"]), t["label"], target_of(t), t["method"]
+        named = t["network"], first.get("builder", t["network"]), data_name(t["data"]), t["label"], target_of(t), t["method"]
         cells.append(Cell(*named, first["stage"], first["epochs"], "ablation" in t["pruning"], values))
     return sorted(cells, key=lambda c: (c.network, c.data, c.method is not None, c.label, c.target))
 
@@ -154,7 +156,7 @@ def paper_row(cell: Cell) -> dict[str, Any] | None:
         return None
     rows = [
         row for row in json.loads(text)["rows"]
-        if (row["network"], row["data"], row["method"]) == (cell.network, cell.data, cell.method)
+        if (row["network"], row["data"], row["method"]) == (cell.builder, cell.data, cell.method)
         and row["stage"] in (None, cell.stage)
     ]  # fmt: skip
 
@@ -253,6 +255,7 @@ def experiments_document(records: Sequence[Mapping[str, Any]], title: str) -> di
     trials = [
         {
             "trial": r["trial"],
+            **({"builder": r["builder"]} if "builder" in r else {}),
             "stage": r["document"]["training"]["stage"],
             "epochs": len(r["document"]["training"]["history"]),
             "test_accuracies": [row["test_accuracy"] for row in r["document"]["training"]["history"]],

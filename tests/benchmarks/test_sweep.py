@@ -14,10 +14,13 @@ from pathlib import Path
 from statistics import mean, stdev
 
 import pytest
+import torch
 
 from benchmarks.report import experiments_document, read, render
 from benchmarks.report.experiments import cells_of, harmonic_mean, normal_interval, paper_row, t_interval, tables
 from benchmarks.sweep import read_records, read_sweep, record_path, run_sweep
+from compressor import load
+from compressor.data import Preprocessing, hold, open_data
 from compressor.errors import BadInput, WrongUsage
 from tests.test_cli import run
 from tests.test_train import digits, few, folder  # noqa: F401 - fixtures
@@ -92,6 +95,45 @@ def test_our_own_sweeps_can_be_read() -> None:
     files = sorted((Path(__file__).parents[2] / "benchmarks" / "sweeps").glob("*.toml"))
     assert len(files) >= 5
     assert all(len(read_sweep(file)) >= 3 for file in files)
+
+
+def test_a_sweep_starts_from_files_of_networks(sweep: Path) -> None:
+    """A network of each seed, as `compress train` wrote it: each trial starts with its weights."""
+    (sweep / "sweep.toml").write_text("""
+data = "few.npz"
+networks = ["trained-{seed}.safetensors"]
+methods = [
+    "dense",
+    { method = "l1-filters", prune_at = 0, sparsities = [0.3] },
+    { method = "snapit", stage = "before", options = { steps = 0 }, sparsities = [0.3] },
+]
+seeds = [0, 1]
+samples = 64
+recipe = { epochs = 0 }
+""")
+    train = "train", "lenet5", "--data", "few.npz", "--epochs", "2", "--batch-size", "16", "--quiet"
+    made = run(*train, "-o", "trained-0.safetensors", cwd=sweep)
+    assert made.returncode == 0, made.stderr
+    with pytest.raises(WrongUsage, match=r"no network 'trained-\{seed\}.safetensors', nor a file of it for seed 1"):
+        read_sweep(sweep / "sweep.toml")
+    assert run(*train, "--seed", "1", "-o", "trained-1.safetensors", cwd=sweep).returncode == 0
+    done = run("sweep", "sweep.toml", "-o", "results", cwd=sweep)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    records = read_records(sweep / "results")
+    assert len(records) == 6
+    for seed in (0, 1):
+        model = load(sweep / f"trained-{seed}.safetensors").eval()
+        data = open_data(str(sweep / "few.npz"))
+        held = hold(data.test, model.origin.input_shape, Preprocessing())
+        with torch.inference_mode():
+            right = (model(held.inputs).argmax(1) == held.targets).float().mean().item()
+        dense = next(r for r in records if (r["trial"]["seed"], r["trial"]["method"]) == (seed, None))
+        assert dense["document"]["training"]["test"]["accuracy"] == pytest.approx(right)
+    cells = cells_of(experiments_document(records, ""))
+    assert [(c.network, c.builder, c.label, c.seeds) for c in cells] == [
+        ("trained-{seed}.safetensors", "lenet5", label, 2) for label in ("dense", "l1-filters", "snapit")
+    ]
 
 
 def test_a_sweep_that_is_interrupted_goes_on_and_is_rendered(sweep: Path) -> None:
