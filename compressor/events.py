@@ -133,7 +133,7 @@ class Events:
         return state
 
     def clear(self, state: State) -> State:
-        """At the very end, also of training: without what lies on no path."""
+        """At the end of all events: without what lies on no path."""
         return state
 
     def all_of_them(self, plan: Plan) -> State:
@@ -216,12 +216,16 @@ class WeightEvents(Events):
         return dataclasses.replace(state, ways=found)
 
     def trained_on(self, state: State, model: nn.Module) -> State:
-        ways = state.ways or self._ways(state)
-        steady(model, self.found, ways.fed, self.aim.inputs)
+        ways, kept = state.ways or self._ways(state), state.plan.kept
+        fed = {name: there[kept[name]] if name in kept else there for name, there in ways.fed.items()}
+        steady(model, state.structure, fed, self.aim.inputs)
         return dataclasses.replace(state, ways=ways)
 
     def clear(self, state: State) -> State:
-        return _without_dead(state, self.found, state.ways or self._ways(state), self.aim)
+        ways = state.ways or self._ways(state)
+        if state.plan.masks:  # that was done already
+            return dataclasses.replace(state, ways=ways)
+        return _without_dead(state, self.found, ways, self.aim)
 
     def _ways(self, state: State) -> Paths:
         return paths(state.model, self.found, state.kept, over_channels(state.model, self.aim.inputs))

@@ -39,7 +39,7 @@ from compressor.surgery import shrink, sliced
 from compressor.training import Row, Trainer
 from compressor.training.run import Run, fingerprint_of
 from compressor.training.trainer import Moments, Seen
-from compressor.types import Event, Plan
+from compressor.types import Event, Kept, Plan, Structure
 from compressor.weights import maskable, masked
 
 SCORED = 2560
@@ -235,6 +235,8 @@ class _Pruner:
             moments = self._without_nodes(before, moments)
         elif self.rewind is not None and self.snapshot is not None:
             moments = self._rewound(self.snapshot, trainer)
+        if self.finished and self.events.method.unit == "weight":
+            moments = self._without_dead(moments)
         if self.finished and self.ablation == "reinit":
             self.state, moments = dataclasses.replace(self.state, model=refreshed(self.state, self.events.objective.seed)), {}
         trainer.adopt(self.state.model, _masked_moments(moments, self.held()))
@@ -253,9 +255,15 @@ class _Pruner:
         event = Event(0.0, {name: tuple(indices.tolist()) for name, indices in kept.items()})
         step = dataclasses.replace(self.state, plan=Plan(widths, "", (event,)))
         self.proofs = proven(before.model, step, before.structure, self.events.aim.inputs)
-        keys = {key for of in moments.values() for key in of}
-        by_key = {key: sliced({n: of[key] for n, of in moments.items() if key in of}, before.structure, kept) for key in keys}
-        return {name: {key: by_key[key][name] for key in of} for name, of in moments.items()}
+        return _sliced_moments(moments, before.structure, kept)
+
+    def _without_dead(self, moments: Moments) -> Moments:
+        """After the last event on weights, the moments of what is left without nodes on no path: nothing would train them."""
+        whole = self.state.model
+        self.state = self.events.clear(self.state)
+        self.progress("proving the small network")
+        self.proofs = proven(whole, self.state, self.events.found, self.events.aim.inputs)
+        return _sliced_moments(moments, self.events.found, self.state.plan.kept)
 
     def _rewound(self, snapshot: _Snapshot, trainer: Trainer) -> Moments:
         """The weights of the snapshot in the state's network, but for what is masked; and its moments."""
@@ -270,8 +278,11 @@ class _Pruner:
         self.events.progress(what, 0, 0)
 
     def held(self) -> dict[str, Tensor]:
-        """Weight -> booleans, of the weights of which some are removed."""
-        return {name: mask for name, mask in self.state.kept.items() if not bool(mask.all())}
+        """Weight -> booleans, of the weights of which some are removed; of the network's shapes as it is now."""
+        kept = self.state.kept
+        if kept and self.state.plan.events:
+            kept = sliced(kept, self.events.found, self.state.plan.kept)
+        return {name: mask for name, mask in kept.items() if not bool(mask.all())}
 
     def penalty(self, model: nn.Module) -> Tensor | None:
         """What the method adds to the loss, until its last event."""
@@ -289,9 +300,8 @@ class _Pruner:
     def restore(self, held: Mapping[str, Any]) -> None:
         """Go on from `content`; the network's values come from elsewhere."""
         plan, e = Plan.from_json(held["plan"]), self.events
-        nodes = e.method.unit == "node" and plan.events
-        kept = plan.kept if nodes else e.found.keep_all()
-        model = shrink(e.dense, e.found, kept) if nodes else e.dense
+        kept = plan.kept if plan.events else e.found.keep_all()
+        model = shrink(e.dense, e.found, kept) if plan.events else e.dense
         self.state = State(model, e.found.shrink(kept), plan, held["ranks"], held["samples"], held["kept"], held["curves"])
         self.passed = held["passed"]
         self.proofs = tuple(Equivalence(**p) for p in held["proofs"])
@@ -299,13 +309,7 @@ class _Pruner:
 
     def result(self, trained: nn.Module) -> Result:
         """The pruning's result, of the network as it is now."""
-        state = dataclasses.replace(self.state, model=trained)
-        if self.events.method.unit == "weight":
-            self.progress("proving the small network")
-            small = self.events.clear(state)
-            self.proofs = proven(trained, small, self.events.found, self.events.aim.inputs)
-            state = small
-        return self.setup.conclude(state, self.proofs)
+        return self.setup.conclude(self.events.clear(dataclasses.replace(self.state, model=trained)), self.proofs)
 
 
 class _Course:
@@ -463,6 +467,13 @@ def _masked_moments(moments: Moments, held: Mapping[str, Tensor]) -> Moments:
         return value if mask is None or mask.shape != value.shape else value.masked_fill(~mask.to(value.device), 0.0)
 
     return {name: {key: part(name, value) for key, value in of.items()} for name, of in moments.items()}
+
+
+def _sliced_moments(moments: Moments, structure: Structure, kept: Kept) -> Moments:
+    """The moments of what is left when `structure` keeps `kept`."""
+    keys = {key for of in moments.values() for key in of}
+    by_key = {key: sliced({n: of[key] for n, of in moments.items() if key in of}, structure, kept) for key in keys}
+    return {name: {key: by_key[key][name] for key in of} for name, of in moments.items()}
 
 
 def _batches(data: Columns | Iterable[Batch], batch_size: int, seed: int | None, device: str) -> Iterable[Batch]:

@@ -101,8 +101,30 @@ def test_weights_go_when_the_stage_says_and_stay_away(few, lenet5, method, how, 
     assert [row.weight_sparsity for row in done.history] == pytest.approx(sparsities, abs=0.005)
     weights = done.pruning.summary.weights
     assert weights.left == weights.total - round(how["sparsity"] * weights.total)
-    assert done.pruning.summary.after.weights <= weights.left
-    assert all(done.pruning.summary.proofs)
+    summary = done.pruning.summary
+    assert summary.after.weights <= weights.left
+    assert all(summary.proofs)
+    # nodes on no path go with the last event, not after training
+    assert done.history[-1].macs == summary.after.macs
+    assert done.history[-1].test_accuracy == done.quality.accuracy
+    assert [row.macs for row in done.history] == [(summary.before if s < 0.9 else summary.after).macs for s in sparsities]
+    assert (summary.after.macs < summary.before.macs) == (weights.dead > 0)
+    assert weights.dead or not method.startswith("snip")
+
+
+def test_dead_nodes_behind_padding_stay_and_are_trained_with(few) -> None:
+    """What they say is not the same at the border, so that no bias can say it for them."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(1, 6, 3, padding=1), nn.BatchNorm2d(6), nn.ReLU(), nn.Conv2d(6, 8, 3, padding=1), nn.BatchNorm2d(8),
+        nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(32, 10),
+    )  # fmt: skip
+    how = {"method": "magnitude", "unit": "weight", "scope": "layer", "sparsity": 0.93, "stage": "after", "prune_at": 2}
+    done = train(model, few[0], QUICK, test=few[1], **how)
+    assert bool((done.model[0].weight == 0).flatten(1).all(1).any())
+    assert done.history[-1].test_accuracy == done.quality.accuracy
+    again = evaluate(done.model, Objective([(few[1].inputs, few[1].targets)]))
+    assert again.accuracy == done.quality.accuracy
 
 
 def test_a_penalty_that_comes_too_late_is_said(few, lenet5) -> None:

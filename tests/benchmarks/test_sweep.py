@@ -94,7 +94,9 @@ def test_a_sweeps_file_is_checked_before_anything_runs(sweep: Path, old, new, ki
 def test_our_own_sweeps_can_be_read() -> None:
     files = sorted((Path(__file__).parents[2] / "benchmarks" / "sweeps").glob("*.toml"))
     assert len(files) >= 5
-    assert all(len(read_sweep(file)) >= 3 for file in files)
+    fresh = [file for file in files if "checkpoints/" not in file.read_text()]  # those are made by a training
+    assert len(fresh) >= 5
+    assert all(len(read_sweep(file)) >= 3 for file in fresh)
 
 
 def test_a_sweep_starts_from_files_of_networks(sweep: Path) -> None:
@@ -177,8 +179,7 @@ def check_tables(records: list[dict], page: str) -> None:
         ]  # fmt: skip
         assert len(mine) == 2
         accuracies = [100 * d["training"]["history"][-1]["test_accuracy"] for d in mine]
-        if label != "IMP":  # whose dead nodes go after the last epoch
-            assert accuracies == [100 * d["training"]["test"]["accuracy"] for d in mine]
+        assert accuracies == [100 * d["training"]["test"]["accuracy"] for d in mine]
         normal = 1.96 * stdev(accuracies) / math.sqrt(2)
         student = 12.7062 * stdev(accuracies) / math.sqrt(2)  # t of one degree of freedom at 97.5 %
         asked = f"{sparsity:g}" if macs is None else f"{macs:g} of macs left"
