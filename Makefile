@@ -8,7 +8,7 @@ DATA ?= $(firstword $(wildcard ../shared/data/cifar10) digits)
 WORKERS ?= 2
 MNIST ?= $(firstword $(wildcard ../shared/data/mnist) digits)
 
-.PHONY: demo test test-slow check format bench zoo clean
+.PHONY: demo test test-slow check format bench tables zoo clean
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11")'
@@ -43,6 +43,11 @@ bench: $(READY)  ## the numbers of the README, with their environment
 	$(BIN)/python -m benchmarks.widths --data $(DATA)
 	$(BIN)/python -m benchmarks.leftover --data $(DATA)
 	$(BIN)/python -m benchmarks.methods --data $(DATA) --mnist $(MNIST)
+
+tables: $(READY)  ## the pages of the sweeps, from their records; the sweeps themselves take hours
+	for trials in benchmarks/results/*/trials; do \
+		folder=$$(dirname $$trials) && $(COMPRESS) report $$folder -o $$folder/page.md -o $$folder/page.html || exit 1; \
+	done
 
 zoo: $(READY)  ## networks that others wrote: torchvision, timm, transformers; half of their nodes
 	$(BIN)/python -m benchmarks.zoo
