@@ -13,7 +13,8 @@ import matplotlib as mpl
 import torch
 from matplotlib.container import BarContainer
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, StrMethodFormatter
+from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+from matplotlib.transforms import ScaledTranslation
 from torch import Tensor
 
 from benchmarks.latency import quartiles
@@ -89,19 +90,24 @@ def experiment_plots(cells: Sequence[Cell]) -> dict[str, tuple[str, str]]:
                 if _trade_off(mine, measure, label, figure):
                     found[name] = (
                         _svg(figure, name),
-                        f"{network} on {data}: accuracy, mean and 95 % interval, against {label}",
+                        f"{network} on {data}: accuracy, mean and 95 % interval, against {label}; single points side by side",
                     )
     return found
 
 
+BESIDE = 5.0
+"""Points, 1/72 inch, between single points of different kinds, which may lie at the same place."""
+
+
 def _trade_off(cells: Sequence[Cell], measure: str, label: str, figure: Figure) -> bool:
-    """A line per kind of trial, a point per target, a band from seed to seed; the dense network as a level."""
+    """A line per kind of trial, a point per target, a band of 95 %; the dense network as a level."""
     pruned = [c for c in cells if c.method is not None and c.mean(measure) is not None]
     if not pruned or (measure == "macs_x" and all((c.mean(measure) or 1) < 1.05 for c in pruned)):
         return False
     figure.set_size_inches(8, 4)
     axes = figure.subplots()
-    for number, kind in enumerate(dict.fromkeys(c.label for c in pruned)):
+    kinds = list(dict.fromkeys(c.label for c in pruned))
+    for number, kind in enumerate(kinds):
         colour = SMALL[number % len(SMALL)]
         marker = "osv^DPX*"[number // len(SMALL) % 8]
         points = []
@@ -113,18 +119,25 @@ def _trade_off(cells: Sequence[Cell], measure: str, label: str, figure: Figure) 
                 half = c.half or 0.0
                 points.append((100 * (1 - x) if measure == "weight_sparsity" else x, 100 * accuracy, 100 * half))
         xs, ys, halves = zip(*sorted(points), strict=True)
-        axes.plot(xs, ys, color=colour, marker=marker, markersize=4, linewidth=1.2, label=kind)
+        aside = BESIDE * (number - (len(kinds) - 1) / 2) if len(points) == 1 else 0.0  # equal budgets would hide each other
+        at = axes.transData + ScaledTranslation(aside / 72, 0, figure.dpi_scale_trans)
+        axes.plot(xs, ys, color=colour, marker=marker, markersize=4, linewidth=1.2, label=kind, transform=at)
+        axes.update_datalim([(x, y + sign * h) for x, y, h in points for sign in (-1, 1)])  # what stands aside is left out
         if len(points) > 1:
             low, high = ([y + sign * h for y, h in zip(ys, halves, strict=True)] for sign in (-1, 1))
             axes.fill_between(xs, low, high, color=colour, alpha=0.15, linewidth=0)
         else:
-            axes.errorbar(xs, ys, yerr=halves, color=colour, capsize=3, linewidth=1)
+            axes.errorbar(xs, ys, yerr=halves, color=colour, capsize=2, linewidth=1, transform=at)
     for c in cells:
         if c.method is None:
             axes.axhline(100 * (c.mean("accuracy") or 0.0), color=DENSE, linestyle="--", linewidth=1, label=c.label)
-    axes.set_xscale("log")
+    axes.margins(x=0.08)
+    axes.autoscale_view()
+    if axes.dataLim.x1 > 3 * axes.dataLim.x0:
+        axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
+        axes.xaxis.set_minor_formatter(NullFormatter())
     axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-    axes.xaxis.set_minor_formatter(StrMethodFormatter("{x:g}"))
     axes.set_ylim(max(0.0, axes.get_ylim()[0]), min(100.0, axes.get_ylim()[1]))  # of few seeds, an interval is wider
     if measure == "weight_sparsity":
         axes.invert_xaxis()

@@ -102,11 +102,11 @@ def test_our_own_sweeps_can_be_read() -> None:
 def test_the_pages_of_our_own_sweeps_are_those_of_their_records() -> None:
     """`make tables` was run after the last trial."""
     results = Path(__file__).parents[2] / "benchmarks" / "results"
-    folders = sorted(path.parent for path in results.glob("*/trials"))
-    assert len(folders) >= 2
-    for folder in folders:
-        document = experiments_document(read_records(folder), folder.name)
-        assert render(document, ".md") == (folder / "page.md").read_text()
+    places = sorted(path.parent for path in results.glob("*/trials"))
+    assert len(places) >= 2
+    for place in places:
+        document = experiments_document(read_records(place), place.name)
+        assert render(document, ".md") == (place / "page.md").read_text()
         assert not document["failed"]
 
 
