@@ -280,7 +280,7 @@ class _Pruner:
     def held(self) -> dict[str, Tensor]:
         """Weight -> booleans, of the weights of which some are removed; of the network's shapes as it is now."""
         kept = self.state.kept
-        if kept and self.state.plan.events:
+        if self.state.plan.masks:  # nodes on no path are gone
             kept = sliced(kept, self.events.found, self.state.plan.kept)
         return {name: mask for name, mask in kept.items() if not bool(mask.all())}
 
