@@ -205,6 +205,7 @@ def check_tables(records: list[dict], page: str) -> None:
         assert cells[7] == f"{ratio:,.1f}x"
 
 
+@pytest.mark.slow
 def test_a_sweep_measures_time_and_memory_where_it_is_asked(sweep: Path) -> None:
     (sweep / "sweep.toml").write_text(SWEEP.replace("samples = 64", "samples = 64\nrounds = 2").replace("[0, 1]", "[0]"))
     trials = read_sweep(sweep / "sweep.toml")
