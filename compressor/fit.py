@@ -346,7 +346,8 @@ class _Course:
             parts = [f"epoch {epoch + 1} of {of}", f"loss {loss:.3f}"]
             if last and last.test_accuracy is not None:
                 parts.append(f"test accuracy {last.test_accuracy:.1%}")
-            if last and (gone := last.node_sparsity or last.weight_sparsity):
+            weights = self.pruner is None or self.pruner.events.method.unit == "weight"
+            if last and (gone := last.weight_sparsity if weights else last.node_sparsity):
                 parts.append(f"sparsity {gone:.3f}")
             if last:
                 parts.append(f"{_duration((of - epoch - step / max(steps, 1)) * last.seconds)} left")
