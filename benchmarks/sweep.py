@@ -13,7 +13,7 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any, get_args
 
-from benchmarks.trial import SCHEMA, Trial, failed, network_file, serve, write_record
+from benchmarks.trial import SCHEMA, Trial, failed, network_file, serve, weights_of, write_record
 from compressor import networks
 from compressor.ablation import Ablation
 from compressor.budget import Unit
@@ -61,20 +61,29 @@ def read_sweep(path: Path) -> list[Trial]:
     trials = []
     if not all(type(seed) is int and seed >= 0 for seed in raw.get("seeds", [0])):
         raise BadInput(f"{path}: seeds are whole numbers of at least 0")
-    for network in raw["networks"]:
-        for seed in raw.get("seeds", [0]):
-            if not isinstance(network, str) or not (network in networks.names() or network_file(network, seed, path.parent)):
-                raise WrongUsage(
-                    f"{path}: no network {network!r}, nor a file of it for seed {seed}: choose {', '.join(networks.names())}"
-                )
     for seed in raw.get("seeds", [0]):  # outermost: a sweep that is stopped has as many of each kind
         for network in raw["networks"]:
-            base = {"network": network, "data": raw["data"], "seed": seed, **common}
+            weights = _weights(network, seed, path)
+            if weights is not None and "image_size" in raw:
+                raise BadInput(f"{path}: image_size is for fresh networks; {network} is a file")
+            base = {"network": network, "weights": weights, "data": raw["data"], "seed": seed, **common}
             for given in raw["methods"]:
                 trials += [Trial(**base, **part) for part in _kinds(given, raw, str(path))]
     if twice := [t.name for i, t in enumerate(trials) if t.key in {other.key for other in trials[:i]}]:
         raise BadInput(f"{path}: {twice[0]} is there twice")
     return trials
+
+
+def _weights(network: Any, seed: int, path: Path) -> str | None:
+    """What a network's file holds; None for a fresh one."""
+    if network in networks.names():
+        return None
+    file = network_file(network, seed, path.parent) if isinstance(network, str) else None
+    if file is None:
+        raise WrongUsage(
+            f"{path}: no network {network!r}, nor a file of it for seed {seed}: choose {', '.join(networks.names())}"
+        )
+    return weights_of(file)
 
 
 def _kinds(given: Any, raw: Mapping[str, Any], where: str) -> Iterable[dict[str, Any]]:

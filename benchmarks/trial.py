@@ -40,6 +40,7 @@ class Trial:
 
     Attributes:
         network: a name of `compressor.networks`, or a network's file; `{seed}` in its name stands for the seed.
+        weights: of a network's file, its SHA-256; None for a fresh network.
         data: as `--data`.
         label: what the trial's kind is called in tables.
         method: None trains the dense network.
@@ -64,11 +65,13 @@ class Trial:
     recipe: str = "snip-it"
     numbers: Mapping[str, Any] = field(default_factory=dict)
     pruning: Mapping[str, Any] = field(default_factory=dict)
+    weights: str | None = None
 
     @property
     def key(self) -> str:
-        """A short name that follows from all values but the label, which is only said, and rounds, where there are none."""
-        values = {name: value for name, value in self.as_dict().items() if name != "label" and (name, value) != ("rounds", 0)}
+        """A short name that follows from all values but the label, which is only said; no rounds or weights count as unsaid."""
+        unsaid = ("rounds", 0), ("weights", None)
+        values = {name: value for name, value in self.as_dict().items() if name != "label" and (name, value) not in unsaid}
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
 
     @property
@@ -141,9 +144,16 @@ def _network(trial: Trial, data: str, base: Path) -> nn.Module:
     if trial.network in networks.names():
         classes = getattr(open_data(data), "classes", None) or 10
         return networks.build(trial.network, classes=classes, image_size=trial.image_size, seed=trial.seed, data=data)
-    if (file := network_file(trial.network, trial.seed, base)) is None:
-        raise BadInput(f"{trial.network}: no such file for seed {trial.seed}")
+    file = network_file(trial.network, trial.seed, base)
+    if file is None or weights_of(file) != trial.weights:
+        raise BadInput(f"{trial.network}: the file for seed {trial.seed} is gone or changed since the sweep began")
     return load(file)
+
+
+def weights_of(file: Path) -> str:
+    """The SHA-256 of a network's file."""
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
 
 
 def _found(data: str, base: Path) -> str:

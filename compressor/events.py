@@ -128,8 +128,8 @@ class Events:
         """After the last event: the widths rounded, the choice shuffled where that is the control; or a refusal."""
         raise NotImplementedError
 
-    def trained_on(self, state: State, model: nn.Module) -> State:
-        """After an epoch of training `model`, the state's network, in place: what it needs to be judged."""
+    def after_epoch(self, state: State) -> State:
+        """After an epoch of training the state's network in place: what it needs to be judged in eval mode."""
         return state
 
     def clear(self, state: State) -> State:
@@ -215,10 +215,10 @@ class WeightEvents(Events):
             )
         return dataclasses.replace(state, ways=found)
 
-    def trained_on(self, state: State, model: nn.Module) -> State:
+    def after_epoch(self, state: State) -> State:
         ways, kept = state.ways or self._ways(state), state.plan.kept
         fed = {name: there[kept[name]] if name in kept else there for name, there in ways.fed.items()}
-        steady(model, state.structure, fed, self.aim.inputs)
+        steady(state.model, state.structure, fed, self.aim.inputs)
         return dataclasses.replace(state, ways=ways)
 
     def clear(self, state: State) -> State:

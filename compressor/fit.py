@@ -242,9 +242,9 @@ class _Pruner:
         trainer.adopt(self.state.model, _masked_moments(moments, self.held()))
         return macs
 
-    def after_epoch(self, model: nn.Module) -> None:
+    def after_epoch(self) -> None:
         """Eval mode gives what train mode does, also behind masked weights."""
-        self.state = self.events.trained_on(self.state, model)
+        self.state = self.events.after_epoch(self.state)
 
     def _without_nodes(self, before: State, moments: Moments) -> Moments:
         """The moments of what is left; and the proof that nothing but nodes is gone."""
@@ -356,7 +356,7 @@ class _Course:
         penalty = None if self.pruner is None else self.pruner.penalty
         seen = self.trainer.epoch(self.train, epoch, self.seed, penalty=penalty, held=held, progress=told)
         if self.pruner is not None:
-            self.pruner.after_epoch(self.trainer.model)
+            self.pruner.after_epoch()
         quality = self._quality(self.trainer.model)
         self.macs += seen.samples * self.step_macs
         self.rows.append(self._row(epoch, seen, quality, time.perf_counter() - started))

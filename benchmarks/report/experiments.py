@@ -122,7 +122,7 @@ def cells_of(document: Mapping[str, Any]) -> list[Cell]:
     """A document's trials joined over their seeds."""
     groups: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
     for trial in sorted(document["trials"], key=lambda trial: trial["trial"]["seed"]):
-        rest = {name: value for name, value in trial["trial"].items() if name != "seed"}
+        rest = {name: value for name, value in trial["trial"].items() if name not in ("seed", "weights")}
         groups[json.dumps(rest, sort_keys=True)].append(trial)
     cells = []
     for same in groups.values():
