@@ -30,6 +30,7 @@ LEVELS = (
      "compressor.ablation"},
     {"compressor.methods"},
     {"compressor.pipeline"},
+    {"compressor.pruner"},
     {"compressor.fit"},
     {"compressor"},
     {"exporters"},

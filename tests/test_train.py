@@ -269,10 +269,10 @@ def test_a_rewind_brings_the_early_weights_back(few, lenet5, rewind) -> None:
         held["what"] = what
 
     still = Recipe(epochs=3, batch_size=64, lr=2e-3)
-    from compressor.fit import _Pruner
+    from compressor.pruner import Pruner
 
     seen = {}
-    original = _Pruner.before
+    original = Pruner.before
 
     def before(self, epoch, trainer):
         macs = original(self, epoch, trainer)
@@ -281,11 +281,11 @@ def test_a_rewind_brings_the_early_weights_back(few, lenet5, rewind) -> None:
             seen["kept"] = dict(self.state.kept)
         return macs
 
-    _Pruner.before = before
+    Pruner.before = before
     try:
         train(lenet5, few[0], still, method="imp", steps=1, interval=2, rewind=rewind, sparsity=0.7, progress=look)
     finally:
-        _Pruner.before = original
+        Pruner.before = original
     for name, mask in seen["kept"].items():
         assert torch.equal(seen[name], torch.where(mask, early[name], torch.zeros(())))
 
@@ -317,6 +317,26 @@ def test_masked_weights_of_an_earlier_pruning_stay_zero(few, lenet5) -> None:
     for (name, before), after in zip(masked.named_parameters(), tuned.parameters(), strict=True):
         if before.dim() > 1:
             assert torch.equal(before != 0, after != 0), name
+
+
+@pytest.mark.parametrize("method", [None, "random"])
+def test_a_node_masked_before_says_the_same_in_eval_mode_as_in_training(method) -> None:
+    """Its norm's shift, also where it cannot go: behind it a convolution pads its constant with zeros."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(1, 6, 3, padding=1), nn.BatchNorm2d(6), nn.ReLU(), nn.Conv2d(6, 8, 3, padding=1), nn.BatchNorm2d(8),
+        nn.ReLU(), nn.Flatten(), nn.Linear(512, 2),
+    )  # fmt: skip
+    with torch.no_grad():
+        model[0].bias.add_(1)
+        model[0].weight[2] = 0
+    data = [(torch.randn(16, 1, 8, 8), torch.randint(2, (16,))) for _ in range(20)]
+    how = {} if method is None else {"method": method, "sparsity": 0.5, "only": ["3"]}
+    tuned = train(model, data, Recipe(epochs=5, lr=0.01, weight_decay=1e-4), **how).model
+    assert not tuned[0].weight[2].any()
+    assert (tuned[0].bias[2] - model[0].bias[2]).abs() > 0.01
+    shift = tuned[1].bias[2].detach().expand(16, 8, 8)
+    torch.testing.assert_close(tuned.eval()[:2](data[0][0])[:, 2], shift)
 
 
 def test_batches_of_one_sample_are_trained_on(few) -> None:

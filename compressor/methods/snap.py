@@ -10,6 +10,7 @@ from torch import nn
 from compressor.criteria.elasticity import Aggregate, GatePlace, node_elasticity
 from compressor.method import Method, option
 from compressor.objective import Objective
+from compressor.select import Scope, within
 from compressor.types import Scores, Structure
 
 
@@ -23,7 +24,9 @@ class Snap(Method):
     paper: ClassVar[str] = "SNIP-it, arXiv 2006.00896"
     gate: GatePlace = option("read", "where a node's gate sits")
     aggregate: Aggregate = option("signed", "what is summed before the absolute value")
+    scope: Scope = option("global", "whether layers are ranked together, or each loses the same share")
 
     def score(self, model: nn.Module, structure: Structure, objective: Objective) -> Scores:
         """Node elasticity."""
-        return node_elasticity(model, structure, objective, gate=self.gate, aggregate=self.aggregate)
+        scores = node_elasticity(model, structure, objective, gate=self.gate, aggregate=self.aggregate)
+        return within(self.scope, scores)

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -91,9 +92,15 @@ def test_a_sweeps_file_is_checked_before_anything_runs(sweep: Path, old, new, ki
         read_sweep(sweep / "sweep.toml")
 
 
-def test_our_own_sweeps_can_be_read() -> None:
-    files = sorted((Path(__file__).parents[2] / "benchmarks" / "sweeps").glob("*.toml"))
-    assert len(files) >= 5
+def test_our_own_sweeps_can_be_read(tmp_path: Path) -> None:
+    """Networks that one trains first, as those files say, need only be there."""
+    root = tmp_path / "benchmarks" / "sweeps"
+    shutil.copytree(Path(__file__).parents[2] / "benchmarks" / "sweeps", root)
+    (tmp_path / "checkpoints").mkdir()
+    for seed in range(3):
+        (tmp_path / "checkpoints" / f"vgg16-{seed}.safetensors").write_bytes(b"")
+    files = sorted(root.glob("*.toml"))
+    assert len(files) >= 8
     assert all(len(read_sweep(file)) >= 3 for file in files)
 
 

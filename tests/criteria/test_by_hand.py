@@ -151,6 +151,21 @@ def test_random_scores_follow_the_seed_and_the_scope(scope: str) -> None:
             assert sorted(one[name].flatten().tolist()) == [(n + 0.5) / size for n in range(size)]
 
 
+@pytest.mark.parametrize("name", ["snap", "snapit"])
+def test_elasticity_within_layers_is_a_place_among_its_own(name: str) -> None:
+    """h = (1, 4), then (h1 + h2, h2) = (5, 4), the output 3 * 5 - 4 = 11: what it owes to each."""
+    model = nn.Sequential(Six().first, nn.Linear(2, 2, bias=False), Six().last)
+    with torch.no_grad():
+        model[1].weight.copy_(torch.tensor([[1.0, 1.0], [0.0, 1.0]]))
+    found = structure(model, (X,))
+    whole, places = (
+        make(name, {"scope": s}).score(model, found, Objective([(X, None)], mean_output)) for s in ("global", "layer")
+    )
+    for layer, owed, place in (("0", [3, 8], [0.25, 0.75]), ("1", [15, 4], [0.75, 0.25])):
+        torch.testing.assert_close(whole.values[layer], torch.tensor(owed, dtype=torch.float64) / 11)
+        assert places.values[layer].tolist() == place
+
+
 def test_every_method_was_computed_by_hand() -> None:
     elsewhere = {"obd", "bn-scale", "slimming", "hrank", "random"}
     assert set(summaries()) == {*WEIGHTS, *NODES, *elsewhere}

@@ -1,0 +1,208 @@
+"""The pruning of a training run: its events in between epochs, and what the optimizer knows of the rest."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from compressor.cost import count_training
+from compressor.equivalence import Equivalence
+from compressor.errors import UnsupportedNetwork, WrongUsage, first_line
+from compressor.events import State
+from compressor.inputs import Inputs
+from compressor.method import Method
+from compressor.pipeline import Result, Setup, proven, refreshed
+from compressor.schedule import Stage, placed
+from compressor.surgery import shrink, sliced
+from compressor.training import Trainer
+from compressor.training.trainer import Moments
+from compressor.types import Event, Kept, Plan, Structure
+from compressor.weights import masked
+
+
+@dataclass(frozen=True)
+class _Snapshot:
+    """What a rewind goes back to."""
+
+    model: dict[str, Tensor]
+    moments: Moments
+    epochs_done: int
+
+
+class Pruner:
+    """The pruning of a run, as far as it is.
+
+    Attributes:
+        state: where the events have come to; its network is the one that is trained.
+        due: epoch -> numbers of the events before it.
+        passed: events so far, also those that removed nothing.
+        proofs: that the last events removed what they should and nothing else.
+        snapshot: of the epoch that the method rewinds to, once that was there.
+    """
+
+    def __init__(self, setup: Setup, stage: Stage, epochs: int, interval: int, prune_at: int | None) -> None:
+        self.events = dataclasses.replace(setup.events, trained=stage == "during")
+        self.setup = dataclasses.replace(setup, events=self.events)
+        self.stage = stage
+        self.due = placed(len(self.events.targets), stage, epochs, interval, prune_at)
+        self.ablation, self.rewind = self.events.aim.ablation, self.events.method.rewind
+        first = min(self.due)
+        if self.events.aim.round_to > 1 and stage == "during":
+            raise WrongUsage(
+                "--round-to brings nodes back, and a training in between does not allow that: not with --stage during"
+            )
+        if self.ablation == "shuffle" and stage == "during":
+            raise WrongUsage("--ablation shuffle draws anew at one event; with --stage during there are several")
+        if self.rewind is not None and (self.rewind > first or self.events.method.unit != "weight"):
+            raise WrongUsage(
+                f"--rewind {self.rewind}: the first event comes at epoch {first}; rewind to that or an earlier one"
+            )
+        if first == 0 and type(self.events.method).penalty is not Method.penalty:
+            setup.notes.append(
+                f"{setup.name} adds its penalty until its last event, which comes before the first epoch: nothing was added; "
+                "--stage after trains with it."
+            )
+        self.state = self.events.begin(setup.plan)
+        self.passed = 0
+        self.proofs: tuple[Equivalence, ...] = ()
+        self.snapshot: _Snapshot | None = None
+
+    @property
+    def finished(self) -> bool:
+        """No event is to come."""
+        return self.passed == len(self.events.targets)
+
+    def before(self, epoch: int, trainer: Trainer) -> int:
+        """The events due before an epoch; the trainer goes on with the smaller network. The multiply-adds that scoring took."""
+        if epoch == self.rewind:
+            state = {name: tensor.clone() for name, tensor in trainer.model.state_dict().items()}
+            moments = {name: {k: v.clone() for k, v in of.items()} for name, of in trainer.moments().items()}
+            self.snapshot = _Snapshot(state, moments, trainer.epochs_done)
+        macs = 0
+        if not (numbers := self.due.get(epoch)):
+            return macs
+        torch.manual_seed((self.events.objective.seed * 1_000_003 + epoch + 500_009) % 2**63)  # for loaders that shuffle
+        before = self.state = dataclasses.replace(self.state, model=trainer.model.eval())
+        for number in numbers:
+            left = self.state
+            self.state = self.events.one(left, number)
+            if self.state is not left and self.events.method.uses_data:
+                macs += self.state.samples * training_macs(left.model, self.events.aim.inputs)
+            self.passed += 1
+        if self.finished:
+            self.state = self.events.settle(self.state)
+        moments = trainer.moments()
+        if self.events.method.unit == "node":
+            moments = self._without_nodes(before, moments)
+        elif self.rewind is not None and self.snapshot is not None:
+            moments = self._rewound(self.snapshot, trainer)
+        if self.finished and self.events.method.unit == "weight":
+            moments = self._without_dead(moments)
+        if self.finished and self.ablation == "reinit":
+            self.state, moments = dataclasses.replace(self.state, model=refreshed(self.state, self.events.objective.seed)), {}
+        trainer.adopt(self.state.model, _masked_moments(moments, self.held()))
+        return macs
+
+    def after_epoch(self) -> None:
+        """Eval mode gives what train mode does, also behind masked weights."""
+        self.state = self.events.after_epoch(self.state)
+
+    def _without_nodes(self, before: State, moments: Moments) -> Moments:
+        """The moments of what is left; and the proof that nothing but nodes is gone."""
+        start, end = before.plan.kept, self.state.plan.kept
+        kept = {name: torch.searchsorted(start[name], end[name]) for name in start}
+        self.progress("proving the small network")
+        widths = {name: len(indices) for name, indices in start.items()}
+        event = Event(0.0, {name: tuple(indices.tolist()) for name, indices in kept.items()})
+        step = dataclasses.replace(self.state, plan=Plan(widths, "", (event,)))
+        self.proofs = proven(before.model, step, before.structure, self.events.aim.inputs)
+        return _sliced_moments(moments, before.structure, kept)
+
+    def _without_dead(self, moments: Moments) -> Moments:
+        """After the last event on weights, the moments of what is left without nodes on no path: nothing would train them."""
+        whole = self.state.model
+        self.state = self.events.clear(self.state)
+        self.progress("proving the small network")
+        self.proofs = proven(whole, self.state, self.events.found, self.events.aim.inputs)
+        return _sliced_moments(moments, self.events.found, self.state.plan.kept)
+
+    def _rewound(self, snapshot: _Snapshot, trainer: Trainer) -> Moments:
+        """The weights of the snapshot in the state's network, but for what is masked; and its moments."""
+        model = copy.deepcopy(self.state.model)
+        model.load_state_dict(snapshot.model)
+        self.state = dataclasses.replace(self.state, model=masked(model, self.state.kept))
+        trainer.epochs_done = snapshot.epochs_done
+        return snapshot.moments
+
+    def progress(self, what: str) -> None:
+        """Tell it."""
+        self.events.progress(what, 0, 0)
+
+    def held(self) -> dict[str, Tensor]:
+        """Weight -> booleans, of the weights of which some are removed; of the network's shapes as it is now."""
+        kept = self.state.kept
+        if self.state.plan.masks:  # nodes on no path are gone
+            kept = sliced(kept, self.events.found, self.state.plan.kept)
+        return {name: mask for name, mask in kept.items() if not bool(mask.all())}
+
+    def penalty(self, model: nn.Module) -> Tensor | None:
+        """What the method adds to the loss, until its last event."""
+        return None if self.finished else self.events.method.penalty(model, self.state.structure)
+
+    def content(self) -> dict[str, Any]:
+        """All that cannot be had again; see `restore`."""
+        s, kept = self.state, {name: mask.clone() for name, mask in self.state.kept.items()}
+        return {
+            "plan": s.plan.to_json(), "kept": kept, "samples": s.samples, "passed": self.passed,
+            "curves": dict(s.curves), "ranks": dict(s.ranks), "proofs": [dataclasses.asdict(p) for p in self.proofs],
+            "snapshot": None if self.snapshot is None else dataclasses.asdict(self.snapshot),
+        }  # fmt: skip
+
+    def restore(self, held: Mapping[str, Any]) -> None:
+        """Go on from `content`; the network's values come from elsewhere."""
+        plan, e = Plan.from_json(held["plan"]), self.events
+        kept = plan.kept if plan.events else e.found.keep_all()
+        model = shrink(e.dense, e.found, kept) if plan.events else e.dense
+        self.state = State(model, e.found.shrink(kept), plan, held["ranks"], held["samples"], held["kept"], held["curves"])
+        self.passed = held["passed"]
+        self.proofs = tuple(Equivalence(**p) for p in held["proofs"])
+        self.snapshot = None if held["snapshot"] is None else _Snapshot(**held["snapshot"])
+
+    def result(self, trained: nn.Module) -> Result:
+        """The pruning's result, of the network as it is now."""
+        return self.setup.conclude(self.events.clear(dataclasses.replace(self.state, model=trained)), self.proofs)
+
+
+def training_macs(model: nn.Module, inputs: Inputs) -> int:
+    """Multiply-adds of one sample's forward and backward pass.
+
+    Raises:
+        UnsupportedNetwork: it does not run in train mode.
+    """
+    try:
+        return count_training(model, inputs).macs
+    except RuntimeError as error:
+        raise UnsupportedNetwork(f"the network does not run in train mode: {first_line(error)}") from error
+
+
+def _masked_moments(moments: Moments, held: Mapping[str, Tensor]) -> Moments:
+    """The moments, zero where the weights are removed."""
+
+    def part(name: str, value: Tensor) -> Tensor:
+        mask = held.get(name)
+        return value if mask is None or mask.shape != value.shape else value.masked_fill(~mask.to(value.device), 0.0)
+
+    return {name: {key: part(name, value) for key, value in of.items()} for name, of in moments.items()}
+
+
+def _sliced_moments(moments: Moments, structure: Structure, kept: Kept) -> Moments:
+    """The moments of what is left when `structure` keeps `kept`."""
+    keys = {key for of in moments.values() for key in of}
+    by_key = {key: sliced({n: of[key] for n, of in moments.items() if key in of}, structure, kept) for key in keys}
+    return {name: {key: by_key[key][name] for key in of} for name, of in moments.items()}
