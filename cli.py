@@ -167,7 +167,7 @@ _plan_option = click.option("--plan", type=click.Path(path_type=Path), help="wri
 @click.argument("name")
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help=".pt or .safetensors")
 @click.option("--image-size", type=click.IntRange(1), help="height and width; the paper's by default")
-@click.option("--in-channels", type=click.IntRange(1), help="channels of the input; the paper's by default")
+@click.option("--in-channels", type=click.IntRange(1), help="channels of the input; the paper's, or 3 for colour, by default")
 @click.option("--classes", type=click.IntRange(1), help="10, or as many as the data has")
 @click.option("--data", default="digits", show_default=True, metavar="DATA", help="data set that the checkpoint remembers")
 @click.option("--mean", metavar="X[,X...]", callback=_numbers, help="normalisation of images that the checkpoint remembers")
@@ -197,22 +197,14 @@ def new(
 def _fresh(name: str, data: str, in_channels: int | None, classes: int | None, image_size: int | None, seed: int) -> nn.Module:
     """A fresh network for some data, which it remembers."""
     from compressor import networks
+    from compressor.source import fresh_network
 
-    classes = _classes(data, classes)
     remembered: str | None = data if data == "digits" or not Path(data).exists() else str(Path(data).resolve())
     if (in_channels or networks.default_input(name)[0]) not in (1, 3):
         remembered = None  # images cannot be converted to such an input
-    return networks.build(name, in_channels=in_channels, classes=classes, image_size=image_size, seed=seed, data=remembered)
-
-
-def _classes(data: str, asked: int | None) -> int:
-    """How many outputs a fresh network gets: as asked, or as many as the data has."""
-    from compressor.data import open_data
-
-    has = getattr(open_data(data), "classes", None)
-    if asked is not None and has is not None and asked < has:
-        raise WrongUsage(f"--classes {asked}: {data} has {has} classes; leave --classes out or raise it")
-    return asked or has or 10
+    return fresh_network(
+        name, data, in_channels=in_channels, classes=classes, image_size=image_size, seed=seed, remembered=remembered
+    )
 
 
 @cli.command()
@@ -829,18 +821,9 @@ def _check_targets(
 
 
 def _prepare(device: str, threads: int | None) -> None:
-    import torch
+    from compressor.environment import prepare
 
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise MissingEnvironment("no CUDA device here; use --device cpu")
-    kind, _, number = device.partition(":")
-    if kind not in ("cpu", "cuda") or (number or "0") != str(int(number) if number.isdecimal() else 0):
-        raise WrongUsage(f"--device {device}: choose cpu, cuda or cuda:1")
-    if kind == "cuda" and int(number or 0) >= torch.cuda.device_count():
-        raise MissingEnvironment(f"no device {device} here; there are {torch.cuda.device_count()}")
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False  # its 10 bits would drown a proof
-    if threads:
-        torch.set_num_threads(threads)
+    prepare(device, threads)
 
 
 def _opened(

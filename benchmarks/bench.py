@@ -91,6 +91,7 @@ def bench(
         if memory:
             measured.memory(batches, loading or {}, Path(folder))
         measured.times(batches, rounds)
+    tf32 = device.startswith("cuda") and torch.backends.cudnn.allow_tf32
     document = {
         "schema": SCHEMA,
         "kind": KIND,
@@ -101,7 +102,7 @@ def bench(
         "networks": facts,
         "times": measured.all_times,
         "memory": measured.all_memory,
-        "environment": {**environment(device), "onnxruntime": list(available()), "tf32": False},
+        "environment": {**environment(device), "onnxruntime": list(available()), "tf32": tf32},
         "notes": notes,
     }
     return json.loads(json.dumps(_finite(document), allow_nan=False))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 import multiprocessing
+import re
 import shutil
 import tomllib
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -58,6 +59,9 @@ def read_sweep(path: Path) -> list[Trial]:
         if not raw.get(name):
             raise BadInput(f"{path}: says nothing of {name}")
     common: dict[str, Any] = {key: raw[key] for key in ("image_size", "samples", "device", "threads", "rounds") if key in raw}
+    for key, least in (("image_size", 1), ("samples", 1), ("threads", 1), ("rounds", 0)):
+        if common.get(key, least) < least:
+            raise BadInput(f"{path}: {key} {common[key]}: at least {least}")
     trials = []
     if not all(type(seed) is int and seed >= 0 for seed in raw.get("seeds", [0])):
         raise BadInput(f"{path}: seeds are whole numbers of at least 0")
@@ -161,15 +165,20 @@ def read_records(folder: Path) -> list[dict[str, Any]]:
         BadInput: there are none, or one is damaged.
     """
     paths = sorted((folder / TRIALS).glob("*.json"))
-    found = [read_record(path) for path in paths if not path.name.startswith(".")]  # one of those is being written
+    found = [read_record(path) for path in paths if not BEING_WRITTEN.fullmatch(path.name)]
     if not found:
         raise BadInput(f"{folder}: holds no records of trials; `compress sweep` makes them")
     return found
 
 
+BEING_WRITTEN = re.compile(r"\..*\.[0-9a-f]{8}\.json")
+"""Names of the files of `staged`."""
+
+
 def record_path(trial: Trial, folder: Path) -> Path:
-    """Where a trial's record lies."""
-    return folder / TRIALS / f"{trial.name}-{trial.key}.json"
+    """Where a trial's record lies, which another label may have given its name; or where it will lie."""
+    there = (folder / TRIALS).glob(f"*-{trial.key}.json")
+    return next(there, folder / TRIALS / f"{trial.name}-{trial.key}.json")
 
 
 @dataclass
@@ -257,6 +266,7 @@ def run_sweep(
     for trial in trials:
         if trial not in waiting:  # a sweep that was stopped may not have come to this
             shutil.rmtree(folder / RUNS / trial.key, ignore_errors=True)
+            _relabel(trial, folder)
     skipped, done = len(trials) - len(waiting), 0
     errors: dict[str, str] = {}
     queue, workers = list(waiting), [Worker(folder, base) for _ in range(min(jobs, len(waiting)))]
@@ -273,7 +283,7 @@ def run_sweep(
                     trial = worker.trial
                     write_record(record, record_path(trial, folder))
                     if record["status"] == "failed":
-                        errors[trial.name] = record["error"]
+                        errors[f"{trial.name}-{trial.key}"] = record["error"]
                     else:
                         done += 1
                         shutil.rmtree(folder / RUNS / trial.key, ignore_errors=True)
@@ -290,3 +300,13 @@ def run_sweep(
 
 def _is_done(path: Path) -> bool:
     return path.is_file() and read_record(path)["status"] == "done"
+
+
+def _relabel(trial: Trial, folder: Path) -> None:
+    """Give a record the label that its trial has now."""
+    path = record_path(trial, folder)
+    record = read_record(path)
+    if record["trial"]["label"] != trial.label:
+        record["trial"]["label"] = trial.label
+        write_record(record, path.with_name(f"{trial.name}-{trial.key}.json"))
+        path.unlink()

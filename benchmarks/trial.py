@@ -14,7 +14,6 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from benchmarks.bench import bench
@@ -22,12 +21,13 @@ from benchmarks.networks import open_network
 from benchmarks.report import make_document, training_document
 from compressor import load, networks, save
 from compressor.budget import Budget
-from compressor.data import Columns, Rows, open_data
+from compressor.data import Columns, Rows
+from compressor.environment import prepare
 from compressor.errors import BadInput, CompressError, first_line
 from compressor.files import staged
 from compressor.fit import train
 from compressor.recipe import recipe_named
-from compressor.source import Source
+from compressor.source import Source, fresh_network
 from compressor.state import origin_of
 from compressor.training_data import TrainingData, training_data_for
 
@@ -77,7 +77,8 @@ class Trial:
     @property
     def name(self) -> str:
         """For people: network, kind, target, seed."""
-        return re.sub(r"[^\w.-]+", "_", "-".join([self.network, self.label, self.target, f"seed{self.seed}"]))
+        network = Path(self.network).stem.replace("{seed}", "").strip("-_. ") or "network"
+        return re.sub(r"[^\w.-]+", "_", "-".join([network, self.label, self.target, f"seed{self.seed}"]))
 
     @property
     def target(self) -> str:
@@ -101,7 +102,7 @@ def run_trial(
     Raises:
         CompressError: what `train` raises.
     """
-    torch.set_num_threads(trial.threads)
+    prepare(trial.device, trial.threads)
     data = _found(trial.data, base)
     model = _network(trial, data, base).to(trial.device)
     recipe = recipe_named(trial.recipe, trial.numbers)
@@ -142,8 +143,7 @@ def network_file(name: str, seed: int, base: Path) -> Path | None:
 def _network(trial: Trial, data: str, base: Path) -> nn.Module:
     """A fresh network of the trial's name and seed, or the one in its file."""
     if trial.network in networks.names():
-        classes = getattr(open_data(data), "classes", None) or 10
-        return networks.build(trial.network, classes=classes, image_size=trial.image_size, seed=trial.seed, data=data)
+        return fresh_network(trial.network, data, image_size=trial.image_size, seed=trial.seed, remembered=data)
     file = network_file(trial.network, trial.seed, base)
     if file is None or weights_of(file) != trial.weights:
         raise BadInput(f"{trial.network}: the file for seed {trial.seed} is gone or changed since the sweep began")
@@ -189,7 +189,8 @@ _DATA: dict[tuple[Any, ...], TrainingData] = {}
 def _held(trial: Trial, data: str, model: Any, size: int, progress: Callable[[str, int, int], None]) -> TrainingData:
     """The data, read once in this process."""
     origin = origin_of(model)
-    key = (data, origin and origin.input_shape, trial.samples, size, trial.seed)
+    form = None if origin is None else json.dumps([str(origin.inputs), origin.preprocessing], default=str)
+    key = (data, form, trial.samples, size, trial.seed)
     if key not in _DATA:
         _DATA.clear()  # one at a time: they are large
         _DATA[key] = training_data_for(model, data, count=trial.samples, step_size=size, seed=trial.seed, progress=progress)

@@ -11,7 +11,28 @@ from typing import Any
 
 import torch
 
+from compressor.errors import MissingEnvironment, WrongUsage
+
 PACKAGES = ("compressor", "torch", "onnx", "onnxruntime-gpu", "onnxruntime", "torch-pruning")
+
+
+def prepare(device: str, threads: int | None) -> None:
+    """Set this process up for work on a device: its threads, and products in full float32.
+
+    Raises:
+        MissingEnvironment: there is no such device here.
+        WrongUsage: nor anywhere.
+    """
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise MissingEnvironment("no CUDA device here; use --device cpu")
+    kind, _, number = device.partition(":")
+    if kind not in ("cpu", "cuda") or (number or "0") != str(int(number) if number.isdecimal() else 0):
+        raise WrongUsage(f"--device {device}: choose cpu, cuda or cuda:1")
+    if kind == "cuda" and int(number or 0) >= torch.cuda.device_count():
+        raise MissingEnvironment(f"no device {device} here; there are {torch.cuda.device_count()}")
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    if threads:
+        torch.set_num_threads(threads)
 
 
 def environment(device: str = "cpu") -> dict[str, Any]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor, nn
 
+from compressor import networks
 from compressor.data import Arrays, Batches, Images, Preprocessing, Samples, open_data
 from compressor.errors import BadInput, WrongUsage, first_line
 from compressor.inputs import Inputs, as_inputs, each, several, suited, tensors
@@ -83,6 +84,31 @@ def noise_like(specs: tuple[InputSpec, ...], samples: int, generator: torch.Gene
     if all(spec.name for spec in specs):
         return {str(spec.name): part for spec, part in zip(specs, parts, strict=True)}
     return tuple(parts)
+
+
+def fresh_network(
+    name: str, data: str, *, in_channels: int | None = None, classes: int | None = None, image_size: int | None = None,
+    seed: int = 0, remembered: str | None = None,
+) -> nn.Module:  # fmt: skip
+    """A fresh network for some data.
+
+    Args:
+        in_channels: the paper's by default, but three where the images are in colour.
+        classes: as many as the data has by default, or 10.
+        image_size: height and width; the paper's by default.
+        remembered: the data that the network is to remember, see `Origin`.
+    Raises:
+        WrongUsage: no such network, or fewer classes than the data has.
+    """
+    opened = open_data(data)
+    has = getattr(opened, "classes", None)
+    if classes is not None and has is not None and classes < has:
+        raise WrongUsage(f"--classes {classes}: {data} has {has} classes; leave --classes out or raise it")
+    if in_channels is None and isinstance(opened, Images):
+        in_channels = max(opened.native[0], networks.default_input(name)[0])
+    return networks.build(
+        name, in_channels=in_channels, classes=classes or has or 10, image_size=image_size, seed=seed, data=remembered
+    )
 
 
 def example_of(model: nn.Module, samples: int = PROOF_SAMPLES, seed: int = 0) -> Inputs:

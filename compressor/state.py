@@ -34,6 +34,20 @@ def _in_eval(model: nn.Module) -> Iterator[nn.Module]:
         yield model.eval()
 
 
+@contextmanager
+def _in_full() -> Iterator[None]:
+    """Products in full float32: the 10 bits of TF32 on a GPU would drown a proof."""
+    backends: list[Any] = [torch.backends.cuda.matmul, torch.backends.cudnn]
+    before = [backend.allow_tf32 for backend in backends]
+    try:
+        for backend in backends:
+            backend.allow_tf32 = False
+        yield
+    finally:
+        for backend, allowed in zip(backends, before, strict=True):
+            backend.allow_tf32 = allowed
+
+
 def origin_of(model: nn.Module) -> Origin | None:
     """Where a network comes from; None for one that is not ours."""
     origin = getattr(model, "origin", None)
@@ -60,7 +74,7 @@ def outputs_of(
         within: of the network that runs, the context that it runs in.
         inplace: run `model` itself, which nobody needs as it was, rather than a twin.
     """
-    with _in_eval(model) if inplace else observed(model) as twin, torch.no_grad(), within(twin):
+    with _in_eval(model) if inplace else observed(model) as twin, torch.no_grad(), _in_full(), within(twin):
         outputs = functional_call(twin, parameters or {}, *arguments(inputs))
     return list(tensors_in(outputs))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
@@ -32,6 +32,9 @@ class Cell:
         builder: what the network is built by: its name, but where it came from a file.
         control: an ablation in place of the method itself.
         values: name of a measure -> its value of each seed.
+        unit: what was removed: nodes or weights.
+        course: the recipe, as text: what a training is compared with must have the same.
+        places: where the trials ran, as texts: times are compared only where that is one place, the same.
     """
 
     network: str
@@ -44,6 +47,9 @@ class Cell:
     epochs: int
     control: bool
     values: Mapping[str, tuple[float, ...]]
+    unit: str | None = None
+    course: str = ""
+    places: tuple[str, ...] = ()
 
     @property
     def seeds(self) -> int:
@@ -130,7 +136,10 @@ def cells_of(document: Mapping[str, Any]) -> list[Cell]:
         names = dict.fromkeys(name for one in same for name in one["measures"])
         values = {name: tuple(one["measures"][name] for one in same if name in one["measures"]) for name in names}
         named = t["network"], first.get("builder", t["network"]), data_name(t["data"]), t["label"], target_of(t), t["method"]
-        cells.append(Cell(*named, first["stage"], first["epochs"], "ablation" in t["pruning"], values))
+        course = json.dumps([t.get(name) for name in ("recipe", "numbers")], sort_keys=True)
+        places = tuple(sorted({one.get("place", "") for one in same}))
+        control = "ablation" in t["pruning"]
+        cells.append(Cell(*named, first["stage"], first["epochs"], control, values, first.get("unit"), course, places))
     return sorted(cells, key=lambda c: (c.network, c.data, c.method is not None, c.label, c.target))
 
 
@@ -150,7 +159,7 @@ def target_of(trial: Mapping[str, Any]) -> str:
 
 
 def paper_row(cell: Cell) -> dict[str, Any] | None:
-    """The row of a paper's table that is nearest to a cell: same network, data, method and stage."""
+    """The row of a paper's table that is nearest to a cell: same network, data, method, stage and unit."""
     text = files("benchmarks.report").joinpath("paper_training.json").read_text(encoding="utf-8")
     if cell.control:
         return None
@@ -158,6 +167,7 @@ def paper_row(cell: Cell) -> dict[str, Any] | None:
         row for row in json.loads(text)["rows"]
         if (row["network"], row["data"], row["method"]) == (cell.builder, cell.data, cell.method)
         and row["stage"] in (None, cell.stage)
+        and (row["method"] is None or cell.unit in (None, "node" if "node_sparsity" in row else "weight"))
     ]  # fmt: skip
 
     def distance(row: Mapping[str, Any]) -> float:
@@ -183,11 +193,11 @@ def tables(cells: Sequence[Cell]) -> list[tuple[str, Row, list[Row]]]:
     for network, data in dict.fromkeys((c.network, c.data) for c in cells):
         mine = [c for c in cells if (c.network, c.data) == (network, data)]
         epochs = " or ".join(str(n) for n in sorted({c.epochs for c in mine}))
-        dense = {c.epochs: c for c in mine if c.method is None}
-        rows = [_row(c, dense.get(c.epochs)) for c in mine]
+        dense = {(c.epochs, c.course): c for c in mine if c.method is None}
+        rows = [_row(c, dense.get((c.epochs, c.course))) for c in mine]
         shown = [i for i, name in enumerate(HEAD) if name not in MAY_LACK or any(row[i] for row in rows)]
         head, *rows = ([row[i] for i in shown] for row in (HEAD, *rows))
-        found.append((f"{network} on {data}, {epochs} epochs", head, rows))
+        found.append((f"{data_name(network)} on {data}, {epochs} epochs", head, rows))
     return found
 
 
@@ -196,12 +206,13 @@ MEASURED = ("inference_torch_x", "inference_onnxruntime_x", "train_step_torch_x"
 
 def _row(cell: Cell, dense: Cell | None) -> Row:
     paper = paper_row(cell)
+    beside = dense if dense is not None and len(cell.places) == 1 and dense.places == cell.places else None
     return [
         cell.label, cell.target, str(cell.seeds), accuracy_text(cell.values.get("accuracy", ())),
         _percent(cell.mean("node_sparsity")), _percent(cell.mean("weight_sparsity")), _percent(cell.mean("hm")),
         _times(cell.mean("macs_x")), _times(cell.mean("parameters_x")), _times(cell.mean("tensor_bytes_x")),
         *(_times(cell.mean(name)) for name in MEASURED),
-        _against(dense, cell, "training_macs"), _against(dense, cell, "train_seconds"),
+        _against(dense, cell, "training_macs"), _against(beside, cell, "train_seconds"),
         "" if paper is None else _paper_text(paper),
     ]  # fmt: skip
 
@@ -244,7 +255,8 @@ FOOTNOTES = [
     "Sparsities are what was reached. HM: harmonic mean of accuracy and weight sparsity. MACs of one sample, parameters, bytes "
     "of all tensors: dense / small. Inference and train step of 64 samples, and the memory of a train step beyond that of the "
     "libraries: dense / small, measured in turn. Training FLOPs with the pruning's, and time of the steps alone: those of the "
-    "dense network's training / this one's.",
+    "dense network's training by the same recipe / this one's; the time only where both were trained on the same processor, "
+    "threads and torch.",
 ]
 
 
@@ -258,11 +270,14 @@ def experiments_document(records: Sequence[Mapping[str, Any]], title: str) -> di
             **({"builder": r["builder"]} if "builder" in r else {}),
             "stage": r["document"]["training"]["stage"],
             "epochs": len(r["document"]["training"]["history"]),
+            "unit": "weight" if r["document"].get("masks") else "node",
+            "place": _place(r["document"]["environment"]),
             "test_accuracies": [row["test_accuracy"] for row in r["document"]["training"]["history"]],
             "measures": measures_of(r),
         }
         for r in done
     ]
+    notes = Counter(note for r in done for note in r["document"]["notes"])
     failed = {r["key"]: r["error"] for r in records if r["status"] == "failed"}
     return {
         "schema": SCHEMA,
@@ -270,8 +285,15 @@ def experiments_document(records: Sequence[Mapping[str, Any]], title: str) -> di
         "title": title,
         "trials": trials,
         "failed": failed,
+        "notes": [f"{note} ({count} of {len(done)} trials)" for note, count in notes.most_common()],
         "environments": [*places.values()],
     }
+
+
+def _place(environment: Mapping[str, Any]) -> str:
+    """What times depend on, as text."""
+    said = {name: environment[name] for name in ("processor", "device", "threads")}
+    return json.dumps(said | {"torch": environment["packages"].get("torch")}, sort_keys=True)
 
 
 def render_experiments(document: Mapping[str, Any], suffix: str) -> str:
@@ -283,7 +305,7 @@ def _to_markdown(document: dict[str, Any]) -> str:
     lines = [f"# {document['title']}", ""]
     for title, head, rows in tables(cells_of(document)):
         lines += [f"## {title}", "", *markdown_table(head, rows), ""]
-    lines += [*(f"{note}\n" for note in FOOTNOTES), *_failures(document), "## Environment", ""]
+    lines += [*(f"{note}\n" for note in (*FOOTNOTES, *_remarks(document))), "## Environment", ""]
     return "\n".join([*lines, *markdown_table(["", ""], _environment(document))]) + "\n"
 
 
@@ -291,14 +313,16 @@ def _to_html(document: dict[str, Any]) -> str:
     from benchmarks.report.plots import experiment_plots
 
     cells = cells_of(document)
+    plots = experiment_plots(cells, paper_row)
     return page(
-        title=document["title"], headlines={}, plots=experiment_plots(cells), tables=tables(cells), footnotes=FOOTNOTES,
-        notes=_failures(document), environment=_environment(document),
+        title=document["title"], headlines={}, plots=plots, tables=tables(cells), footnotes=FOOTNOTES,
+        notes=_remarks(document), environment=_environment(document),
     )  # fmt: skip
 
 
-def _failures(document: Mapping[str, Any]) -> list[str]:
-    return [f"Failed: {key}: {error}" for key, error in document["failed"].items()]
+def _remarks(document: Mapping[str, Any]) -> list[str]:
+    """What did not come off, and what the trials had to say."""
+    return [*(f"Failed: {key}: {error}" for key, error in document["failed"].items()), *document.get("notes", ())]
 
 
 def _environment(document: Mapping[str, Any]) -> list[Row]:

@@ -78,7 +78,11 @@ def pruning_plots(
     return found
 
 
-def experiment_plots(cells: Sequence[Cell]) -> dict[str, tuple[str, str]]:
+Paper = Callable[["Cell"], Mapping[str, Any] | None]
+"""The row of a paper that belongs to a kind of trial."""
+
+
+def experiment_plots(cells: Sequence[Cell], paper: Paper) -> dict[str, tuple[str, str]]:
     """Name -> (SVG, what it shows): accuracy against what is left, of each network and data set, with 95 % bands."""
     found = {}
     for network, data in dict.fromkeys((c.network, c.data) for c in cells):
@@ -87,11 +91,10 @@ def experiment_plots(cells: Sequence[Cell]) -> dict[str, tuple[str, str]]:
             name = f"{network}-{data}-{measure}"
             with mpl.rc_context({**STYLE, "svg.hashsalt": name}):
                 figure = Figure(layout="constrained")
-                if _trade_off(mine, measure, label, figure):
-                    found[name] = (
-                        _svg(figure, name),
-                        f"{network} on {data}: accuracy, mean and 95 % interval, against {label}; single points side by side",
-                    )
+                if _trade_off(mine, measure, label, figure, paper):
+                    of = f"{network.rpartition('/')[2]} on {data}"
+                    aside = "single points side by side, hollow ones the papers'"
+                    found[name] = _svg(figure, name), f"{of}: accuracy, mean and 95 % interval, against {label}; {aside}"
     return found
 
 
@@ -99,8 +102,8 @@ BESIDE = 5.0
 """Points, 1/72 inch, between single points of different kinds, which may lie at the same place."""
 
 
-def _trade_off(cells: Sequence[Cell], measure: str, label: str, figure: Figure) -> bool:
-    """A line per kind of trial, a point per target, a band of 95 %; the dense network as a level."""
+def _trade_off(cells: Sequence[Cell], measure: str, label: str, figure: Figure, paper: Paper) -> bool:
+    """A line per kind of trial, a point per target, a band of 95 %; the dense network as a level. Hollow: the papers'."""
     pruned = [c for c in cells if c.method is not None and c.mean(measure) is not None]
     if not pruned or (measure == "macs_x" and all((c.mean(measure) or 1) < 1.05 for c in pruned)):
         return False
@@ -118,6 +121,9 @@ def _trade_off(cells: Sequence[Cell], measure: str, label: str, figure: Figure) 
                 assert accuracy is not None
                 half = c.half or 0.0
                 points.append((100 * (1 - x) if measure == "weight_sparsity" else x, 100 * accuracy, 100 * half))
+                if (point := _of_paper(paper(c), measure)) is not None:
+                    hollow: Any = {"marker": marker, "markersize": 6, "markerfacecolor": "none", "linestyle": "none"}
+                    axes.plot(*point, color=colour, **hollow, gid=f"paper-{number}-{len(points)}")
         xs, ys, halves = zip(*sorted(points), strict=True)
         aside = BESIDE * (number - (len(kinds) - 1) / 2) if len(points) == 1 else 0.0  # equal budgets would hide each other
         at = axes.transData + ScaledTranslation(aside / 72, 0, figure.dpi_scale_trans)
@@ -131,6 +137,8 @@ def _trade_off(cells: Sequence[Cell], measure: str, label: str, figure: Figure) 
     for c in cells:
         if c.method is None:
             axes.axhline(100 * (c.mean("accuracy") or 0.0), color=DENSE, linestyle="--", linewidth=1, label=c.label)
+            if (row := paper(c)) is not None:
+                axes.axhline(row["accuracy"], color=DENSE, linestyle=":", linewidth=1, label=f"{c.label}, paper")
     axes.margins(x=0.08)
     axes.autoscale_view()
     if axes.dataLim.x1 > 3 * axes.dataLim.x0:
@@ -145,6 +153,13 @@ def _trade_off(cells: Sequence[Cell], measure: str, label: str, figure: Figure) 
     axes.set_ylabel("test accuracy, %")
     axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
     return True
+
+
+def _of_paper(row: Mapping[str, Any] | None, measure: str) -> tuple[float, float] | None:
+    """Where a paper's row lies among ours; None where it does not say that measure."""
+    if row is None or (measure == "macs_x" and "flops_inference_x" not in row):
+        return None
+    return (100 - row["weight_sparsity"] if measure == "weight_sparsity" else row["flops_inference_x"]), row["accuracy"]
 
 
 def _remaining(pairs: Mapping[str, tuple[int, int]], unit: str, figure: Figure) -> None:

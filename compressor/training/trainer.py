@@ -135,12 +135,15 @@ class Trainer:
                 continue  # a batch norm has nothing to normalise in a single sample that is left over
             largest = max(largest, size_of(batch))
             batch = self._mirrored(batch)
+            failure: Exception | None = None
             try:
                 loss, extra, hits = self._step(batch, penalty, masks)
             except CompressError:
                 raise
             except (RuntimeError, ValueError, MemoryError) as error:
-                raise self._explained(error, batch) from error
+                failure = error
+            if failure is not None:
+                raise self._explained(failure.with_traceback(None), batch) from failure
             tally.add(loss, extra, hits, size_of(batch))
             if self.objective.device == "cpu" or step % PEEK == PEEK - 1:
                 progress(step + 1, total, tally.look())
@@ -187,19 +190,24 @@ class Trainer:
         return (mirror(inputs) if isinstance(inputs, Tensor) else each(inputs, mirror), *rest)
 
     def _explained(self, error: Exception, batch: Batch) -> CompressError:
-        """Why a step failed, in one line with the way out."""
+        """Why a step failed, in one line with the way out.
+
+        Args:
+            error: without its traceback, whose frames would keep what the step has filled the memory with.
+        """
         if not out_of_memory(error):
             return UnsupportedNetwork(f"the network does not run in train mode on this data: {first_line(error)}")
-        self.optimizer.zero_grad(set_to_none=True)
         size = size_of(batch)
         while size > 1:
             size //= 2
+            self.optimizer.zero_grad(set_to_none=True)
+            if torch.device(self.objective.device).type == "cuda":
+                torch.cuda.empty_cache()
             try:
                 part = _first(batch, size)
                 with self._precision():
                     self.objective.loss_of(self.model, part).backward()
             except (RuntimeError, ValueError, MemoryError):
-                self.optimizer.zero_grad(set_to_none=True)
                 continue
             return BadInput(f"out of memory with {size_of(batch)} samples in a step; {size} fit: --batch-size {size}")
         return BadInput("out of memory even with one sample in a step; take a smaller network or prune it first")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import os
@@ -14,8 +15,10 @@ import time
 from pathlib import Path
 from statistics import mean, stdev
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from benchmarks.report import experiments_document, read, render
 from benchmarks.report.experiments import cells_of, harmonic_mean, normal_interval, paper_row, t_interval, tables
@@ -156,6 +159,48 @@ recipe = { epochs = 0 }
     assert [(c.network, c.builder, c.label, c.seeds) for c in cells] == [
         ("trained-{seed}.safetensors", "lenet5", label, 2) for label in ("dense", "l1-filters", "snapit")
     ]
+
+
+def test_networks_of_a_sweep_are_seen_through_their_own_normalisation(sweep: Path) -> None:
+    """Files in another folder, too; and a new label costs no training."""
+    inner = sweep / "inner"
+    inner.mkdir()
+    new = "new", "lenet300100", "--data", "digits"
+    assert run(*new, "-o", "a.pt", cwd=sweep).returncode == 0
+    assert run(*new, "--mean", "0.9", "--std", "0.1", "-o", "b.pt", cwd=sweep).returncode == 0
+    text = 'data = "digits"\nnetworks = ["../a.pt", "../b.pt"]\nmethods = ["dense"]\nrecipe = { epochs = 1 }\n'
+    (inner / "both.toml").write_text(text)
+    (inner / "one.toml").write_text(text.replace('"../a.pt", ', ""))
+    for name in ("both", "one"):
+        assert run_sweep(read_sweep(inner / f"{name}.toml"), inner / name, inner).failed == 0
+    both, one = ({r["trial"]["network"]: r["document"]["training"] for r in read_records(inner / n)} for n in ("both", "one"))
+    assert both["../b.pt"]["history"][0]["train_loss"] == one["../b.pt"]["history"][0]["train_loss"]
+    assert both["../b.pt"]["history"][0]["train_loss"] != both["../a.pt"]["history"][0]["train_loss"]
+    (inner / "one.toml").write_text(
+        (inner / "one.toml").read_text().replace('["dense"]', '[{ method = "dense", label = "whole" }]')
+    )
+    again = run_sweep(read_sweep(inner / "one.toml"), inner / "one", inner)
+    assert (again.done, again.skipped) == (0, 1)
+    assert [r["trial"]["label"] for r in read_records(inner / "one")] == ["whole"]
+    assert [path.name.partition("-seed")[0] for path in (inner / "one" / "trials").iterdir()] == ["b-whole-dense"]
+
+
+def test_a_fresh_network_sees_colour(sweep: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 32, 32, 3), dtype=np.uint8)
+    for part in ("train", "test"):
+        for number, image in enumerate(pixels):
+            place = sweep / "colour" / part / str(number % 2)
+            place.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image).save(place / f"{number}.png")
+    made = run("new", "mlp5", "--data", "colour", "-o", "mlp5.pt", cwd=sweep)
+    assert "input 3x28x28" in made.stdout, made.stderr
+    (sweep / "sweep.toml").write_text(
+        'data = "colour"\nnetworks = ["mlp5"]\nmethods = ["dense"]\nimage_size = 32\nrecipe = { epochs = 1 }\n'
+    )
+    assert run_sweep(read_sweep(sweep / "sweep.toml"), sweep / "results", sweep).errors == {}
+    [record] = read_records(sweep / "results")
+    assert record["document"]["cost"]["parameters"] > 3 * 32 * 32 * 512
+    assert not any("converted" in note for note in record["document"]["notes"])
 
 
 def test_a_sweep_that_is_interrupted_goes_on_and_is_rendered(sweep: Path) -> None:
@@ -320,6 +365,7 @@ def a_record(**changes) -> dict:
         "training": {"macs": 100, "seconds": 3.0, "stage": "before", "history": [row], "test": {"accuracy": 0.96}},
         "environment": {"processor": "x", "device": "cpu", "threads": 1, "python": "3", "system": "y", "commit": "z",
                         "packages": {"torch": "2"}},
+        "masks": {"left": 4}, "notes": ["Images were grey."],
     }  # fmt: skip
     return {"key": "k", "status": "done", "trial": trial | changes, "document": document}
 
@@ -334,10 +380,39 @@ def test_the_papers_number_stands_beside_ours() -> None:
     assert line[-1] == "96 ± 0.3 at 96 % (SNIP-it, table 3)"
     structured = a_record(network="vgg16", data="cifar10", label="SNAP-it", method="snapit", sparsity=0.93)
     structured["document"]["node_sparsity"]["reached"] = 0.93
+    structured["document"]["masks"] = None
     [(_, _, [line])] = tables(cells_of(experiments_document([structured], "t")))
     assert line[-1] == "85 ± 0.6 at 93 %, 11x fewer FLOPs, 5x inference, 2x train (SNIP-it, table 4)"
     [other] = cells_of(experiments_document([a_record(data="digits")], "t"))
     assert paper_row(other) is None
+    assert paper_row(dataclasses.replace(cell, unit="node")) is None, "the paper's row is about single weights"
+    page = render(experiments_document([a_record(), structured], "t"), ".html")
+    for name, count in (("mlp5-mnist-weight_sparsity", 1), ("vgg16-cifar10-macs_x", 1)):
+        picture = page.partition(f'id="{name}')[2].partition("</svg>")[0]
+        assert len(re.findall(r'id="[\w-]*paper-\d+-\d+"', picture)) == count, name
+
+
+def test_times_are_compared_only_where_they_were_made_alike() -> None:
+    def dense(**environment: object) -> dict:
+        record = a_record(label="dense", method=None, sparsity=None)
+        document = record["document"]
+        del document["method"]
+        document["cost"] = {"macs": 10, "parameters": 10, "weights": 100, "tensor_bytes": 10}
+        document["training"] |= {"macs": 400, "history": [{"test_accuracy": 0.97, "train_seconds": 10.0}]}
+        document["environment"] |= environment
+        return record
+
+    def gains(*records: dict) -> list[str]:
+        [(_, head, rows)] = tables(cells_of(experiments_document(records, "t")))
+        snip = dict(zip(head, next(row for row in rows if row[0] == "SNIP"), strict=True))
+        return [snip.get(name, "") for name in ("training FLOPs", "training time")]
+
+    assert gains(a_record(), dense()) == ["4.0x", "5.0x"]
+    assert gains(a_record(), dense(threads=8)) == ["4.0x", ""]
+    other = dense()
+    other["trial"]["numbers"] = {"batch_size": 64}
+    assert gains(a_record(), other) == ["", ""]
+    assert "Images were grey. (1 of 1 trials)" in render(experiments_document([a_record()], "t"), ".md")
 
 
 def test_a_page_can_be_read_back_and_damage_is_refused() -> None:
