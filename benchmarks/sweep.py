@@ -72,7 +72,10 @@ def read_sweep(path: Path) -> list[Trial]:
                 raise BadInput(f"{path}: image_size is for fresh networks; {network} is a file")
             base = {"network": network, "weights": weights, "data": raw["data"], "seed": seed, **common}
             for given in raw["methods"]:
-                trials += [Trial(**base, **part) for part in _kinds(given, raw, str(path))]
+                try:
+                    trials += [Trial(**base, **part) for part in _kinds(given, raw, str(path))]
+                except WrongUsage as error:
+                    raise WrongUsage(f"{path}: {error}") from None
     if twice := [t.name for i, t in enumerate(trials) if t.key in {other.key for other in trials[:i]}]:
         raise BadInput(f"{path}: {twice[0]} is there twice")
     return trials

@@ -37,6 +37,7 @@ from compressor.precision import as_it_came, working_copy
 from compressor.pruner import Pruner, training_macs
 from compressor.recipe import Recipe
 from compressor.schedule import Stage
+from compressor.state import tensors_in
 from compressor.training import Row, Trainer
 from compressor.training.run import Run, fingerprint_of
 from compressor.training.trainer import Seen
@@ -58,6 +59,7 @@ class Trained:
         stage: when it was pruned; None without a method.
         quality: on the test data, at the end; None without any.
         pruning: what the pruning did; None without a method.
+        notes: sentences for the reader.
         macs: multiply-adds of the whole run: forward and backward of every sample, and of every sample scored.
         seconds: of all epochs and events.
     """
@@ -70,6 +72,7 @@ class Trained:
     pruning: Result | None
     macs: int
     seconds: float
+    notes: tuple[str, ...] = ()
 
 
 def train(
@@ -142,7 +145,7 @@ def train(
         course = _Course(Trainer(dense, recipe, objective, recipe.flips(colour)), pruner, epochs, tests, seed, progress)
         run = None
         if folder is not None:
-            run = Run(Path(folder), _configuration(recipe, course, model, data, method, sparsity, pruning, loss, scoring))
+            run = Run(Path(folder), _configuration(recipe, course, model, data, test, method, sparsity, pruning, loss, scoring))
             run.check_place()
             if not resume:
                 run.check_new()
@@ -231,7 +234,7 @@ class _Course:
             if last and (gone := last.weight_sparsity if weights else last.node_sparsity):
                 parts.append(f"sparsity {gone:.3f}")
             if last:
-                parts.append(f"{_duration((of - epoch - step / max(steps, 1)) * last.seconds)} left")
+                parts.append(f"{_duration((of - epoch - (step / steps if steps else 0)) * last.seconds)} left")
             self.progress(", ".join(parts), step, steps)
 
         penalty = None if self.pruner is None else self.pruner.penalty
@@ -314,7 +317,11 @@ class _Course:
         seconds = sum(row.seconds for row in self.rows)
         stage = None if self.pruner is None else self.pruner.stage
         quality = self._quality(final)
-        return Trained(final, tuple(self.rows), self.trainer.recipe, stage, quality, result, self.macs, seconds)
+        sticky = sum(int((~mask).sum()) for mask in self.sticky.held.values())
+        notes = [f"{sticky:,} weights that came as zeros, as masked ones do, stayed zero."] if sticky else []
+        if self.pruner is not None and max(self.pruner.due) >= epochs:
+            notes.append("The last event came after the last epoch: fine-tune the network before judging its accuracy.")
+        return Trained(final, tuple(self.rows), self.trainer.recipe, stage, quality, result, self.macs, seconds, tuple(notes))
 
 
 def _duration(seconds: float) -> str:
@@ -347,9 +354,26 @@ def _to_score(data: Columns | Iterable[Batch], seed: int) -> Iterable[Batch]:
     return Rows(data, SCORED, 64, seed) if isinstance(data, Columns) else data
 
 
+def _fingerprint(data: Columns | Iterable[Batch], seed: int) -> str | None:
+    """A hash of the data, or of the first batch of what is not in memory; None where that is another at each look."""
+    if isinstance(data, Columns):
+        return fingerprint_of((data.inputs, data.targets))
+
+    def first() -> str:
+        if isinstance(data, Drawn):
+            data.skip_to(0)
+        torch.manual_seed(seed)  # loaders shuffle by it
+        return fingerprint_of(tensors_in(next(iter(data), None)))
+
+    with torch.random.fork_rng(devices=[]):
+        one, again = first(), first()
+    return one if one == again else None
+
+
 def _configuration(
-    recipe: Recipe, course: _Course, model: nn.Module, data: Columns | Iterable[Batch], method: str | Method | None,
-    sparsity: float, pruning: Mapping[str, Any], loss: str | Loss, scoring: Iterable[Batch] | None,
+    recipe: Recipe, course: _Course, model: nn.Module, data: Columns | Iterable[Batch],
+    test: Columns | Iterable[Batch] | None, method: str | Method | None, sparsity: float, pruning: Mapping[str, Any],
+    loss: str | Loss, scoring: Iterable[Batch] | None,
 ) -> dict[str, Any]:  # fmt: skip
     """What must be the same for a run to go on; the number of epochs may grow where no event depends on it."""
     numbers = {name: value for name, value in dataclasses.asdict(recipe).items() if name != "epochs"}
@@ -359,7 +383,8 @@ def _configuration(
         **numbers,
         "seed": course.seed,
         "weights": fingerprint_of(model.state_dict().values()),
-        "data": fingerprint_of((data.inputs, data.targets)) if isinstance(data, Columns) else None,
+        "data": _fingerprint(data, course.seed),
+        "test data": None if test is None else _fingerprint(test, course.seed),
         "threads": torch.get_num_threads(),
         "device": course.trainer.objective.device,
         "loss": loss if isinstance(loss, str) else getattr(loss, "__name__", "a function"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, get_args, get_type_hints
@@ -49,7 +50,9 @@ def checked(owner: type, name: str, values: Mapping[str, Any]) -> dict[str, Any]
     known = {o.name: o for o in options_of(owner)}
     for key, value in values.items():
         if key not in known:
-            raise WrongUsage(f"{name} has no option {key!r}: it has {', '.join(known) or 'none'}")
+            near = difflib.get_close_matches(key, known, 1, 0.5)
+            hint = f"did you mean {near[0]}?" if near else f"it has {', '.join(known) or 'none'}"
+            raise WrongUsage(f"{name} has no option {key!r}: {hint}")
         kinds: tuple[type, ...] = (int, float) if known[key].kind is float else (known[key].kind,)
         if not isinstance(value, kinds) or (isinstance(value, bool) and known[key].kind is not bool):
             raise WrongUsage(f"{key}={value!r}: must be of the kind {known[key].kind.__name__}")

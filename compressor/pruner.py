@@ -53,6 +53,10 @@ class Pruner:
         self.due = placed(len(self.events.targets), stage, epochs, interval, prune_at)
         self.ablation, self.rewind = self.events.aim.ablation, self.events.method.rewind
         first = min(self.due)
+        if stage == "before" and self.rewind is not None:
+            if self.rewind > 0:
+                setup.notes.append(f"{setup.name} rewinds nothing where all its events come before the first epoch.")
+            self.rewind = None
         if self.events.aim.round_to > 1 and stage == "during":
             raise WrongUsage(
                 "--round-to brings nodes back, and a training in between does not allow that: not with --stage during"
@@ -66,7 +70,7 @@ class Pruner:
         if first == 0 and type(self.events.method).penalty is not Method.penalty:
             setup.notes.append(
                 f"{setup.name} adds its penalty until its last event, which comes before the first epoch: nothing was added; "
-                "--stage after trains with it."
+                "`compress train ... --stage after` trains with it."
             )
         self.state = self.events.begin(setup.plan)
         self.passed = 0

@@ -10,7 +10,8 @@ from torch import nn
 
 from compressor.data import Arrays, Batches, Columns, Preprocessing, Rows, Samples, held_bytes, hold, open_data
 from compressor.errors import BadInput
-from compressor.objective import Batch, call
+from compressor.inputs import tensors
+from compressor.objective import Batch, call, inputs_of
 from compressor.source import Source, source_for
 from compressor.state import origin_of
 from compressor.types import Origin
@@ -21,7 +22,7 @@ class TrainingData:
     """Data to train one network on.
 
     Attributes:
-        source: the same data for scoring, and inputs to prove with.
+        source: the same data for scoring, by way of `forward`, and inputs to prove with.
         train: all samples, in memory; batches of the user's own where the data are that, or more than fits.
         test: likewise; None without any.
         colour: images that may be mirrored.
@@ -63,17 +64,16 @@ def training_data_for(
         Preprocessing.from_dict(origin.preprocessing) if origin.preprocessing else Preprocessing(),
     )
     name = origin.inputs[0].name
-    forward = call if name is None else lambda network, batch: network(**{name: batch[0]})
+    forward = call if name is None else lambda network, batch: network(**{name: tensors(inputs_of(batch))[0]})
     colour = data.native[0] == 3
     if sum(held_bytes(split, shape) for split in (data.train, data.test)) > HELD_BYTES:
         remark = f"The images are read anew in each epoch: in memory they would take more than {HELD_BYTES >> 30} GiB."
         parts = [Samples(split, shape, len(split.labels), step_size, seed, preprocessing) for split in (data.train, data.test)]
+        source = replace(source, train=Samples(data.train, shape, count, batch_size, seed, preprocessing))
         return TrainingData(replace(source, remarks=(*source.remarks, remark)), parts[0], parts[1], colour, forward)
     train = hold(data.train, shape, preprocessing, lambda done, total: progress("reading training images", done, total))
     test = hold(data.test, shape, preprocessing, lambda done, total: progress("reading test images", done, total))
-    if name is None:
-        source = replace(source, train=Rows(train, count, batch_size, seed))
-    return TrainingData(source, train, test, colour, forward)
+    return TrainingData(replace(source, train=Rows(train, count, batch_size, seed)), train, test, colour, forward)
 
 
 HELD_BYTES = 8 << 30

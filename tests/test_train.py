@@ -339,6 +339,83 @@ def test_a_node_masked_before_says_the_same_in_eval_mode_as_in_training(method) 
     torch.testing.assert_close(tuned.eval()[:2](data[0][0])[:, 2], shift)
 
 
+def test_what_is_odd_about_a_training_is_said(few, lenet5) -> None:
+    """Weights that stay zero, and events that nothing comes after."""
+    masked = compress(lenet5, "magnitude", None, 0.9, example_inputs=few[0].inputs[:4]).model
+    gone = sum(int((p == 0).sum()) for p in masked.parameters() if p.dim() > 1)
+    once = dataclasses.replace(QUICK, epochs=1)
+    assert train(masked, few[0], once).notes == (f"{gone:,} weights that came as zeros, as masked ones do, stayed zero.",)
+    [note] = train(lenet5, few[0], once, method="l1-filters", sparsity=0.3, stage="after").notes
+    assert note.startswith("The last event came after the last epoch")
+    assert train(lenet5, few[0], QUICK, method="l1-filters", sparsity=0.3, stage="after").notes == ()
+
+
+def test_imp_before_training_rewinds_nothing(few, lenet5) -> None:
+    done = train(lenet5, few[0], dataclasses.replace(QUICK, epochs=1), method="imp", stage="before", sparsity=0.9)
+    assert done.history[0].weight_sparsity == pytest.approx(0.9, abs=0.001)
+    assert any("imp rewinds nothing" in note for note in done.pruning.summary.notes)
+
+
+def test_an_image_input_has_a_name(few, tmp_path) -> None:
+    """Of a network of the user's own: scored and trained by that name."""
+    (tmp_path / "mine.py").write_text(
+        "from torch import nn\n\nclass Net(nn.Sequential):\n    def forward(self, x):\n        return super().forward(x)\n\n"
+        "def make():\n    return Net(nn.Flatten(), nn.Linear(784, 16), nn.ReLU(), nn.Linear(16, 10))\n"
+    )
+    made = "from mine import make; import torch; torch.manual_seed(0); torch.save(make().state_dict(), 'mine.pt')"
+    subprocess.run([sys.executable, "-c", made], cwd=tmp_path, check=True)
+    done = run(
+        "train", "mine.pt", "--network", "mine.py:make", "--input", "x:float32:1x28x28", "--data", "digits", "--epochs", "3",
+        "--method", "snapit", "--method-option", "steps=0", "--sparsity", "0.5", "--stage", "during", "--interval", "1",
+        "-o", "small.safetensors", cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "node sparsity 0.50000 reached" in done.stdout
+
+
+@pytest.mark.parametrize("kind", ["list", "loader", "unsteady"])
+def test_a_run_goes_on_with_the_same_batches_only(few, lenet5, tmp_path, kind) -> None:
+    """Of what is not in memory the first batch is looked at, unless it is another each time."""
+    pairs = list(zip(few[0].inputs[:64].split(16), few[0].targets[:64].split(16), strict=True))
+
+    class Unsteady(list):
+        def __iter__(self):
+            return iter([(x + torch.empty(1).normal_(generator=own), y) for x, y in pairs])
+
+    own = torch.Generator()
+    samples = [(x, y) for xs, ys in pairs for x, y in zip(xs, ys, strict=True)]
+    data = {"list": pairs, "loader": torch.utils.data.DataLoader(samples, 16, shuffle=True), "unsteady": Unsteady(pairs)}[kind]
+    once = dataclasses.replace(QUICK, epochs=1)
+    how = {"folder": tmp_path / "run", "test": few[1], "resume": True}
+    train(lenet5, data, once, **how)
+    assert len(train(lenet5, data, dataclasses.replace(once, epochs=2), **how).history) == 2
+    other = [(x * 5, y) for x, y in pairs]
+    if kind == "list":
+        with pytest.raises(BadInput, match="the data changed since"):
+            train(lenet5, other, dataclasses.replace(once, epochs=3), **how)
+        changed = Columns(few[1].inputs * 2, few[1].targets)
+        with pytest.raises(BadInput, match="was made with test data"):
+            train(lenet5, data, dataclasses.replace(once, epochs=3), **how | {"test": changed})
+
+
+def test_data_that_are_no_numbers_are_to_blame(few, lenet5) -> None:
+    inputs = few[0].inputs.clone()
+    inputs[100] = torch.nan
+    with pytest.raises(BadInput, match="the data holds NaN or infinite values"):
+        train(lenet5, Columns(inputs, few[0].targets), QUICK)
+
+
+def test_time_left_is_told_of_data_of_unknown_length(few, lenet5) -> None:
+    class Endless:
+        def __iter__(self):
+            return iter([(few[0].inputs[:16], few[0].targets[:16])] * 3)
+
+    said = []
+    train(lenet5, Endless(), dataclasses.replace(QUICK, epochs=2), progress=lambda *parts: said.append(parts[0]))
+    assert [text for text in said if text.startswith("epoch 2 of 2")]
+    assert not any(" -" in text for text in said)
+
+
 def test_batches_of_one_sample_are_trained_on(few) -> None:
     model = nn.Sequential(nn.Flatten(), nn.Linear(784, 10))
     done = train(model, Columns(few[0].inputs[:20], few[0].targets[:20]), Recipe(epochs=1, batch_size=1))

@@ -71,7 +71,7 @@ def make_document(
         "seconds": s.seconds,
         "seed": seed,
         "environment": environment(device),
-        "notes": [*remarks, *s.notes, *([UNTRAINED] if trained is None else [])],
+        "notes": [*remarks, *s.notes, *([UNTRAINED] if trained is None else trained.notes)],
     }
     return json.loads(json.dumps(document))
 
@@ -91,7 +91,7 @@ def training_document(
         "equivalence": [proof.as_dict() for proof in proofs],
         "seed": seed,
         "environment": environment(device),
-        "notes": remarks,
+        "notes": [*remarks, *trained.notes],
     }
     return json.loads(json.dumps(document))
 

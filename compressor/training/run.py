@@ -69,6 +69,12 @@ class Run:
                 raise BadInput(
                     f"{self.folder / STATE}: the data changed since; give the same, or name another folder with --run"
                 )
+            if before != now and name == "events":
+                epochs = " and ".join(dict.fromkeys(", ".join(events) for events in (before, now)))
+                raise BadInput(
+                    f"{self.folder / STATE}: its events come before the epochs {epochs}, as the number of all epochs has it; "
+                    "--prune-at keeps the place of those of --stage after"
+                )
             if before != now:
                 raise BadInput(
                     f"{self.folder / STATE}: was made with {name} {before}, now it is {now}; give the same, or another "

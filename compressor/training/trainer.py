@@ -16,7 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from compressor.data import Drawn
 from compressor.errors import BadInput, CompressError, UnsupportedNetwork, first_line
 from compressor.inputs import each, tensors
-from compressor.objective import Batch, Objective, hits_in, size_of, suited_batch, to_device
+from compressor.objective import Batch, Objective, check_finite, hits_in, size_of, suited_batch, to_device
 from compressor.recipe import Recipe
 from compressor.state import tensors_in
 
@@ -146,7 +146,12 @@ class Trainer:
                 raise self._explained(failure.with_traceback(None), batch) from failure
             tally.add(loss, extra, hits, size_of(batch))
             if self.objective.device == "cpu" or step % PEEK == PEEK - 1:
-                progress(step + 1, total, tally.look())
+                try:
+                    last = tally.look()
+                except Diverged:
+                    check_finite(batch)  # or it is the data's fault
+                    raise
+                progress(step + 1, total, last)
         tally.look()
         if not all(bool(torch.isfinite(t).all()) for t in tensors_in(dict(self.model.state_dict())) if t.is_floating_point()):
             raise Diverged(f"epoch {number + 1}, step {tally.looked}: the weights are not finite; a smaller --lr may help")

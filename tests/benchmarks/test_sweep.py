@@ -71,8 +71,8 @@ def test_a_sweeps_file_is_its_trials(sweep: Path) -> None:
     [
         ("seeds =", "seads =", BadInput, r"unknown key 'seads'; did you mean seeds\?"),
         ("label = ", "lable = ", BadInput, r"methods: unknown key 'lable'; did you mean label\?"),
-        ("epochs", "epoch", WrongUsage, "a recipe has no option 'epoch'"),
-        ("steps = 0", "step = 0", WrongUsage, "snapit has no option 'step'"),
+        ("epochs", "epoch", WrongUsage, r"sweep.toml: a recipe has no option 'epoch': did you mean epochs\?"),
+        ("steps = 0", "step = 0", WrongUsage, r"sweep.toml: snapit has no option 'step': did you mean steps\?"),
         ('"lenet5"', '"lenet6"', WrongUsage, "no network 'lenet6'"),
         ('"snapit"', '"snap-it"', WrongUsage, "no method 'snap-it'"),
         ("[0.5, 0.7]", "[0.5, 7]", WrongUsage, "7"),
@@ -83,6 +83,7 @@ def test_a_sweeps_file_is_its_trials(sweep: Path) -> None:
         ("interval = 1", 'stage = "befor"', BadInput, "stage 'befor': choose before, during, after"),
         ("steps = 0", 'steps = "0"', WrongUsage, "must be of the kind int"),
         ("macs = [0.4]", 'macs = ["40M"]', BadInput, "macs are numbers above 0, not '40M'"),
+        ("samples = 64", "threads = 0", BadInput, "threads 0: at least 1"),
         ("[0, 1]", '["a"]', BadInput, "seeds are whole numbers"),
         ('"dense"', '{ method = "dense", stage = "after" }', BadInput, "dense prunes nothing: leave out stage"),
         ('data = "few.npz"', "", BadInput, "says nothing of data"),
