@@ -367,6 +367,8 @@ def _fingerprint(data: Columns | Iterable[Batch], seed: int) -> str | None:
 
     with torch.random.fork_rng(devices=[]):
         one, again = first(), first()
+    if isinstance(data, Drawn):
+        data.skip_to(0)
     return one if one == again else None
 
 
