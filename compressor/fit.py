@@ -110,7 +110,7 @@ def train(
         stage: `before` the first epoch, `during` (one event every `interval` epochs), or `after` (at epoch `prune_at`, 7/8 of
             all by default; the rest is fine-tuning). The method's own by default.
         scoring: batches that the method scores; 2,560 samples of `data` where that is columns, else `data`.
-        colour: the images may be mirrored, see the recipe's `flip`.
+        colour: the images are in colour, see the recipe's `flip` and `shift`.
         seed: of shuffles, dropout, and a method's own draws. The same seed gives the same weights on the same machine.
         folder: where the run keeps its state and its history after every epoch.
         resume: go on where the folder's run stopped; from the start if there is none.
@@ -142,7 +142,8 @@ def train(
             pruner = Pruner(setup, stage or setup.events.method.stage, recipe.epochs, interval, prune_at)
             objective = dataclasses.replace(setup.events.objective, data=epochs)
             dense = pruner.state.model
-        course = _Course(Trainer(dense, recipe, objective, recipe.flips(colour)), pruner, epochs, tests, seed, progress)
+        trainer = Trainer(dense, recipe, objective, recipe.flips(colour), recipe.shifts(colour))
+        course = _Course(trainer, pruner, epochs, tests, seed, progress)
         run = None
         if folder is not None:
             run = Run(Path(folder), _configuration(recipe, course, model, data, test, method, sparsity, pruning, loss, scoring))
@@ -391,6 +392,7 @@ def _configuration(
         "device": course.trainer.objective.device,
         "loss": loss if isinstance(loss, str) else getattr(loss, "__name__", "a function"),
         "flip": course.trainer.flip,
+        "shift": course.trainer.shift,
         "samples scored": scoring.size if isinstance(scoring, Drawn) else None,
     }
     if course.pruner is not None:

@@ -55,14 +55,15 @@ class Trainer:
         epochs_done: on the learning rate's schedule; a method that rewinds sets it back.
     """
 
-    def __init__(self, model: nn.Module, recipe: Recipe, objective: Objective, flip: float = 0.0) -> None:
+    def __init__(self, model: nn.Module, recipe: Recipe, objective: Objective, flip: float = 0.0, shift: int = 0) -> None:
         """Train `model` in place.
 
         Args:
             objective: loss, forward pass and device; its data are not used.
             flip: share of images that are mirrored.
+            shift: pixels by which images are moved at most, up or down and left or right.
         """
-        self.recipe, self.objective, self.flip = recipe, objective, flip
+        self.recipe, self.objective, self.flip, self.shift = recipe, objective, flip, shift
         self.epochs_done = 0
         self.adopt(model, {})
 
@@ -134,7 +135,7 @@ class Trainer:
             if size_of(batch) == 1 < largest and normalises:
                 continue  # a batch norm has nothing to normalise in a single sample that is left over
             largest = max(largest, size_of(batch))
-            batch = self._mirrored(batch)
+            batch = self._augmented(batch)
             failure: Exception | None = None
             try:
                 loss, extra, hits = self._step(batch, penalty, masks)
@@ -180,19 +181,21 @@ class Trainer:
         low = self.recipe.precision == "bfloat16" or (self.recipe.precision == "auto" and kind == "cuda")
         return torch.autocast(kind, torch.bfloat16) if low else nullcontext()
 
-    def _mirrored(self, batch: Batch) -> Batch:
-        """The batch with some of its images mirrored."""
-        if not self.flip:
+    def _augmented(self, batch: Batch) -> Batch:
+        """The batch with some of its images mirrored, and all of them moved."""
+        if not self.flip and not self.shift:
             return batch
         inputs, *rest = batch
 
-        def mirror(x: Tensor) -> Tensor:
+        def augment(x: Tensor) -> Tensor:
             if x.dim() != 4:
                 return x
-            chosen = torch.rand(len(x), device=x.device) < self.flip
-            return torch.where(chosen[:, None, None, None], x.flip(-1), x)
+            if self.flip:
+                chosen = torch.rand(len(x), device=x.device) < self.flip
+                x = torch.where(chosen[:, None, None, None], x.flip(-1), x)
+            return _moved(x, self.shift) if self.shift else x
 
-        return (mirror(inputs) if isinstance(inputs, Tensor) else each(inputs, mirror), *rest)
+        return (augment(inputs) if isinstance(inputs, Tensor) else each(inputs, augment), *rest)
 
     def _explained(self, error: Exception, batch: Batch) -> CompressError:
         """Why a step failed, in one line with the way out.
@@ -228,6 +231,17 @@ def _without_denormals() -> Iterator[None]:
         yield
     finally:
         torch.set_flush_denormal(already)
+
+
+def _moved(images: Tensor, most: int) -> Tensor:
+    """Each image `(channels, height, width)` moved by up to `most` pixels on either axis; what comes in from outside is 0."""
+    count, channels, height, width = images.shape
+    device = images.device
+    starts = torch.randint(2 * most + 1, (2, count, 1), device=device)
+    rows, columns = starts[0] + torch.arange(height, device=device), starts[1] + torch.arange(width, device=device)
+    samples, maps = torch.arange(count, device=device), torch.arange(channels, device=device)
+    padded = nn.functional.pad(images, (most,) * 4)
+    return padded[samples[:, None, None, None], maps[None, :, None, None], rows[:, None, :, None], columns[:, None, None, :]]
 
 
 def _like(parameter: nn.Parameter, value: Tensor) -> Tensor:

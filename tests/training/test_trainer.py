@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import subprocess
 import sys
 
@@ -107,11 +108,28 @@ def test_moments_go_with_the_nodes_and_lie_as_their_parameters_do() -> None:
         assert torch.equal(trainer.moments()[name]["exp_avg"], cut[name])
 
 
+def test_images_are_moved_by_up_to_so_many_pixels() -> None:
+    trainer = Trainer(network(), Recipe(), Objective(()), shift=2)
+    images = torch.arange(1.0, 2 * 5 * 6 + 1).reshape(1, 2, 5, 6).expand(2000, -1, -1, -1)
+    torch.manual_seed(0)
+    moved, _ = trainer._augmented((images, torch.zeros(2000)))
+    padded = nn.functional.pad(images[:1], (2, 2, 2, 2))[0]
+    seen = {}
+    for down in range(5):
+        for right in range(5):
+            same = (moved == padded[:, down : down + 5, right : right + 6]).flatten(1).all(1)
+            seen[down, right] = int(same.sum())
+    assert sum(seen.values()) == 2000
+    assert min(seen.values()) > 40  # 80 of each are expected
+    named, _ = trainer._augmented(({"x": images, "length": torch.ones(2000)}, torch.zeros(2000)))
+    assert torch.equal(named["length"], torch.ones(2000))
+
+
 def test_images_are_mirrored_in_their_share() -> None:
     trainer = Trainer(network(), Recipe(), Objective(()), flip=0.25)
     x = torch.arange(8.0).expand(4000, 1, 8, 8).clone()
     torch.manual_seed(0)
-    mirrored, _ = trainer._mirrored((x, torch.zeros(4000)))
+    mirrored, _ = trainer._augmented((x, torch.zeros(4000)))
     turned = mirrored[:, 0, 0, 0] == 7
     assert bool(((mirrored[:, 0, 0] == torch.arange(8.0)).all(1) | turned).all())
     assert abs(float(turned.float().mean()) - 0.25) < 0.03
@@ -125,8 +143,15 @@ def test_a_single_sample_left_over_is_left_out() -> None:
 
 def test_a_loss_that_is_no_number_stops_at_its_step() -> None:
     data = [(x, y) for x, y in Rows(columns(48), 48, 16, None)]
-    data[1] = (data[1][0] * float("inf"), data[1][1])
+    steps = itertools.count(1)
+
+    def loss(outputs, batch):
+        return nn.functional.cross_entropy(outputs, batch[1]) * (float("nan") if next(steps) == 2 else 1)
+
     with pytest.raises(Diverged, match=r"epoch 3, step 2: the loss is nan"):
+        Trainer(network(), Recipe(), Objective((), loss)).epoch(data, 2, 0)
+    data[1] = (data[1][0] * float("inf"), data[1][1])
+    with pytest.raises(BadInput, match="the data holds NaN or infinite values"):
         Trainer(network(), Recipe(), Objective(())).epoch(data, 2, 0)
 
 
@@ -198,6 +223,9 @@ def test_recipes() -> None:
     assert (snip.optimizer, snip.lr, snip.momentum, snip.weight_decay, snip.epochs) == ("sgd", 0.1, 0.9, 5e-4, 3)
     assert [snip.lr_at(e) for e in (0, 76, 77, 154)] == pytest.approx([0.1, 0.1, 0.01, 0.001])
     assert (Recipe().flips(colour=True), Recipe().flips(colour=False), Recipe(flip=0.5).flips(colour=False)) == (0.2, 0, 0.5)
+    snip = recipe_named("snip", {})
+    assert [(snip.flips(colour), snip.shifts(colour)) for colour in (True, False)] == [(0.5, 4), (0, 0)]
+    assert Recipe(shift=2).shifts(colour=False) == 2
     with pytest.raises(WrongUsage, match="epochs=-1: at least 0"):
         recipe_named("snip-it", {"epochs": -1})
     with pytest.raises(WrongUsage, match="no option 'learning_rate'"):
