@@ -350,6 +350,14 @@ def test_what_is_odd_about_a_training_is_said(few, lenet5) -> None:
     assert train(lenet5, few[0], QUICK, method="l1-filters", sparsity=0.3, stage="after").notes == ()
 
 
+def test_more_epochs_move_no_event_of_a_run(few, lenet5, tmp_path) -> None:
+    how = {"method": "l1-filters", "sparsity": 0.3, "stage": "after", "folder": tmp_path / "run", "resume": True}
+    train(lenet5, few[0], QUICK, **how)
+    more = dataclasses.replace(QUICK, epochs=16)
+    with pytest.raises(BadInput, match=r"its events come before the epochs 3 and 14, .*--prune-at keeps the place"):
+        train(lenet5, few[0], more, **how)
+
+
 def test_imp_before_training_rewinds_nothing(few, lenet5) -> None:
     done = train(lenet5, few[0], dataclasses.replace(QUICK, epochs=1), method="imp", stage="before", sparsity=0.9)
     assert done.history[0].weight_sparsity == pytest.approx(0.9, abs=0.001)

@@ -139,7 +139,8 @@ def cells_of(document: Mapping[str, Any]) -> list[Cell]:
         course = json.dumps([t.get(name) for name in ("recipe", "numbers")], sort_keys=True)
         places = tuple(sorted({one.get("place", "") for one in same}))
         control = "ablation" in t["pruning"]
-        cells.append(Cell(*named, first["stage"], first["epochs"], control, values, first.get("unit"), course, places))
+        stage = "after" if first["stage"] == "before" and t.get("weights") else first["stage"]  # it was trained already
+        cells.append(Cell(*named, stage, first["epochs"], control, values, first.get("unit"), course, places))
     return sorted(cells, key=lambda c: (c.network, c.data, c.method is not None, c.label, c.target))
 
 

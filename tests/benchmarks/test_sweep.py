@@ -384,6 +384,8 @@ def test_the_papers_number_stands_beside_ours() -> None:
     structured["document"]["masks"] = None
     [(_, _, [line])] = tables(cells_of(experiments_document([structured], "t")))
     assert line[-1] == "85 ± 0.6 at 93 %, 11x fewer FLOPs, 5x inference, 2x train (SNIP-it, table 4)"
+    [late] = cells_of(experiments_document([a_record(network="trained.pt", weights="1f") | {"builder": "mlp5"}], "t"))
+    assert paper_row(late) is None, "the paper prunes before any training"
     [other] = cells_of(experiments_document([a_record(data="digits")], "t"))
     assert paper_row(other) is None
     assert paper_row(dataclasses.replace(cell, unit="node")) is None, "the paper's row is about single weights"
