@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import multiprocessing
 import re
@@ -14,12 +13,13 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any, get_args
 
-from benchmarks.trial import SCHEMA, Trial, failed, network_file, serve, weights_of, write_record
+from benchmarks.trial import SCHEMA, Trial, failed, found, network_file, serve, weights_of, write_record
 from compressor import networks
 from compressor.ablation import Ablation
 from compressor.budget import Unit
-from compressor.errors import BadInput, WrongUsage, first_line
+from compressor.errors import BadInput, WrongUsage, first_line, nearest
 from compressor.method import make
+from compressor.objective import loss_named
 from compressor.recipe import recipe_named
 from compressor.schedule import Stage
 from compressor.select import check_sparsity
@@ -31,13 +31,16 @@ DENSE = "dense"
 
 KEYS: Mapping[str, Any] = {
     "data": str, "networks": list, "methods": list, "sparsities": list, "seeds": list, "image_size": int, "samples": int,
-    "device": str, "threads": int, "rounds": int, "recipe": dict,
+    "loss": str, "network": str, "device": str, "threads": int, "rounds": int, "recipe": dict,
 }  # fmt: skip
 METHOD_KEYS: Mapping[str, Any] = {
     "method": str, "label": str, "options": dict, "sparsities": list, "macs": list, "parameters": list, "recipe": dict,
     "stage": str, "interval": int, "prune_at": int, "ablation": str, "round_to": (int, str), "per": str, "floor": int,
     "freeze": list, "only": list, "attention": str, "calibrate_bn": bool, "allow_disconnect": bool,
 }  # fmt: skip
+COMMON = ("image_size", "samples", "loss", "device", "threads", "rounds")
+"""Keys that say the same of every trial."""
+
 TARGETS = ("sparsities", "macs", "parameters")
 
 
@@ -58,10 +61,11 @@ def read_sweep(path: Path) -> list[Trial]:
     for name in ("data", "networks", "methods"):
         if not raw.get(name):
             raise BadInput(f"{path}: says nothing of {name}")
-    common: dict[str, Any] = {key: raw[key] for key in ("image_size", "samples", "device", "threads", "rounds") if key in raw}
+    common: dict[str, Any] = {name: raw[name] for name in COMMON if name in raw}
     for key, least in (("image_size", 1), ("samples", 1), ("threads", 1), ("rounds", 0)):
         if common.get(key, least) < least:
             raise BadInput(f"{path}: {key} {common[key]}: at least {least}")
+    loss_named(found(raw.get("loss", "cross-entropy"), path.parent))
     trials = []
     if not all(type(seed) is int and seed >= 0 for seed in raw.get("seeds", [0])):
         raise BadInput(f"{path}: seeds are whole numbers of at least 0")
@@ -70,10 +74,12 @@ def read_sweep(path: Path) -> list[Trial]:
             weights = _weights(network, seed, path)
             if weights is not None and "image_size" in raw:
                 raise BadInput(f"{path}: image_size is for fresh networks; {network} is a file")
-            base = {"network": network, "weights": weights, "data": raw["data"], "seed": seed, **common}
+            if weights is None and "network" in raw:
+                raise BadInput(f"{path}: network is the builder of files; {network} is none")
+            base = {"network": network, "weights": weights, "builder": raw.get("network"), "data": raw["data"], **common}
             for given in raw["methods"]:
                 try:
-                    trials += [Trial(**base, **part) for part in _kinds(given, raw, str(path))]
+                    trials += [Trial(**base, seed=seed, **part) for part in _kinds(given, raw, str(path))]
                 except WrongUsage as error:
                     raise WrongUsage(f"{path}: {error}") from None
     if twice := [t.name for i, t in enumerate(trials) if t.key in {other.key for other in trials[:i]}]:
@@ -139,8 +145,7 @@ def _kinds(given: Any, raw: Mapping[str, Any], where: str) -> Iterable[dict[str,
 def _check(values: Mapping[str, Any], known: Mapping[str, Any], where: str) -> None:
     for key, value in values.items():
         if key not in known:
-            near = difflib.get_close_matches(key, known, 1, 0.5)
-            raise BadInput(f"{where}: unknown key {key!r}; {f'did you mean {near[0]}?' if near else 'use ' + ', '.join(known)}")
+            raise BadInput(f"{where}: unknown key {key!r}; {nearest(key, known, 'use ' + ', '.join(known))}")
         if not isinstance(value, known[key]) or (isinstance(value, bool) and known[key] is not bool):
             raise BadInput(f"{where}: {key} is a {type(value).__name__}, which it cannot be")
 

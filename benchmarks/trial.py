@@ -26,6 +26,7 @@ from compressor.environment import prepare
 from compressor.errors import BadInput, CompressError, first_line
 from compressor.files import staged
 from compressor.fit import train
+from compressor.objective import LOSSES
 from compressor.recipe import recipe_named
 from compressor.source import Source, fresh_network
 from compressor.state import origin_of
@@ -41,10 +42,12 @@ class Trial:
     Attributes:
         network: a name of `compressor.networks`, or a network's file; `{seed}` in its name stands for the seed.
         weights: of a network's file, its SHA-256; None for a fresh network.
+        builder: as `--network`, of a network's file that does not say its own, or that says code of the user's.
         data: as `--data`.
         label: what the trial's kind is called in tables.
         method: None trains the dense network.
         sparsity: of the method; `macs` or `parameters`, what is left of them, may stand in its place.
+        loss: as `--loss`, of the training and of the scores.
         rounds: values of each time, of the dense and the small network in turn; 0 measures neither time nor memory.
         pruning: more arguments of `compressor.train`: stage, interval, prune_at, ablation, the method's options ...
     """
@@ -66,11 +69,13 @@ class Trial:
     numbers: Mapping[str, Any] = field(default_factory=dict)
     pruning: Mapping[str, Any] = field(default_factory=dict)
     weights: str | None = None
+    loss: str = "cross-entropy"
+    builder: str | None = None
 
     @property
     def key(self) -> str:
-        """A short name that follows from all values but the label, which is only said; no rounds or weights count as unsaid."""
-        unsaid = ("rounds", 0), ("weights", None)
+        """A short name that follows from all values but the label, which is only said; newer ones count where they are said."""
+        unsaid = ("rounds", 0), ("weights", None), ("loss", "cross-entropy"), ("builder", None)
         values = {name: value for name, value in self.as_dict().items() if name != "label" and (name, value) not in unsaid}
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
 
@@ -103,10 +108,10 @@ def run_trial(
         CompressError: what `train` raises.
     """
     prepare(trial.device, trial.threads)
-    data = _found(trial.data, base)
+    data, loss = found(trial.data, base), found(trial.loss, base)
     model = _network(trial, data, base).to(trial.device)
     recipe = recipe_named(trial.recipe, trial.numbers)
-    held = _held(trial, data, model, recipe.batch_size, progress)
+    held = _held(trial, data, loss, model, recipe.batch_size, progress)
     scoring = Rows(held.train, trial.samples, 64, trial.seed) if isinstance(held.train, Columns) else held.source.train
     how = dict(trial.pruning)
     if trial.method is not None:
@@ -116,8 +121,9 @@ def run_trial(
         elif trial.parameters is not None:
             how["budget"] = Budget.parse("parameters", f"{trial.parameters:.12f}")
     trained = train(
-        model, held.train, recipe, test=held.test, scoring=scoring, forward=held.forward, example_inputs=held.source.inputs,
-        colour=held.colour, seed=trial.seed, folder=folder, resume=True, progress=progress, **how,
+        model, held.train, recipe, test=held.test, scoring=scoring, loss=loss, forward=held.forward,
+        example_inputs=held.source.inputs, colour=held.colour, seed=trial.seed, folder=folder, resume=True, progress=progress,
+        **how,
     )  # fmt: skip
     inputs, remarks = held.source.inputs, list(held.source.remarks)
     if trained.pruning is None:
@@ -128,7 +134,7 @@ def run_trial(
         )  # fmt: skip
     record = {"schema": SCHEMA, "key": trial.key, "trial": trial.as_dict(), "status": "done", "document": document}
     if trial.network not in networks.names() and (origin := origin_of(model)) is not None:
-        record["builder"] = origin.network
+        record["builder"] = trial.builder or origin.network
     if trial.rounds and trained.pruning is not None:
         record["bench"] = _measured(trial, _network(trial, data, base), trained.model, held.source, progress)
     return record
@@ -147,7 +153,7 @@ def _network(trial: Trial, data: str, base: Path) -> nn.Module:
     file = network_file(trial.network, trial.seed, base)
     if file is None or weights_of(file) != trial.weights:
         raise BadInput(f"{trial.network}: the file for seed {trial.seed} is gone or changed since the sweep began")
-    return load(file)
+    return load(file, network=None if trial.builder is None else found(trial.builder, base))
 
 
 def weights_of(file: Path) -> str:
@@ -156,10 +162,10 @@ def weights_of(file: Path) -> str:
         return hashlib.file_digest(content, "sha256").hexdigest()
 
 
-def _found(data: str, base: Path) -> str:
-    """The data's name, with the path in it as seen from `base`, if there is such a file or folder."""
-    path, colon, factory = data.partition(":")
-    return data if data == "digits" or not (base / path).exists() else f"{base / path}{colon}{factory}"
+def found(name: str, base: Path) -> str:
+    """A name of data, a loss or a builder, with the path in it as seen from `base`, if there is such a file or folder."""
+    path, colon, attribute = name.partition(":")
+    return name if name in ("digits", *LOSSES) or not (base / path).exists() else f"{base / path}{colon}{attribute}"
 
 
 MEASURED_BATCH = 64
@@ -186,14 +192,15 @@ def _measured(
 _DATA: dict[tuple[Any, ...], TrainingData] = {}
 
 
-def _held(trial: Trial, data: str, model: Any, size: int, progress: Callable[[str, int, int], None]) -> TrainingData:
+def _held(trial: Trial, data: str, loss: str, model: Any, size: int, progress: Callable[[str, int, int], None]) -> TrainingData:
     """The data, read once in this process."""
     origin = origin_of(model)
     form = None if origin is None else json.dumps([str(origin.inputs), origin.preprocessing], default=str)
-    key = (data, form, trial.samples, size, trial.seed)
+    key = (data, loss, form, trial.samples, size, trial.seed)
     if key not in _DATA:
         _DATA.clear()  # one at a time: they are large
-        _DATA[key] = training_data_for(model, data, count=trial.samples, step_size=size, seed=trial.seed, progress=progress)
+        how: dict[str, Any] = {"loss": loss, "count": trial.samples, "step_size": size, "seed": trial.seed}
+        _DATA[key] = training_data_for(model, data, progress=progress, **how)
     return _DATA[key]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import importlib
 import importlib.util
@@ -14,7 +13,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from compressor.errors import WrongUsage, first_line
+from compressor.errors import WrongUsage, first_line, nearest
 
 LIBRARIES = ("torchvision", "timm")
 """Prefixes that name a network of a library, not a module to import."""
@@ -56,8 +55,7 @@ def _attribute(owner: Any, attribute: str, reached: str, label: str) -> Any:
         return getattr(owner, attribute)
     except AttributeError as error:
         names = [n for n in dir(owner) if not n.startswith("_")]
-        close = difflib.get_close_matches(attribute, names, n=1)
-        hint = f"did you mean {close[0]}?" if close else f"it has {', '.join(names[:8]) or 'no public name'}"
+        hint = nearest(attribute, names, f"it has {', '.join(names[:8]) or 'no public name'}")
         raise WrongUsage(f"{label}: {reached} has no {attribute}; {hint}") from error
     except Exception as error:  # a module's own __getattr__ or a property is foreign code: it may raise anything
         raise WrongUsage(f"{label}: {reached}.{attribute} raises {_said(error)}") from error

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, get_args, get_type_hints
 
-from compressor.errors import WrongUsage
+from compressor.errors import WrongUsage, nearest
 
 
 def option(default: Any, help: str, least: float | None = None) -> Any:
@@ -50,8 +49,7 @@ def checked(owner: type, name: str, values: Mapping[str, Any]) -> dict[str, Any]
     known = {o.name: o for o in options_of(owner)}
     for key, value in values.items():
         if key not in known:
-            near = difflib.get_close_matches(key, known, 1, 0.5)
-            hint = f"did you mean {near[0]}?" if near else f"it has {', '.join(known) or 'none'}"
+            hint = nearest(key, known, f"it has {', '.join(known) or 'none'}")
             raise WrongUsage(f"{name} has no option {key!r}: {hint}")
         kinds: tuple[type, ...] = (int, float) if known[key].kind is float else (known[key].kind,)
         if not isinstance(value, kinds) or (isinstance(value, bool) and known[key].kind is not bool):

@@ -70,7 +70,7 @@ def _opened(
     if isinstance(data, Images):
         return _of_images(model, data, _known(origin), count, batch_size, seed, few)
     if isinstance(data, Batches):
-        return _of_batches(data, count)
+        return _of_batches(model, data, count)
     return _of_arrays(model, data, count, batch_size, seed, few)
 
 
@@ -172,14 +172,16 @@ def _of_arrays(model: nn.Module, arrays: Arrays, count: int, batch_size: int, se
     return Source(arrays.name, batches, test, inputs, tuple(_fewer(batches.size, count, arrays.name)))
 
 
-def _of_batches(data: Batches, count: int) -> Source:
+def _of_batches(model: nn.Module, data: Batches, count: int) -> Source:
     """Batches of the user's own, which may never end; an iterator is kept, so that the first batch can be looked at."""
     train = _limited(data.train, count)
     test = None if data.test is None else _limited(data.test, max(TEST_SAMPLES, count))
     first = next(iter(train), None)
     if first is None or size_of(first) == 0:
         raise BadInput(f"data {data.name}: yields no batch, or an empty one first")
-    return Source(data.name, train, test, each(inputs_of(first), lambda x: x[:PROOF_SAMPLES]))
+    inputs = each(inputs_of(first), lambda x: x[:PROOF_SAMPLES])
+    _outputs(model, inputs)
+    return Source(data.name, train, test, inputs)
 
 
 def _limited(batches: Iterable[Batch], count: int) -> Iterable[Batch]:

@@ -92,8 +92,8 @@ def measures_of(record: Mapping[str, Any]) -> dict[str, float]:
     found = {"seed": record["trial"]["seed"], "training_macs": training["macs"]}
     found["train_seconds"] = sum(row["train_seconds"] for row in training["history"])
     found["seconds"] = training["seconds"]
-    if training["test"] is not None and training["test"]["accuracy"] is not None:
-        found["accuracy"] = training["test"]["accuracy"]
+    if (test := training["test"]) is not None:
+        found |= {"loss": test["loss"]} if test["accuracy"] is None else {"accuracy": test["accuracy"]}
     if "method" in d:
         for name in ("macs", "parameters", "weights", "tensor_bytes"):
             found[name], found[f"{name}_x"] = d[name]["small"], d[name]["dense"] / max(1, d[name]["small"])
@@ -180,11 +180,11 @@ def paper_row(cell: Cell) -> dict[str, Any] | None:
 
 
 HEAD = [
-    "method", "asked", "seeds", "accuracy, %", "node sparsity, %", "weight sparsity, %", "HM", "MACs", "parameters",
+    "method", "asked", "seeds", "accuracy, %", "loss", "node sparsity, %", "weight sparsity, %", "HM", "MACs", "parameters",
     "bytes", "inference, PyTorch", "inference, ONNX Runtime", "train step", "train memory", "training FLOPs", "training time",
     "paper",
 ]  # fmt: skip
-MAY_LACK = HEAD[10:]
+MAY_LACK = {"accuracy, %", "loss", "HM", *HEAD[11:]}
 """Columns that are left out where no trial has a value."""
 
 
@@ -210,6 +210,7 @@ def _row(cell: Cell, dense: Cell | None) -> Row:
     beside = dense if dense is not None and len(cell.places) == 1 and dense.places == cell.places else None
     return [
         cell.label, cell.target, str(cell.seeds), accuracy_text(cell.values.get("accuracy", ())),
+        _spread_text(cell.values.get("loss", ()), 4),
         _percent(cell.mean("node_sparsity")), _percent(cell.mean("weight_sparsity")), _percent(cell.mean("hm")),
         _times(cell.mean("macs_x")), _times(cell.mean("parameters_x")), _times(cell.mean("tensor_bytes_x")),
         *(_times(cell.mean(name)) for name in MEASURED),
@@ -219,14 +220,18 @@ def _row(cell: Cell, dense: Cell | None) -> Row:
 
 
 def accuracy_text(values: Sequence[float]) -> str:
-    """Mean +- the papers' interval, with the t interval where there are few seeds."""
+    """In percent: mean +- the papers' interval, with the t interval where there are few seeds."""
+    return _spread_text([100 * value for value in values], 2)
+
+
+def _spread_text(values: Sequence[float], digits: int) -> str:
     if not values:
         return ""
-    said = f"{100 * mean(values):.2f}"
+    said = f"{mean(values):.{digits}f}"
     if (normal := normal_interval(values)) is None:
         return said
     student = t_interval(values) if len(values) < FEW else None
-    return f"{said} ± {100 * normal:.2f}" + ("" if student is None else f" (t: {100 * student:.2f})")
+    return f"{said} ± {normal:.{digits}f}" + ("" if student is None else f" (t: {student:.{digits}f})")
 
 
 def _paper_text(row: Mapping[str, Any]) -> str:
@@ -251,8 +256,8 @@ def _times(value: float | None) -> str:
 
 
 FOOTNOTES = [
-    "Accuracy: mean ± 1.96 sigma / sqrt(n) over the seeds, as the papers print it; in brackets the 95 % interval by Student's "
-    "t, right for so few.",
+    "Accuracy, or the loss where there is none: mean ± 1.96 sigma / sqrt(n) over the seeds, as the papers print it; in "
+    "brackets the 95 % interval by Student's t, right for so few.",
     "Sparsities are what was reached. HM: harmonic mean of accuracy and weight sparsity. MACs of one sample, parameters, bytes "
     "of all tensors: dense / small. Inference and train step of 64 samples, and the memory of a train step beyond that of the "
     "libraries: dense / small, measured in turn. Training FLOPs with the pruning's, and time of the steps alone: those of the "

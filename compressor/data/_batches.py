@@ -65,6 +65,8 @@ def batches(name: str) -> Batches:
         raise
     except (Exception, SystemExit) as error:  # the user's code may raise anything, or even exit
         raise BadInput(f"data {name}: raises {type(error).__name__}: {first_line(error)}") from error
+    if isinstance(made, tuple) and len(made) == 2 and not any(_is_batch(part) for part in made):
+        raise BadInput(f'data {name}: returns a pair; return {{"train": batches, "test": batches}}')
     if not isinstance(made, Mapping):
         return Batches(name, _stream(f"data {name}", made), None)
     if "train" not in made or not set(made) <= {"train", "test"}:
@@ -73,6 +75,12 @@ def batches(name: str) -> Batches:
     test = made.get("test")
     train = _stream(f"data {name}: train", made["train"])
     return Batches(name, train, None if test is None else _stream(f"data {name}: test", test))
+
+
+def _is_batch(part: Any) -> bool:
+    return isinstance(part, (Tensor, Mapping)) or (
+        isinstance(part, (tuple, list)) and any(isinstance(p, (Tensor, Mapping)) for p in part)
+    )
 
 
 def _stream(label: str, source: Any) -> Iterable[Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import inspect
 from collections.abc import Mapping
@@ -11,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from compressor.errors import BadInput, MissingEnvironment, WrongUsage, first_line
+from compressor.errors import BadInput, MissingEnvironment, WrongUsage, first_line, nearest
 from compressor.named import LIBRARIES, object_named
 from compressor.quiet import quiet
 from compressor.types import InputSpec
@@ -66,7 +65,8 @@ def _of_library(library: str, name: str) -> Any:
         raise MissingEnvironment(f"{library} cannot be imported ({first_line(error)}); {advice}") from error
     known = module.list_models()
     if name.partition(".")[0] not in known:  # timm's `resnet18.a1_in1k` names weights too
-        raise WrongUsage(f"{library} has no network {name!r}{_near(name, known)}")
+        hint = nearest(name, known, f"{module.__name__}.list_models() names them", 3)
+        raise WrongUsage(f"{library} has no network {name!r}; {hint}")
     if library == "timm":
         return lambda **options: module.create_model(name, pretrained=False, **options)
     takes = inspect.signature(module.get_model_builder(name)).parameters
@@ -74,8 +74,3 @@ def _of_library(library: str, name: str) -> Any:
     if "weights_backbone" in takes:
         fixed["weights_backbone"] = None  # else it is fetched
     return lambda **options: module.get_model(name, **fixed, **options)
-
-
-def _near(name: str, known: list[str]) -> str:
-    close = difflib.get_close_matches(name, known, 3)
-    return f"; did you mean {', '.join(close)}?" if close else ""

@@ -26,6 +26,7 @@ from benchmarks.sweep import read_records, read_sweep, record_path, run_sweep
 from compressor import load
 from compressor.data import Preprocessing, hold, open_data
 from compressor.errors import BadInput, WrongUsage
+from compressor.named import object_named
 from tests.test_cli import run
 from tests.test_train import digits, few, folder  # noqa: F401 - fixtures
 
@@ -86,6 +87,8 @@ def test_a_sweeps_file_is_its_trials(sweep: Path) -> None:
         ("samples = 64", "threads = 0", BadInput, "threads 0: at least 1"),
         ("[0, 1]", '["a"]', BadInput, "seeds are whole numbers"),
         ('"dense"', '{ method = "dense", stage = "after" }', BadInput, "dense prunes nothing: leave out stage"),
+        ("samples = 64", 'loss = "mea"', WrongUsage, "no loss 'mea'"),
+        ("samples = 64", 'network = "net.py:make"', BadInput, "network is the builder of files; lenet5 is none"),
         ('data = "few.npz"', "", BadInput, "says nothing of data"),
         ("seeds = [0, 1]", "seeds = ", BadInput, "cannot be read"),
     ],
@@ -184,6 +187,42 @@ def test_networks_of_a_sweep_are_seen_through_their_own_normalisation(sweep: Pat
     assert (again.done, again.skipped) == (0, 1)
     assert [r["trial"]["label"] for r in read_records(inner / "one")] == ["whole"]
     assert [path.name.partition("-seed")[0] for path in (inner / "one" / "trials").iterdir()] == ["b-whole-dense"]
+
+
+OWN = """
+import torch
+from torch import nn
+from torch.nn import functional as F
+def make(): return nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 2))
+def data():
+    x = torch.randn(96, 4, generator=torch.Generator().manual_seed(0))
+    pairs = [*zip(x.split(16), x[:, :2].split(16))]
+    return {"train": pairs[:4], "test": pairs[4:]}
+def error(outputs, batch): return F.l1_loss(outputs, batch[1])
+"""
+
+
+def test_a_sweep_of_ones_own_network_data_and_loss(sweep: Path) -> None:
+    (sweep / "own.py").write_text(OWN)
+    inner = sweep / "inner"
+    inner.mkdir()
+    torch.save(object_named(f"{sweep / 'own.py'}:make", "--network")().state_dict(), sweep / "own.pt")
+    text = (
+        'data = "../own.py:data"\nnetworks = ["../own.pt"]\nnetwork = "../own.py:make"\nsparsities = [0.5]\n'
+        'methods = ["dense", "snap"]\nrecipe = { epochs = 1 }\n'
+    )
+    losses = []
+    for number, loss in enumerate(("mse", "../own.py:error")):
+        (inner / "sweep.toml").write_text(f'loss = "{loss}"\n{text}')
+        assert run_sweep(read_sweep(inner / "sweep.toml"), inner / str(number), inner).errors == {}
+        records = read_records(inner / str(number))
+        losses.append({r["trial"]["label"]: r["document"]["training"]["test"]["loss"] for r in records})
+        document = experiments_document(records, "own")
+        [(_, head, rows)] = tables(cells_of(document))
+        assert "accuracy, %" not in head
+        assert {row[0]: row[head.index("loss")] for row in rows} == {k: f"{v:.4f}" for k, v in losses[-1].items()}
+    assert losses[0].keys() == {"dense", "snap"}
+    assert all(losses[0][name] != losses[1][name] for name in losses[0])
 
 
 def test_a_fresh_network_sees_colour(sweep: Path) -> None:

@@ -49,6 +49,8 @@ def nothing(): return None
 def text(): return "abc"
 def tensor(): return torch.zeros(3)
 def one_batch(): return torch.zeros(2, 4), torch.zeros(2)
+def parts(): return pairs(), loader()
+def pair_of_batches(): return tuple(pairs(2))
 def one_dict(): return {"inputs": torch.zeros(2), "labels": torch.zeros(2)}
 def no_names(): return {}
 number = 7
@@ -62,7 +64,7 @@ def code(tmp_path: Path) -> str:
 
 
 def test_a_list_and_a_loader_are_read_afresh(code: str) -> None:
-    for name, count in (("pairs", 3), ("loader", 3), ("unsized", 2), ("streamed", 3)):
+    for name, count in (("pairs", 3), ("pair_of_batches", 2), ("loader", 3), ("unsized", 2), ("streamed", 3)):
         data = open_data(f"{code}:{name}")
         assert isinstance(data, Batches)
         assert (data.name, data.test) == (f"{code}:{name}", None)
@@ -111,6 +113,7 @@ def test_opening_a_loader_draws_nothing(code: str) -> None:
         ("text", "is a str, not batches"),
         ("tensor", "is one batch"),
         ("one_batch", "is one batch"),
+        ("parts", 'returns a pair; return ."train": batches, "test"'),
         ("one_dict", "returns a dict of inputs, labels; its names must be train"),
         ("no_names", "returns a dict of nothing"),
         ("number", "is a int, not a function"),
