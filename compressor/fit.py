@@ -37,7 +37,7 @@ from compressor.precision import as_it_came, working_copy
 from compressor.pruner import Pruner, training_macs
 from compressor.recipe import Recipe
 from compressor.schedule import Stage
-from compressor.state import tensors_in
+from compressor.state import origin_of, tensors_in
 from compressor.training import Row, Trainer
 from compressor.training.run import Run, fingerprint_of
 from compressor.training.trainer import Seen
@@ -179,9 +179,11 @@ class _Sticky:
 
     @classmethod
     def of(cls, model: nn.Module, inputs: Inputs, found: Structure | None) -> _Sticky:
-        """Those with zeros beside other values."""
+        """Those with zeros beside other values; where all of a weight is zero, only a plan tells it from a fresh start."""
+        origin = origin_of(model)
+        planned = origin.plan.masks if origin and origin.plan else {}
         there = {name: weight.detach() != 0 for name, weight in maskable(model).items()}
-        held = {name: mask for name, mask in there.items() if bool(mask.any()) and not bool(mask.all())}
+        held = {name: mask for name, mask in there.items() if not bool(mask.all()) and (bool(mask.any()) or name in planned)}
         if not held or not any(isinstance(m, _BatchNorm) for m in model.modules()):
             return cls(held)
         try:

@@ -35,7 +35,18 @@ from compressor.proof import prove, prove_masked, prove_randomised
 from compressor.select import check_reachable, check_sparsity
 from compressor.state import origin_of, set_origin
 from compressor.surgery import shrink, sizes_of
-from compressor.types import ASKED, LABEL_FLOW, NOT_IN_EVAL, Attention, Plan, Scores, Structure, fingerprint, total_by_layer
+from compressor.types import (
+    ASKED,
+    LABEL_FLOW,
+    NOT_IN_EVAL,
+    Attention,
+    Origin,
+    Plan,
+    Scores,
+    Structure,
+    fingerprint,
+    total_by_layer,
+)
 from compressor.weights import maskable, masked
 
 NEAR_COLLAPSE = 4
@@ -622,11 +633,10 @@ def _handed_over(state: State, model: nn.Module, inplace: bool) -> nn.Module:
 
 def _remember(state: State, model: nn.Module) -> None:
     """The small network's origin carries everything that was removed since it was built."""
-    origin, plan = origin_of(model), state.plan
-    if origin is not None:
-        joined = plan if origin.plan is None else _joined(origin.plan, plan)
-        sizes = {**origin.sizes, **sizes_of(state.structure)}
-        set_origin(state.model, dataclasses.replace(origin, plan=joined, sizes=sizes))
+    origin, plan = origin_of(model) or Origin(None, {}), state.plan
+    joined = plan if origin.plan is None else _joined(origin.plan, plan)
+    sizes = {**origin.sizes, **sizes_of(state.structure)}
+    set_origin(state.model, dataclasses.replace(origin, plan=joined, sizes=sizes))
 
 
 def _joined(earlier: Plan, later: Plan) -> Plan:

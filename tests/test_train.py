@@ -339,6 +339,32 @@ def test_a_node_masked_before_says_the_same_in_eval_mode_as_in_training(method) 
     torch.testing.assert_close(tuned.eval()[:2](data[0][0])[:, 2], shift)
 
 
+class Residual(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.norm = nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4)
+        self.inner, self.back, self.last = nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1), nn.Linear(4, 2)
+
+    def forward(self, x):
+        x = self.norm(self.first(x)).relu()
+        return self.last((x + self.back(self.inner(x).relu())).mean((2, 3)))
+
+
+def test_a_weight_that_was_masked_whole_stays_zero_and_a_fresh_one_does_not() -> None:
+    torch.manual_seed(0)
+    model = Residual()
+    data = [(torch.randn(8, 1, 8, 8), torch.randint(2, (8,))) for _ in range(3)]
+    with torch.no_grad():
+        model.back.weight.zero_()
+    once = Recipe(epochs=1, lr=0.01)
+    assert train(model, data, once).model.back.weight.any()
+    small = compress(model, "magnitude", None, 0.5, example_inputs=data[0][0]).model
+    assert not small.back.weight.any()
+    tuned = train(small, data, once).model
+    assert not tuned.back.weight.any()
+    assert not torch.equal(tuned.last.weight, small.last.weight)
+
+
 def test_what_is_odd_about_a_training_is_said(few, lenet5) -> None:
     """Weights that stay zero, and events that nothing comes after."""
     masked = compress(lenet5, "magnitude", None, 0.9, example_inputs=few[0].inputs[:4]).model
