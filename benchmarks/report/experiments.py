@@ -61,9 +61,10 @@ class Cell:
         return mean(self.values[name]) if len(self.values.get(name, ())) == self.seeds else None
 
     @property
-    def half(self) -> float | None:
-        """Half the width of the accuracy's 95 % interval."""
-        return t_interval(self.values.get("accuracy", ()))
+    def judged(self) -> tuple[float, float] | None:
+        """Mean and half the 95 % interval of the accuracy in percent, or else of the loss; None without test data."""
+        scale, values = (100, self.values["accuracy"]) if "accuracy" in self.values else (1, self.values.get("loss"))
+        return (scale * mean(values), scale * (t_interval(values) or 0.0)) if values else None
 
 
 def normal_interval(values: Sequence[float]) -> float | None:

@@ -83,18 +83,19 @@ Paper = Callable[["Cell"], Mapping[str, Any] | None]
 
 
 def experiment_plots(cells: Sequence[Cell], paper: Paper) -> dict[str, tuple[str, str]]:
-    """Name -> (SVG, what it shows): accuracy against what is left, of each network and data set, with 95 % bands."""
+    """Name -> (SVG, what it shows): accuracy, or else loss, against what is left, of each network and data, with 95 % bands."""
     found = {}
     for network, data in dict.fromkeys((c.network, c.data) for c in cells):
-        mine = [c for c in cells if (c.network, c.data) == (network, data) and c.values.get("accuracy")]
+        mine = [c for c in cells if (c.network, c.data) == (network, data) and c.judged]
+        what = "accuracy" if any("accuracy" in c.values for c in mine) else "loss"
         for measure, label in (("weight_sparsity", "weights left, %"), ("macs_x", "MACs of the dense network / of this one")):
             name = f"{network}-{data}-{measure}"
             with mpl.rc_context({**STYLE, "svg.hashsalt": name}):
                 figure = Figure(layout="constrained")
-                if _trade_off(mine, measure, label, figure, paper):
+                if _trade_off(mine, measure, (label, what), figure, paper):
                     of = f"{network.rpartition('/')[2]} on {data}"
                     aside = "single points side by side, hollow ones the papers'"
-                    found[name] = _svg(figure, name), f"{of}: accuracy, mean and 95 % interval, against {label}; {aside}"
+                    found[name] = _svg(figure, name), f"{of}: {what}, mean and 95 % interval, against {label}; {aside}"
     return found
 
 
@@ -102,7 +103,7 @@ BESIDE = 5.0
 """Points, 1/72 inch, between single points of different kinds, which may lie at the same place."""
 
 
-def _trade_off(cells: Sequence[Cell], measure: str, label: str, figure: Figure, paper: Paper) -> bool:
+def _trade_off(cells: Sequence[Cell], measure: str, labels: tuple[str, str], figure: Figure, paper: Paper) -> bool:
     """A line per kind of trial, a point per target, a band of 95 %; the dense network as a level. Hollow: the papers'."""
     pruned = [c for c in cells if c.method is not None and c.mean(measure) is not None]
     if not pruned or (measure == "macs_x" and all((c.mean(measure) or 1) < 1.05 for c in pruned)):
@@ -116,11 +117,10 @@ def _trade_off(cells: Sequence[Cell], measure: str, label: str, figure: Figure, 
         points = []
         for c in pruned:
             if c.label == kind:
-                x, accuracy = c.mean(measure), c.mean("accuracy")
+                x, judged = c.mean(measure), c.judged
                 assert x is not None
-                assert accuracy is not None
-                half = c.half or 0.0
-                points.append((100 * (1 - x) if measure == "weight_sparsity" else x, 100 * accuracy, 100 * half))
+                assert judged is not None
+                points.append((100 * (1 - x) if measure == "weight_sparsity" else x, *judged))
                 if (point := _of_paper(paper(c), measure)) is not None:
                     hollow: Any = {"marker": marker, "markersize": 6, "markerfacecolor": "none", "linestyle": "none"}
                     axes.plot(*point, color=colour, **hollow, gid=f"paper-{number}-{len(points)}")
@@ -135,8 +135,8 @@ def _trade_off(cells: Sequence[Cell], measure: str, label: str, figure: Figure, 
         else:
             axes.errorbar(xs, ys, yerr=halves, color=colour, capsize=2, linewidth=1, transform=at)
     for c in cells:
-        if c.method is None:
-            axes.axhline(100 * (c.mean("accuracy") or 0.0), color=DENSE, linestyle="--", linewidth=1, label=c.label)
+        if c.method is None and c.judged is not None:
+            axes.axhline(c.judged[0], color=DENSE, linestyle="--", linewidth=1, label=c.label)
             if (row := paper(c)) is not None:
                 axes.axhline(row["accuracy"], color=DENSE, linestyle=":", linewidth=1, label=f"{c.label}, paper")
     axes.margins(x=0.08)
@@ -146,11 +146,12 @@ def _trade_off(cells: Sequence[Cell], measure: str, label: str, figure: Figure, 
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
         axes.xaxis.set_minor_formatter(NullFormatter())
     axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-    axes.set_ylim(max(0.0, axes.get_ylim()[0]), min(100.0, axes.get_ylim()[1]))  # of few seeds, an interval is wider
+    most = 100.0 if labels[1] == "accuracy" else math.inf
+    axes.set_ylim(max(0.0, axes.get_ylim()[0]), min(most, axes.get_ylim()[1]))  # of few seeds, an interval is wider
     if measure == "weight_sparsity":
         axes.invert_xaxis()
-    axes.set_xlabel(label)
-    axes.set_ylabel("test accuracy, %")
+    axes.set_xlabel(labels[0])
+    axes.set_ylabel("test accuracy, %" if labels[1] == "accuracy" else "test loss")
     axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
     return True
 

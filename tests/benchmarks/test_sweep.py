@@ -221,6 +221,9 @@ def test_a_sweep_of_ones_own_network_data_and_loss(sweep: Path) -> None:
         [(_, head, rows)] = tables(cells_of(document))
         assert "accuracy, %" not in head
         assert {row[0]: row[head.index("loss")] for row in rows} == {k: f"{v:.4f}" for k, v in losses[-1].items()}
+        page = render(document, ".html")
+        assert "test loss" in page
+        assert "test accuracy, %" not in page
     assert losses[0].keys() == {"dense", "snap"}
     assert all(losses[0][name] != losses[1][name] for name in losses[0])
 
