@@ -80,7 +80,7 @@ def layouts(model: nn.Module, x: Tensor) -> dict[str, Job]:
     folded = copy.deepcopy(model).eval()
     fold_norms(folded, structure(folded, (x[:2],)).norms)
     suited = copy.deepcopy(folded)
-    best_layouts(suited)
+    best_layouts(suited, (x,))
     whole = copy.deepcopy(model).eval()
     last: Any = {"memory_format": torch.channels_last}
     variants: dict[str, tuple[nn.Module, Tensor]] = {

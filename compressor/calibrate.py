@@ -8,7 +8,8 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from compressor.objective import Objective
+from compressor.data import own_randomness, seed_all
+from compressor.objective import Objective, size_of
 
 
 def is_fresh(model: nn.Module) -> bool:
@@ -35,8 +36,13 @@ def calibrated(model: nn.Module, objective: Objective) -> nn.Module:
         norm.train()
         norm.reset_running_stats()
         norm.momentum = None  # a plain average over the batches
-    with torch.no_grad():
+    largest = 0
+    with torch.no_grad(), own_randomness(objective.data):
+        seed_all(objective.data, objective.seed)  # for loaders that shuffle
         for batch in objective.batches():
+            if size_of(batch) == 1 < largest:
+                continue  # there is nothing to normalise in a single sample that is left over
+            largest = max(largest, size_of(batch))
             objective.forward(model, batch)
     for norm, momentum in momenta.items():
         norm.momentum = momentum

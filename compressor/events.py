@@ -23,10 +23,10 @@ from compressor.masked import over_channels
 from compressor.method import Method
 from compressor.objective import Batch, Objective
 from compressor.select import Selection, highest_reachable, select, select_weights
-from compressor.state import outputs_of
+from compressor.state import outputs_of, planned_masks
 from compressor.surgery import shrink
 from compressor.types import Group, Plan, Scores, Structure
-from compressor.weights import maskable, masked
+from compressor.weights import maskable, masked, present
 
 Progress = Callable[[str, int, int], None]
 """(what is being done, steps done, steps in all); 0 in all where that is unknown."""
@@ -193,7 +193,7 @@ class WeightEvents(Events):
             raise UnreachableSparsity(
                 f"sparsity {self.share:g} leaves {left} weights for {len(weights)} layers; ask for less, or --allow-disconnect"
             )
-        return State(self.dense, self.found, plan, kept={name: _there(w.detach()) for name, w in weights.items()})
+        return State(self.dense, self.found, plan, kept=present(self.dense, planned_masks(self.dense)))
 
     def one(self, state: State, number: int) -> State:
         target, counted, what = self._counted(number)
@@ -229,12 +229,6 @@ class WeightEvents(Events):
 
     def _ways(self, state: State) -> Paths:
         return paths(state.model, self.found, state.kept, over_channels(state.model, self.aim.inputs))
-
-
-def _there(weight: Tensor) -> Tensor:
-    """Booleans, what a weight has: all of it, or what is not zero where it has both."""
-    there = weight.cpu() != 0
-    return there if bool(there.any()) else torch.ones_like(there)
 
 
 def _without_dead(state: State, found: Structure, ways: Paths, aim: Aim) -> State:

@@ -9,6 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights, fuse_linear_bn_weights
 
+from compressor.inputs import Inputs, each, run, suited, tensors
+from compressor.masked import in_branches
+from compressor.state import observed
+
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 PLAIN = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 """Only these very classes are folded."""
@@ -48,11 +52,42 @@ def fold_norms(model: nn.Module, norms: Mapping[str, str]) -> None:
         setattr(model.get_submodule(parent), name, nn.Identity())
 
 
-def best_layouts(model: nn.Module) -> None:
-    """Let every dense 2-d convolution on a CPU convert its input and weight, in place, to the layout that suits its map."""
-    for module in model.modules():
-        if type(module) is nn.Conv2d and module.groups == 1 and module.weight.device.type == "cpu":
-            module.register_forward_pre_hook(_suit_layout)
+def best_layouts(model: nn.Module, inputs: Inputs) -> None:
+    """Let every dense 2-d convolution on a CPU convert its input and weight, in place, to the layout that suits its map.
+
+    A network that runs in the default layout only, since it flattens with `view`, stays in that.
+    """
+    dense = [m for m in model.modules() if type(m) is nn.Conv2d and m.groups == 1 and m.weight.device.type == "cpu"]
+    handles = [module.register_forward_pre_hook(_suit_layout) for module in dense]
+    if dense and not _runs(model, inputs):
+        for module, handle in zip(dense, handles, strict=True):
+            handle.remove()
+            module.weight = nn.Parameter(module.weight.contiguous(), requires_grad=False)
+
+
+def takes_channels_last(model: nn.Module, inputs: Inputs) -> bool:
+    """Whether a network of images runs in channels_last, in train mode's branches too; `view` after a convolution may not."""
+    if not any(x.dim() == 4 for x in tensors(inputs)):
+        return False
+    with observed(model) as twin, in_branches(twin):
+        try:
+            twin.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        except RuntimeError:  # a volume's kernels have five dimensions
+            return False
+        return _runs(twin, inputs)
+
+
+def _runs(model: nn.Module, inputs: Inputs) -> bool:
+    with torch.no_grad():
+        try:
+            run(model, suited(model, each(inputs, lambda x: x[:PROBED])))
+        except RuntimeError:
+            return False
+    return True
+
+
+PROBED = 2
+"""Samples that show whether a network runs in a layout."""
 
 
 def _suit_layout(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

@@ -17,7 +17,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from compressor.connectivity import paths
 from compressor.cost import count, weights_of
 from compressor.coupling import structure
-from compressor.data import Columns, Drawn, Rows
+from compressor.data import Columns, Drawn, Rows, own_randomness, seed_all
 from compressor.dead import steady
 from compressor.errors import BadInput, UnsupportedNetwork, WrongUsage
 from compressor.events import Progress
@@ -37,12 +37,12 @@ from compressor.precision import as_it_came, working_copy
 from compressor.pruner import Pruner, training_macs
 from compressor.recipe import Recipe
 from compressor.schedule import Stage
-from compressor.state import origin_of, tensors_in
+from compressor.state import planned_masks, put_values, tensors_in, values_of
 from compressor.training import Row, Trainer
 from compressor.training.run import Run, fingerprint_of
 from compressor.training.trainer import Seen
 from compressor.types import Structure
-from compressor.weights import maskable
+from compressor.weights import maskable, present, unset
 
 SCORED = 2560
 """Samples that each event scores, where the data leave it open."""
@@ -101,7 +101,8 @@ def train(
     """Train a copy of `model`; with a method, nodes or weights go on the way, and the optimizer's moments go with them.
 
     Args:
-        model: any network; intact afterwards. Where a weight has zeros beside other values, they stay zero.
+        model: any network; intact afterwards. Where a weight has zeros beside other values, they stay zero. In a network in
+            train mode, a module in eval mode, such as a batch norm of a frozen part, stays in that.
         data: columns, which are shuffled and batched as the recipe says, or batches to be read anew in each epoch.
         recipe: numbers of epochs, samples of a batch and all that; the SNIP-it paper's by default.
         test: looked at after each epoch.
@@ -124,7 +125,7 @@ def train(
     if method is None and (pruning or stage is not None or prune_at is not None):
         raise WrongUsage(f"without a method nothing is pruned: leave out {', '.join(pruning) or 'stage and prune_at'}")
     mine = copy.deepcopy(model)
-    with torch.random.fork_rng(devices=[]):
+    with own_randomness(data):
         objective = Objective((), loss_named(loss), forward, device_of(model), seed)
         epochs = _batches(data, recipe.batch_size, seed, objective.device)
         tests = None if test is None else _batches(test, recipe.batch_size, None, objective.device)
@@ -142,7 +143,8 @@ def train(
             pruner = Pruner(setup, stage or setup.events.method.stage, recipe.epochs, interval, prune_at)
             objective = dataclasses.replace(setup.events.objective, data=epochs)
             dense = pruner.state.model
-        trainer = Trainer(dense, recipe, objective, recipe.flips(colour), recipe.shifts(colour))
+        still = [name for name, module in model.named_modules() if model.training and not module.training]
+        trainer = Trainer(dense, recipe, objective, recipe.flips(colour), recipe.shifts(colour), still)
         course = _Course(trainer, pruner, epochs, tests, seed, progress)
         run = None
         if folder is not None:
@@ -180,18 +182,19 @@ class _Sticky:
     @classmethod
     def of(cls, model: nn.Module, inputs: Inputs, found: Structure | None) -> _Sticky:
         """Those with zeros beside other values; where all of a weight is zero, only a plan tells it from a fresh start."""
-        origin = origin_of(model)
-        planned = origin.plan.masks if origin and origin.plan else {}
-        there = {name: weight.detach() != 0 for name, weight in maskable(model).items()}
-        held = {name: mask for name, mask in there.items() if not bool(mask.all()) and (bool(mask.any()) or name in planned)}
+        there = present(model, planned_masks(model))
+        return cls.holding({name: mask for name, mask in there.items() if not bool(mask.all())}, model, inputs, found)
+
+    @classmethod
+    def holding(cls, held: Mapping[str, Tensor], model: nn.Module, inputs: Inputs, found: Structure | None) -> _Sticky:
+        """These masks."""
         if not held or not any(isinstance(m, _BatchNorm) for m in model.modules()):
             return cls(held)
         try:
             found = found or structure(model, inputs, prunable=False)
         except UnsupportedNetwork:  # it is trained all the same: only who prunes needs a graph
             return cls(held)
-        kept = {name: mask.cpu() for name, mask in held.items()}
-        return cls(held, found, paths(model, found, kept, over_channels(model, inputs)).fed)
+        return cls(held, found, paths(model, found, held, over_channels(model, inputs)).fed)
 
     def after_epoch(self, model: nn.Module, inputs: Inputs) -> None:
         """Eval mode gives what train mode does, also behind masked weights."""
@@ -210,8 +213,9 @@ class _Course:
         self.seed, self.progress = seed, progress
         assert trainer.objective.example is not None
         self.inputs = trainer.objective.example
-        self.sticky = _Sticky({}) if pruner and pruner.events.method.unit == "weight" else self._found_sticky()
-        self.dense_weights = _weights(trainer.model)
+        weights = pruner is not None and pruner.events.method.unit == "weight"  # the method's masks know those from before
+        self.sticky = _Sticky({}) if weights else _Sticky.of(trainer.model, self.inputs, self._structure())
+        self.dense_weights = _weights(trainer.model) + unset(trainer.model, planned_masks(trainer.model))
         self.rows: list[Row] = []
         self.macs = 0
         self._measure()
@@ -254,11 +258,18 @@ class _Course:
             return
         self.macs += self.pruner.before(epoch, self.trainer)
         if self.sticky.held:
-            self.sticky = self._found_sticky()
+            self._hold(self.pruner.cut(self.sticky.held))
         self._measure()
 
-    def _found_sticky(self) -> _Sticky:
-        return _Sticky.of(self.trainer.model, self.inputs, None if self.pruner is None else self.pruner.state.structure)
+    def _hold(self, masks: Mapping[str, Tensor]) -> None:
+        """Let what these masks took stay zero, where it is: fresh weights are not masked."""
+        weights = maskable(self.trainer.model)
+        some = {name: mask for name, mask in masks.items() if not bool(mask.all())}
+        held = {name: mask for name, mask in some.items() if not bool(weights[name].detach().cpu()[~mask].any())}
+        self.sticky = _Sticky.holding(held, self.trainer.model, self.inputs, self._structure())
+
+    def _structure(self) -> Structure | None:
+        return None if self.pruner is None else self.pruner.state.structure
 
     def _quality(self, model: nn.Module) -> Quality | None:
         return None if self.test is None else evaluate(model, dataclasses.replace(self.trainer.objective, data=self.test))
@@ -285,11 +296,12 @@ class _Course:
     def content(self) -> dict[str, Any]:
         """All that a run needs to go on."""
         return {
-            "model": dict(self.trainer.model.state_dict()),
+            "model": values_of(self.trainer.model),
             "moments": self.trainer.moments(),
             "epochs_done": self.trainer.epochs_done,
             "rows": [dataclasses.asdict(row) for row in self.rows],
             "macs": self.macs,
+            "sticky": dict(self.sticky.held),
             "pruning": None if self.pruner is None else self.pruner.content(),
         }
 
@@ -299,13 +311,12 @@ class _Course:
         if self.pruner is not None:
             self.pruner.restore(held["pruning"])
             model = self.pruner.state.model
-        model.load_state_dict(held["model"])
+        put_values(model, held["model"])
         self.trainer.adopt(model, held["moments"])
         self.trainer.epochs_done = held["epochs_done"]
         self.rows = [Row(**row) for row in held["rows"]]
         self.macs = held["macs"]
-        if self.sticky.held:
-            self.sticky = self._found_sticky()
+        self._hold(held["sticky"])
         self._measure()
 
     def finish(self, model: nn.Module, epochs: int) -> Trained:
@@ -313,10 +324,12 @@ class _Course:
         self._events(epochs)
         trained = self.trainer.model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
         result = None if self.pruner is None else self.pruner.result(trained)
+        modes = {name: module.training for name, module in model.named_modules()}
         if result is None:
             as_it_came(trained, model)
         final = trained if result is None else result.model
-        final.train(model.training)
+        for name, module in final.named_modules():
+            module.training = modes.get(name, model.training)
         seconds = sum(row.seconds for row in self.rows)
         stage = None if self.pruner is None else self.pruner.stage
         quality = self._quality(final)
@@ -365,10 +378,10 @@ def _fingerprint(data: Columns | Iterable[Batch], seed: int) -> str | None:
     def first() -> str:
         if isinstance(data, Drawn):
             data.skip_to(0)
-        torch.manual_seed(seed)  # loaders shuffle by it
+        seed_all(data, seed)  # loaders shuffle by it
         return fingerprint_of(tensors_in(next(iter(data), None)))
 
-    with torch.random.fork_rng(devices=[]):
+    with own_randomness(data):
         one, again = first(), first()
     if isinstance(data, Drawn):
         data.skip_to(0)

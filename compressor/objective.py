@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,9 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _NormBase
 
 from compressor.errors import BadInput, CompressError, WrongUsage, first_line
-from compressor.inputs import Inputs, as_inputs, run, suited
+from compressor.inputs import Inputs, as_inputs, run, suited, tensors
 from compressor.named import object_named
 from compressor.state import observed, tensors_in
 
@@ -93,6 +95,8 @@ def _check_labels(logits: Tensor, target: Tensor) -> None:
     if target.dim() == 0 or logits.dim() < 2:
         return
     lowest, highest = int(target.min()), int(target.max())
+    if highest == IGNORED:
+        raise BadInput(f"all labels of a batch are {IGNORED}, which are ignored: it has no loss; leave such samples out")
     if (lowest < 0 and lowest != IGNORED) or highest >= logits.shape[1]:
         raise BadInput(f"labels run from {lowest} to {highest}, the network has {logits.shape[1]} outputs; correct the data")
 
@@ -215,6 +219,24 @@ def check_finite(batch: Any) -> None:
         raise BadInput("the data holds NaN or infinite values; correct or remove those samples")
 
 
+def not_finite(model: nn.Module) -> str | None:
+    """The first tensor of a network's state that holds NaN, or infinity where only a mask would have it; None if there is none.
+
+    Attention adds minus infinity to what must not be seen: buffers may hold that, but for the statistics of norms.
+    """
+    masks = {
+        f"{prefix}.{name}".removeprefix(".")
+        for prefix, module in model.named_modules() if not isinstance(module, _NormBase)
+        for name, _ in module.named_buffers(recurse=False)
+    }  # fmt: skip
+    for name, tensor in model.state_dict().items():
+        if tensor.is_floating_point():
+            good = ~torch.isnan(tensor) & (tensor != math.inf) if name in masks else torch.isfinite(tensor)
+            if not bool(good.all()):
+                return name
+    return None
+
+
 def to_device(batch: Batch, device: str) -> Batch:
     """The same batch with its tensors on `device`."""
     if isinstance(batch, Tensor):
@@ -243,33 +265,39 @@ class Quality:
 
 def evaluate(model: nn.Module, objective: Objective) -> Quality:
     """The loss and the accuracy of a network in eval mode, in its own precision."""
-    loss, right, labelled, total = 0.0, 0, 0, 0
+    loss, right, labelled, told, total = 0.0, 0, 0, 0, 0
     with observed(model) as twin, torch.no_grad():
         for batch in objective.batches():
-            outputs, size = objective.forward(twin, suited_batch(twin, batch)), size_of(batch)
+            batch, size = suited_batch(twin, batch), size_of(batch)
+            outputs = objective.forward(twin, batch)
             loss += size * float(objective.loss_from(outputs, batch))
-            hits = hits_in(outputs, batch)
-            if hits is not None:
-                right, labelled = right + int(hits), labelled + size
             total += size
-    return Quality(loss / total, right / labelled if labelled == total else None, total)
+            if (hits := hits_in(outputs, batch)) is not None:
+                right, labelled, told = right + int(hits[0]), labelled + int(hits[1]), told + size
+    return Quality(loss / total, right / labelled if labelled and told == total else None, total)
 
 
 def hits_in(outputs: Any, batch: Batch) -> Tensor | None:
-    """How many of a batch's labels `(batch,)` are the arg-max of logits `(batch, classes)`; None where they are no such."""
+    """How many of a batch's labels `(batch,)` are the arg-max of logits `(batch, classes)`, and how many there are, `(2,)`.
+
+    Labels of -100 are none, as in cross-entropy. None where targets are not one label per sample.
+    """
     logits = next(tensors_in(outputs), None)
     target = batch[1] if isinstance(batch, (tuple, list)) and len(batch) > 1 else None
     if not isinstance(target, Tensor) or target.dim() != 1 or target.is_floating_point():
         return None
     if logits is None or logits.dim() != 2 or logits.shape[1] < 2:
         return None
-    return torch.eq(logits.argmax(1), target).sum()
+    return torch.stack([torch.eq(logits.argmax(1), target).sum(), (target != IGNORED).sum()])
 
 
 def suited_batch(model: nn.Module, batch: Batch) -> Batch:
-    """A batch whose inputs are in the network's precision; a batch of another form is left to `forward`."""
+    """The batch, of the same form, with its inputs in the network's precision; another form than ours is left to `forward`."""
     try:
         inputs = suited(model, inputs_of(batch))
     except BadInput:
         return batch
-    return (inputs, *batch[1:]) if isinstance(batch, (tuple, list)) else inputs
+    pair = isinstance(batch, (tuple, list))
+    single = isinstance(batch[0] if pair else batch, Tensor)
+    given = tensors(inputs)[0] if single else inputs
+    return (given, *batch[1:]) if pair else given

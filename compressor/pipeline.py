@@ -29,7 +29,18 @@ from compressor.feasible import feasible
 from compressor.inputs import Inputs, as_inputs, each, far_apart, precision_of, several, unlike
 from compressor.masked import over_channels
 from compressor.method import Method, make
-from compressor.objective import Batch, Loss, Objective, call, check_finite, inputs_of, loss_named, suited_batch, to_device
+from compressor.objective import (
+    Batch,
+    Loss,
+    Objective,
+    call,
+    check_finite,
+    inputs_of,
+    loss_named,
+    not_finite,
+    suited_batch,
+    to_device,
+)  # fmt: skip
 from compressor.precision import as_it_came, wide, working_copy
 from compressor.proof import prove, prove_masked, prove_randomised
 from compressor.select import check_reachable, check_sparsity
@@ -496,8 +507,8 @@ def check_weights(model: nn.Module) -> None:
     for name, tensor in model.state_dict().items():
         if is_lazy(tensor):
             raise BadInput(f"{name} has no values yet; run the network once on data")
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            raise BadInput(f"{name} has NaN or infinite values; repair or retrain the network first")
+    if (broken := not_finite(model)) is not None:
+        raise BadInput(f"{broken} has NaN or infinite values; repair or retrain the network first")
 
 
 def _chosen(method: str | Method, options: dict[str, Any]) -> Method:

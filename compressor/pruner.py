@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from compressor.cost import count_training
+from compressor.data import seed_all
 from compressor.equivalence import Equivalence
 from compressor.errors import UnsupportedNetwork, WrongUsage, first_line
 from compressor.events import State
@@ -19,11 +21,12 @@ from compressor.inputs import Inputs
 from compressor.method import Method
 from compressor.pipeline import Result, Setup, proven, refreshed
 from compressor.schedule import Stage, placed
+from compressor.state import planned_masks, put_values, values_of
 from compressor.surgery import shrink, sliced
 from compressor.training import Trainer
 from compressor.training.trainer import Moments
 from compressor.types import Event, Kept, Plan, Structure
-from compressor.weights import masked
+from compressor.weights import first_names, masked, unset
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,7 @@ class Pruner:
         state: where the events have come to; its network is the one that is trained.
         due: epoch -> numbers of the events before it.
         passed: events so far, also those that removed nothing.
+        cut: leaves of tensors of the network's shapes, by its names, what the last events left of the network.
         proofs: that the last events removed what they should and nothing else.
         snapshot: of the epoch that the method rewinds to, once that was there.
     """
@@ -74,6 +78,7 @@ class Pruner:
             )
         self.state = self.events.begin(setup.plan)
         self.passed = 0
+        self.cut: Callable[[Mapping[str, Tensor]], dict[str, Tensor]] = dict
         self.proofs: tuple[Equivalence, ...] = ()
         self.snapshot: _Snapshot | None = None
 
@@ -85,13 +90,14 @@ class Pruner:
     def before(self, epoch: int, trainer: Trainer) -> int:
         """The events due before an epoch; the trainer goes on with the smaller network. The multiply-adds that scoring took."""
         if epoch == self.rewind:
-            state = {name: tensor.clone() for name, tensor in trainer.model.state_dict().items()}
+            state = {name: tensor.clone() for name, tensor in values_of(trainer.model).items()}
             moments = {name: {k: v.clone() for k, v in of.items()} for name, of in trainer.moments().items()}
             self.snapshot = _Snapshot(state, moments, trainer.epochs_done)
         macs = 0
         if not (numbers := self.due.get(epoch)):
             return macs
-        torch.manual_seed((self.events.objective.seed * 1_000_003 + epoch + 500_009) % 2**63)  # for loaders that shuffle
+        objective = self.events.objective
+        seed_all(objective.data, (objective.seed * 1_000_003 + epoch + 500_009) % 2**63)  # for loaders that shuffle
         before = self.state = dataclasses.replace(self.state, model=trainer.model.eval())
         for number in numbers:
             left = self.state
@@ -110,7 +116,7 @@ class Pruner:
             moments = self._without_dead(moments)
         if self.finished and self.ablation == "reinit":
             self.state, moments = dataclasses.replace(self.state, model=refreshed(self.state, self.events.objective.seed)), {}
-        trainer.adopt(self.state.model, _masked_moments(moments, self.held()))
+        trainer.adopt(self.state.model, _masked_moments(moments, self.held(), self.state.model))
         return macs
 
     def after_epoch(self) -> None:
@@ -126,7 +132,8 @@ class Pruner:
         event = Event(0.0, {name: tuple(indices.tolist()) for name, indices in kept.items()})
         step = dataclasses.replace(self.state, plan=Plan(widths, "", (event,)))
         self.proofs = proven(before.model, step, before.structure, self.events.aim.inputs)
-        return _sliced_moments(moments, before.structure, kept)
+        self.cut = functools.partial(_sliced, model=before.model, structure=before.structure, kept=kept)
+        return _sliced_moments(moments, before.model, before.structure, kept)
 
     def _without_dead(self, moments: Moments) -> Moments:
         """After the last event on weights, the moments of what is left without nodes on no path: nothing would train them."""
@@ -134,12 +141,12 @@ class Pruner:
         self.state = self.events.clear(self.state)
         self.progress("proving the small network")
         self.proofs = proven(whole, self.state, self.events.found, self.events.aim.inputs)
-        return _sliced_moments(moments, self.events.found, self.state.plan.kept)
+        return _sliced_moments(moments, whole, self.events.found, self.state.plan.kept)
 
     def _rewound(self, snapshot: _Snapshot, trainer: Trainer) -> Moments:
         """The weights of the snapshot in the state's network, but for what is masked; and its moments."""
         model = copy.deepcopy(self.state.model)
-        model.load_state_dict(snapshot.model)
+        put_values(model, snapshot.model)
         self.state = dataclasses.replace(self.state, model=masked(model, self.state.kept))
         trainer.epochs_done = snapshot.epochs_done
         return snapshot.moments
@@ -180,7 +187,10 @@ class Pruner:
 
     def result(self, trained: nn.Module) -> Result:
         """The pruning's result, of the network as it is now."""
-        return self.setup.conclude(self.events.clear(dataclasses.replace(self.state, model=trained)), self.proofs)
+        result = self.setup.conclude(self.events.clear(dataclasses.replace(self.state, model=trained)), self.proofs)
+        before, dense = result.summary.before, self.events.dense
+        before = dataclasses.replace(before, weights=before.weights + unset(dense, planned_masks(dense)))
+        return dataclasses.replace(result, summary=dataclasses.replace(result.summary, before=before))
 
 
 def training_macs(model: nn.Module, inputs: Inputs) -> int:
@@ -195,18 +205,29 @@ def training_macs(model: nn.Module, inputs: Inputs) -> int:
         raise UnsupportedNetwork(f"the network does not run in train mode: {first_line(error)}") from error
 
 
-def _masked_moments(moments: Moments, held: Mapping[str, Tensor]) -> Moments:
+def _masked_moments(moments: Moments, held: Mapping[str, Tensor], model: nn.Module) -> Moments:
     """The moments, zero where the weights are removed."""
+    first = first_names(model)
+    masks = {first[name]: mask for name, mask in held.items()}
 
     def part(name: str, value: Tensor) -> Tensor:
-        mask = held.get(name)
+        mask = masks.get(name)
         return value if mask is None or mask.shape != value.shape else value.masked_fill(~mask.to(value.device), 0.0)
 
     return {name: {key: part(name, value) for key, value in of.items()} for name, of in moments.items()}
 
 
-def _sliced_moments(moments: Moments, structure: Structure, kept: Kept) -> Moments:
-    """The moments of what is left when `structure` keeps `kept`."""
+def _sliced_moments(moments: Moments, model: nn.Module, structure: Structure, kept: Kept) -> Moments:
+    """The moments of what is left when `structure`, that of `model`, keeps `kept`."""
     keys = {key for of in moments.values() for key in of}
-    by_key = {key: sliced({n: of[key] for n, of in moments.items() if key in of}, structure, kept) for key in keys}
+    by_key = {key: _sliced({n: of[key] for n, of in moments.items() if key in of}, model, structure, kept) for key in keys}
     return {name: {key: by_key[key][name] for key in of} for name, of in moments.items()}
+
+
+def _sliced(tensors: Mapping[str, Tensor], model: nn.Module, structure: Structure, kept: Kept) -> dict[str, Tensor]:
+    """`sliced`, whichever of the names of a shared parameter the structure uses."""
+    known, first = {name for name, _ in structure.kept_entries(kept)}, first_names(model)
+    used = {first[name]: name for name in known & first.keys()}
+    called = {name: used.get(first.get(name, name), name) for name in tensors}
+    found = sliced({called[name]: tensor for name, tensor in tensors.items()}, structure, kept)
+    return {name: found[called[name]] for name in tensors}

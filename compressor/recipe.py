@@ -30,6 +30,14 @@ class Recipe:
     shift: int = option(0, "pixels by which images are moved at most; negative: colour images only", least=-1024)
     precision: Literal["auto", "float32", "bfloat16"] = option("auto", "of the passes; auto is bfloat16 on a GPU, else float32")
 
+    def __post_init__(self) -> None:
+        """Refuse what no option can be.
+
+        Raises:
+            WrongUsage: a number is too small, or a choice is none.
+        """
+        checked(Recipe, "a recipe", vars(self))
+
     def lr_at(self, epoch: int) -> float:
         """The learning rate in an epoch, counted from 0."""
         return self.lr * self.decay ** (epoch // self.decay_every) if self.decay_every else self.lr

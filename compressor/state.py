@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from compressor.inputs import Inputs, arguments
-from compressor.types import Origin
+from compressor.types import Mask, Origin
 
 
 @contextmanager
@@ -52,6 +52,27 @@ def origin_of(model: nn.Module) -> Origin | None:
     """Where a network comes from; None for one that is not ours."""
     origin = getattr(model, "origin", None)
     return origin if isinstance(origin, Origin) else None
+
+
+def values_of(model: nn.Module) -> dict[str, Tensor]:
+    """All parameters and buffers by name, those that a checkpoint leaves out too; the network's own tensors, not copies."""
+    return {**dict(model.named_buffers()), **model.state_dict()}
+
+
+def put_values(model: nn.Module, values: Mapping[str, Tensor]) -> None:
+    """Give, in place, a network of the same shapes what `values_of` held; buffers may have grown since."""
+    there = model.state_dict()
+    model.load_state_dict({name: values[name] for name in there})
+    for name, buffer in dict(model.named_buffers()).items():
+        if name not in there and name in values:
+            owner, _, attribute = name.rpartition(".")
+            model.get_submodule(owner)._buffers[attribute] = values[name].to(buffer.device, copy=True)
+
+
+def planned_masks(model: nn.Module) -> Mapping[str, Mask]:
+    """The masks of the weights that the network's plan, if it has one, set to zero."""
+    origin = origin_of(model)
+    return origin.plan.masks if origin and origin.plan else {}
 
 
 def set_origin(model: nn.Module, origin: Origin) -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
+import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
@@ -21,6 +22,27 @@ def maskable(model: nn.Module) -> dict[str, nn.Parameter]:
             if layer or (isinstance(module, RECURRENT) and name.startswith("weight_")):
                 found.setdefault(id(parameter), (f"{prefix}.{name}".removeprefix("."), parameter))
     return dict(found.values())
+
+
+def present(model: nn.Module, planned: Collection[str]) -> dict[str, Tensor]:
+    """Weight -> booleans of its shape, on the CPU: what was not masked before.
+
+    What is zero beside other values was, and a weight that is zero whole where it is among `planned`; else it is a fresh start.
+    """
+    there = {name: weight.detach().cpu() != 0 for name, weight in maskable(model).items()}
+    return {n: mask if bool(mask.any()) or n in planned else torch.ones_like(mask) for n, mask in there.items()}
+
+
+def unset(model: nn.Module, planned: Collection[str]) -> int:
+    """Entries of weights that are zero whole without being `planned`: they get their values in training."""
+    there, weights = present(model, planned), maskable(model)
+    return sum(int(mask.sum()) for name, mask in there.items() if not bool(weights[name].any()))
+
+
+def first_names(model: nn.Module) -> dict[str, str]:
+    """Every name of a parameter -> its first one, which is another where the parameter is shared."""
+    first = {id(parameter): name for name, parameter in model.named_parameters()}
+    return {name: first[id(parameter)] for name, parameter in model.named_parameters(remove_duplicate=False)}
 
 
 def masked(model: nn.Module, kept: Mapping[str, Tensor]) -> nn.Module:

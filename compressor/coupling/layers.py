@@ -20,7 +20,8 @@ def _linear(flow: Flow, node: fx.Node, arguments: list[Any], options: dict[str, 
     x, weight, bias = arguments[0], arguments[1], arguments[2] if len(arguments) > 2 else None
     if not _stored(flow, node, x, weight) or len(weight.shape) != 2:
         return _frozen_layer(flow, node, arguments)
-    if constant_along(x, x.dim() - 1) and bool((x != FILLER).any()):
+    lone = x.shape[-1] == 1 and bool((x == x.flatten()[0]).all())  # a layer of width 1 before it, not a single position
+    if constant_along(x, x.dim() - 1) and bool((x != FILLER).any()) and not lone:
         return _along_positions(flow, node, arguments)
     channels = flow.channels(x, x.dim() - 1, NOT_A_CHANNEL)
     flow.read(weight, 1, channels)

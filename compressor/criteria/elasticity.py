@@ -56,7 +56,7 @@ def node_elasticity(
     with observed(model) as twin, torch.enable_grad():
         if gate == "read":  # the other gates sit where a folded norm no longer is
             fold_norms(twin, structure.norms)
-        best_layouts(twin)
+        best_layouts(twin, objective.example_inputs())
         gates = _Gates(per_sample=aggregate == "sample")
         for name, group in prunable.items():
             unread = not any(s.role == "read" for s in group.slices)  # queries and keys: what reads them is no layer

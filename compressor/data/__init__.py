@@ -13,6 +13,7 @@ from compressor.data._batches import Batches
 from compressor.data._draw import Drawn
 from compressor.data._hold import held_bytes, hold
 from compressor.data._images import USUAL, Images, Preprocessing, Split
+from compressor.data._random import own_randomness, seed_all
 from compressor.errors import BadInput
 from compressor.named import is_named
 
@@ -29,6 +30,8 @@ __all__ = [
     "held_bytes",
     "hold",
     "open_data",
+    "own_randomness",
+    "seed_all",
 ]
 
 FORMS = "a folder of class folders or parquet files, a .npz file, file.py:factory, a data set of the hub, or `digits`"

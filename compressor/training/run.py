@@ -16,7 +16,7 @@ from compressor.errors import BadInput, first_line
 from compressor.files import staged
 from compressor.training.history import Row, write_history
 
-SCHEMA = 1
+SCHEMA = 2
 STATE, HISTORY = "state.pt", "history.csv"
 
 
@@ -99,6 +99,8 @@ class Run:
             held = torch.load(path, map_location="cpu", weights_only=True)
             if held["schema"] > SCHEMA:
                 raise BadInput(f"{path}: made by a newer version; update compressor")
+            if held["schema"] < SCHEMA:
+                raise BadInput(f"{path}: made by an older version, whose runs cannot go on; remove it to begin anew")
             if not {"configuration", "epoch", "epochs", "content"} <= held.keys():
                 raise KeyError("parts are missing")
         except (RuntimeError, pickle.UnpicklingError, KeyError, TypeError, EOFError, ValueError, AttributeError) as error:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -13,10 +13,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from compressor.data import Drawn
-from compressor.errors import BadInput, CompressError, UnsupportedNetwork, first_line
-from compressor.inputs import each, tensors
-from compressor.objective import Batch, Objective, check_finite, hits_in, size_of, suited_batch, to_device
+from compressor.data import Drawn, seed_all
+from compressor.errors import BadInput, CompressError, UnsupportedNetwork, WrongUsage, first_line
+from compressor.fast import takes_channels_last
+from compressor.inputs import each
+from compressor.objective import Batch, Objective, check_finite, hits_in, not_finite, size_of, suited_batch, to_device
 from compressor.recipe import Recipe
 from compressor.state import tensors_in
 
@@ -52,26 +53,33 @@ class Trainer:
 
     Attributes:
         model: being trained, in place.
+        layout: of images and kernels in memory: channels_last, or the default where the network runs in that only.
         epochs_done: on the learning rate's schedule; a method that rewinds sets it back.
     """
 
-    def __init__(self, model: nn.Module, recipe: Recipe, objective: Objective, flip: float = 0.0, shift: int = 0) -> None:
+    def __init__(
+        self, model: nn.Module, recipe: Recipe, objective: Objective, flip: float = 0.0, shift: int = 0,
+        still: Sequence[str] = (),
+    ) -> None:  # fmt: skip
         """Train `model` in place.
 
         Args:
             objective: loss, forward pass and device; its data are not used.
             flip: share of images that are mirrored.
             shift: pixels by which images are moved at most, up or down and left or right.
+            still: modules that stay in eval mode.
         """
         self.recipe, self.objective, self.flip, self.shift = recipe, objective, flip, shift
-        self.epochs_done = 0
+        self.epochs_done, self.still = 0, still
+        wide = objective.example is not None and takes_channels_last(model, objective.example)
+        self.layout = torch.channels_last if wide else torch.contiguous_format
         self.adopt(model, {})
 
     def adopt(self, model: nn.Module, moments: Moments) -> None:
         """Go on with this network, and with what the optimizer knows of its parameters."""
         self.model = model
-        if self.objective.example is not None and any(x.dim() == 4 for x in tensors(self.objective.example)):
-            self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if self.layout is torch.channels_last:
+            self.model.to(memory_format=self.layout)  # type: ignore[call-overload]
         self.optimizer = self._optimizer()
         for name, parameter in model.named_parameters():
             if name in moments:
@@ -114,7 +122,7 @@ class Trainer:
         """
         if isinstance(data, Drawn):
             data.skip_to(number)
-        torch.manual_seed((seed * 1_000_003 + number) % 2**63)
+        seed_all(data, (seed * 1_000_003 + number) % 2**63)
         with _without_denormals():
             return self._pass(data, number, penalty, held or {}, progress)
 
@@ -126,6 +134,9 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.model.train()
+        for name, module in self.model.named_modules():
+            if name in self.still:
+                module.training = False
         masks = [(p := self.model.get_parameter(name), mask.to(p.device)) for name, mask in held.items()]
         tally, largest = _Tally(number), 0
         normalises = any(isinstance(m, _BatchNorm) for m in self.model.modules())
@@ -154,7 +165,7 @@ class Trainer:
                     raise
                 progress(step + 1, total, last)
         tally.look()
-        if not all(bool(torch.isfinite(t).all()) for t in tensors_in(dict(self.model.state_dict())) if t.is_floating_point()):
+        if not_finite(self.model) is not None:
             raise Diverged(f"epoch {number + 1}, step {tally.looked}: the weights are not finite; a smaller --lr may help")
         self.epochs_done += 1
         return tally.seen(lr, time.perf_counter() - started)
@@ -171,10 +182,19 @@ class Trainer:
         for parameter, mask in masks:
             if parameter.grad is not None:
                 parameter.grad.mul_(mask)
+        if self.recipe.optimizer == "sgd" and self.recipe.momentum:
+            self._complete_momentum()
         if self.recipe.clip:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip)
         self.optimizer.step()
         return loss.detach(), None if extra is None else extra.detach(), hits_in(outputs, batch)
+
+    def _complete_momentum(self) -> None:
+        """Momentum 0 for what has a gradient for the first time: torch's fused SGD cannot have some with and some without."""
+        for group in self.optimizer.param_groups:
+            for p in group["params"]:
+                if p.grad is not None and "momentum_buffer" not in self.optimizer.state[p]:
+                    self.optimizer.state[p]["momentum_buffer"] = torch.zeros_like(p, requires_grad=False)
 
     def _precision(self) -> Any:
         kind = torch.device(self.objective.device).type
@@ -182,20 +202,31 @@ class Trainer:
         return torch.autocast(kind, torch.bfloat16) if low else nullcontext()
 
     def _augmented(self, batch: Batch) -> Batch:
-        """The batch with some of its images mirrored, and all of them moved."""
+        """The batch with some of its images mirrored, and all of them moved; all images of a sample alike."""
         if not self.flip and not self.shift:
             return batch
-        inputs, *rest = batch
+        if isinstance(batch, Mapping):
+            raise WrongUsage("--flip and --shift know batches of (inputs, target) only; leave them out, augment in your data")
+        inputs, *rest = batch if isinstance(batch, (tuple, list)) else (batch,)
+        images = [x for x in tensors_in(inputs) if x.dim() == 4]
+        if not images:
+            return batch
+        sizes = {x.shape[2:] for x in images}
+        if any(t.dim() > 2 and t.shape[-2:] in sizes for t in tensors_in(rest)):
+            raise WrongUsage("--flip and --shift would not move targets that are maps; leave them out, augment in your data")
+        count, device = len(images[0]), images[0].device
+        chosen = torch.rand(count, device=device) < self.flip if self.flip else None
+        starts = torch.randint(2 * self.shift + 1, (2, count, 1), device=device) if self.shift else None
 
         def augment(x: Tensor) -> Tensor:
             if x.dim() != 4:
                 return x
-            if self.flip:
-                chosen = torch.rand(len(x), device=x.device) < self.flip
+            if chosen is not None:
                 x = torch.where(chosen[:, None, None, None], x.flip(-1), x)
-            return _moved(x, self.shift) if self.shift else x
+            return x if starts is None else _moved(x, self.shift, starts)
 
-        return (augment(inputs) if isinstance(inputs, Tensor) else each(inputs, augment), *rest)
+        given = augment(inputs) if isinstance(inputs, Tensor) else each(inputs, augment)
+        return (given, *rest) if isinstance(batch, (tuple, list)) else given
 
     def _explained(self, error: Exception, batch: Batch) -> CompressError:
         """Why a step failed, in one line with the way out.
@@ -233,11 +264,14 @@ def _without_denormals() -> Iterator[None]:
         torch.set_flush_denormal(already)
 
 
-def _moved(images: Tensor, most: int) -> Tensor:
-    """Each image `(channels, height, width)` moved by up to `most` pixels on either axis; what comes in from outside is 0."""
+def _moved(images: Tensor, most: int, starts: Tensor) -> Tensor:
+    """Each image `(channels, height, width)` moved by up to `most` pixels on either axis; what comes in from outside is 0.
+
+    Args:
+        starts: `(2, count, 1)`, where in the image with its border the moved one begins.
+    """
     count, channels, height, width = images.shape
     device = images.device
-    starts = torch.randint(2 * most + 1, (2, count, 1), device=device)
     rows, columns = starts[0] + torch.arange(height, device=device), starts[1] + torch.arange(width, device=device)
     samples, maps = torch.arange(count, device=device), torch.arange(channels, device=device)
     padded = nn.functional.pad(images, (most,) * 4)
@@ -246,8 +280,9 @@ def _moved(images: Tensor, most: int) -> Tensor:
 
 def _like(parameter: nn.Parameter, value: Tensor) -> Tensor:
     """A copy of a moment that lies in memory as its parameter does: torch's fused optimizers take that for granted."""
-    if value.shape != parameter.shape:
+    if not value.dim():
         return value.to(parameter.device, copy=True)
+    assert value.shape == parameter.shape, f"a moment of shape {tuple(value.shape)}, its parameter {tuple(parameter.shape)}"
     return torch.empty_like(parameter, dtype=value.dtype, requires_grad=False).copy_(value)
 
 
@@ -306,7 +341,8 @@ class _Tally:
         if not total:
             raise BadInput("the data yields no batch to train on")
         loss = sum(size * float(x) for size, x in zip(self.sizes, self.losses, strict=True)) / total
-        known = [int(h) for h in self.hits if h is not None]
-        accuracy = sum(known) / total if len(known) == len(self.hits) else None
+        known = [h.tolist() for h in self.hits if h is not None]
+        right, labelled = map(sum, zip(*known, strict=True)) if known else (0, 0)
+        accuracy = right / labelled if labelled and len(known) == len(self.hits) else None
         extra = sum(map(float, self.extras)) / len(self.extras) if self.extras else 0.0
         return Seen(len(self.sizes), total, loss, accuracy, extra, lr, seconds)

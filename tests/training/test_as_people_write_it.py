@@ -1,0 +1,318 @@
+"""Training of networks, data and losses as other people write them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, Dataset, TensorDataset
+
+from compressor import Recipe, compress, train
+from compressor.data import Columns
+from compressor.errors import BadInput, WrongUsage
+from compressor.objective import Objective, evaluate
+from compressor.training import Trainer
+
+ONCE = Recipe(epochs=1, lr=0.01)
+
+
+class Tutorial(nn.Module):
+    """As torch's first tutorial has it: `view` flattens what comes out of a convolution."""
+
+    def __init__(self, volume: bool = False) -> None:
+        super().__init__()
+        self.volume = volume
+        self.first: nn.Module = nn.Conv3d(1, 6, 3, padding=1) if volume else nn.Conv2d(3, 6, 3, padding=1)
+        self.hidden, self.last = nn.Linear(6 * 3 * 64 if volume else 6 * 16, 8), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.volume:
+            return self.last(self.hidden(self.first(x[:, None]).relu().flatten(1)).relu())
+        return self.last(self.hidden(F.max_pool2d(self.first(x).relu(), 2).view(-1, 6 * 16)).relu())
+
+
+def images(samples: int = 16) -> list[tuple[Tensor, Tensor]]:
+    torch.manual_seed(1)
+    return [(torch.randn(samples, 3, 8, 8), torch.randint(4, (samples,))) for _ in range(3)]
+
+
+@pytest.mark.parametrize("volume", [False, True])
+def test_a_network_that_takes_no_channels_last_is_trained_in_the_default_layout(volume: bool) -> None:
+    data = images()
+    assert train(Tutorial(volume), data, ONCE).history[0].steps == 3
+    pruned = train(Tutorial(volume), data, ONCE, method="snap", sparsity=0.25)
+    assert pruned.pruning.summary.reached >= 0.25
+
+
+def test_a_network_that_flattens_with_view_is_scored_as_one_that_flattens() -> None:
+    """In the layout that its convolutions would like, `view` cannot do it."""
+
+    class Flattened(Tutorial):
+        def forward(self, x: Tensor) -> Tensor:
+            return self.last(self.hidden(F.max_pool2d(self.first(x).relu(), 2).flatten(1)).relu())
+
+    torch.manual_seed(0)
+    viewed, flattened = Tutorial(), Flattened()
+    flattened.load_state_dict(viewed.state_dict())
+    plans = [compress(model, "snap", images(), 0.5, only=["hidden"]).plan.kept for model in (viewed, flattened)]
+    assert all(torch.equal(plans[0][name], plans[1][name]) for name in plans[0])
+
+
+def test_a_batch_keeps_its_form() -> None:
+    """A forward pass and a loss of one's own may look into it."""
+    data = images()
+    model = nn.Sequential(nn.Flatten(), nn.Linear(192, 16), nn.ReLU(), nn.Linear(16, 4))
+    how = {"forward": lambda network, batch: network(batch[0]), "example_inputs": data[0][0]}
+    plain, own = (train(model, data, ONCE, test=data, **given) for given in ({}, how))
+    assert plain.history[0].test_loss == own.history[0].test_loss
+    assert compress(model.half(), "snap", data, 0.5, **how).summary.reached == 0.5
+    coder, bare = nn.Sequential(nn.Linear(10, 6), nn.ReLU(), nn.Linear(6, 10)), [torch.randn(8, 10) for _ in range(3)]
+    trained = train(coder, bare, ONCE, test=bare, loss=lambda outputs, batch: F.mse_loss(outputs, batch))
+    with torch.no_grad():
+        mean = sum(float(F.mse_loss(trained.model(x), x)) for x in bare) / 3
+    assert trained.quality.loss == pytest.approx(mean)
+
+
+class Tied(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding, self.one, self.two = nn.Embedding(24, 12), nn.Linear(12, 32), nn.Linear(32, 12)
+        self.head = nn.Linear(12, 24, bias=False)
+        self.head.weight = self.embedding.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.two(self.one(self.embedding(x).mean(1)).relu()))
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
+def test_shared_weights_stay_masked_and_their_moments_go_with_the_nodes(optimizer: str, monkeypatch) -> None:
+    torch.manual_seed(0)
+    data = [(torch.randint(24, (16, 5)), torch.randint(24, (16,))) for _ in range(4)]
+    recipe = Recipe(epochs=4, lr=0.01, optimizer=optimizer)
+    masked = train(Tied(), data, recipe, method="magnitude", unit="weight", sparsity=0.6, stage="after", prune_at=2)
+    mask = masked.pruning.plan.masks["head.weight"].tensor()
+    assert 0 < int(mask.sum()) < mask.numel()
+    assert not masked.model.head.weight[~mask].any()
+    shapes: list[tuple[torch.Size, torch.Size]] = []
+    adopt = Trainer.adopt
+
+    def watched(self, model, moments) -> None:
+        weights = dict(model.named_parameters())
+        shapes.extend(
+            (value.shape, weights[name].shape) for name, of in moments.items() for value in of.values() if value.dim()
+        )
+        adopt(self, model, moments)
+
+    monkeypatch.setattr(Trainer, "adopt", watched)
+    small = train(Tied(), data, recipe, method="snap", sparsity=0.2, stage="after", prune_at=2, only=["two"]).model
+    assert small.embedding.weight is small.head.weight
+    assert small.head.weight.shape[1] < 12
+    assert shapes
+    assert all(moment == weight for moment, weight in shapes)
+
+
+class Noisy(Dataset):
+    """Images that numpy disturbs, as libraries for augmentation do."""
+
+    def __len__(self) -> int:
+        return 48
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return torch.full((8,), float(index % 7)) + 0.1 * float(np.random.randn()), index % 3
+
+
+class Scaled(nn.Module):
+    """Has a buffer that checkpoints leave out, and that training changes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Sequential(nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 3))
+        self.register_buffer("scale", torch.ones(()), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            self.scale = 0.9 * self.scale + 0.1 * x.detach().abs().max()
+        return self.inner(x / self.scale)
+
+
+class Half(nn.Module):
+    """A body that was pruned, under a head that starts at zero."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head = nn.Linear(8, 16), nn.Linear(16, 3)
+        with torch.no_grad():
+            self.body.weight[:, ::2] = 0
+            self.body.bias[:4] = -50  # dead at first
+            self.head.weight.zero_()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.body(x).relu())
+
+
+def own_loader() -> DataLoader:
+    x = torch.randn(48, 8, generator=torch.Generator().manual_seed(0))
+    own = torch.Generator().manual_seed(5)
+    return DataLoader(TensorDataset(x, torch.arange(48) % 3), batch_size=16, shuffle=True, generator=own)
+
+
+@pytest.mark.parametrize(
+    ("network", "loader"),
+    [(Scaled, own_loader), (Half, own_loader), (Scaled, lambda: DataLoader(Noisy(), batch_size=16, shuffle=True))],
+    ids=["own generator", "zero head", "numpy"],
+)
+def test_a_run_goes_on_bit_by_bit_whatever_its_data_draw_from(network, loader, tmp_path: Path) -> None:
+    torch.manual_seed(3)
+    model, recipe = network(), Recipe(epochs=4, lr=0.01)
+
+    def stopped(row) -> None:
+        if row.epoch == 3:
+            raise InterruptedError
+
+    whole = train(model, loader(), recipe, folder=tmp_path / "whole").model.state_dict()
+    with pytest.raises(InterruptedError):
+        train(model, loader(), recipe, folder=tmp_path / "run", on_epoch=stopped)
+    before = np.random.get_state()[1].tolist()
+    again = train(model, loader(), recipe, folder=tmp_path / "run", resume=True).model.state_dict()
+    assert np.random.get_state()[1].tolist() == before
+    assert all(torch.equal(whole[name], again[name]) for name in whole)
+
+
+def test_the_generator_of_a_loader_is_left_as_it_was() -> None:
+    data = own_loader()
+    state = data.generator.get_state()
+    train(Scaled(), data, ONCE)
+    assert torch.equal(state, data.generator.get_state())
+
+
+def test_a_recipe_that_there_is_not_is_refused() -> None:
+    for wrong in ({"optimizer": "adamw"}, {"precision": "bf16"}, {"epochs": -1}):
+        with pytest.raises(WrongUsage, match=next(iter(wrong))):
+            Recipe(**wrong)
+
+
+def test_sgd_trains_layers_that_only_some_steps_use() -> None:
+    class Skipping(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.some, self.last, self.calls = nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 3), 0
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.calls += self.training
+            x = self.first(x).relu()
+            return self.last(x + self.some(x) if self.calls % 3 == 0 else x)
+
+    torch.manual_seed(0)
+    model, data = Skipping(), [(torch.randn(8, 8), torch.randint(3, (8,))) for _ in range(6)]
+    small = train(model, data, Recipe(epochs=2, optimizer="sgd", lr=0.1)).model
+    assert not torch.equal(small.some.weight, model.some.weight)
+
+
+def test_statistics_do_not_come_from_a_sample_that_is_left_over_nor_from_the_callers_randomness() -> None:
+    data = TensorDataset(torch.randn(33, 8), torch.randint(3, (33,)))
+    model = nn.Sequential(nn.Linear(8, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, 3))
+    found = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        loader = DataLoader(data, batch_size=16, shuffle=True)
+        found.append(train(model, loader, ONCE, method="snap", sparsity=0.3, calibrate_bn=True).model.state_dict())
+    assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
+
+
+def test_images_of_a_sample_are_mirrored_and_moved_together() -> None:
+    trainer = Trainer(Tutorial(), ONCE, Objective(()), flip=0.5, shift=2)
+    x = torch.randn(32, 1, 8, 8)
+    (one, two), target = trainer._augmented(((x, x.clone()), torch.arange(32)))
+    assert torch.equal(one, two)
+    assert not torch.equal(one, x)
+    assert torch.equal(target, torch.arange(32))
+    assert trainer._augmented(x).shape == x.shape
+    with pytest.raises(WrongUsage, match="targets that are maps"):
+        trainer._augmented((x, torch.zeros(32, 8, 8, dtype=torch.int64)))
+    with pytest.raises(WrongUsage, match=r"batches of \(inputs, target\) only"):
+        trainer._augmented({"image": x})
+
+
+def test_a_causal_mask_is_no_broken_weight() -> None:
+    class Causal(nn.Module):
+        def __init__(self, value: float) -> None:
+            super().__init__()
+            self.inner, self.last = nn.Linear(8, 8), nn.Linear(8, 3)
+            self.register_buffer("mask", torch.full((5, 5), value).triu(1))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.last((self.mask.softmax(-1) @ self.inner(x).relu()).mean(1))
+
+    data = [(torch.randn(8, 5, 8), torch.randint(3, (8,))) for _ in range(2)]
+    assert compress(Causal(-torch.inf), "snap", data, 0.5).summary.reached == 0.5
+    assert train(Causal(-torch.inf), data, ONCE).history[0].steps == 2
+    with pytest.raises(BadInput, match="mask has NaN"):
+        train(Causal(torch.nan), data, ONCE)
+
+
+def test_weights_that_start_at_zero_are_weights() -> None:
+    torch.manual_seed(0)
+    model, data = (
+        nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 3)),
+        [(torch.randn(8, 8), torch.randint(3, (8,)))] * 3,
+    )
+    with torch.no_grad():
+        model[2].weight.zero_()
+    plain = train(model, data, ONCE)
+    assert plain.history[0].weight_sparsity == pytest.approx(0, abs=0.2)
+    pruned = train(model, data, Recipe(epochs=4), method="random", unit="weight", sparsity=0.5, stage="after", prune_at=2)
+    assert [row.weight_sparsity >= 0 for row in pruned.history] == [True] * 4
+    assert pruned.pruning.summary.weight_sparsity >= 0.5
+
+
+def test_labels_that_are_ignored_are_no_misses() -> None:
+    x = torch.randn(8, 4)
+    y = torch.tensor([0, 1, -100, -100, 2, 0, -100, 1])
+    model = nn.Linear(4, 3)
+    found = evaluate(model, Objective([(x, y)]))
+    assert found.accuracy == float((model(x).argmax(1) == y)[y >= 0].float().mean())
+    assert train(model, [(x, y)], ONCE).history[0].train_accuracy == found.accuracy
+    with pytest.raises(BadInput, match="all labels of a batch are -100"):
+        train(model, [(x, torch.full((8,), -100))], ONCE)
+
+
+def test_a_batch_norm_in_eval_mode_stays_frozen() -> None:
+    model = nn.Sequential(nn.Linear(8, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, 6), nn.BatchNorm1d(6), nn.Linear(6, 3))
+    model[1].eval()
+    trained = train(model, Columns(torch.randn(32, 8), torch.randint(3, (32,))), ONCE).model
+    assert torch.equal(trained[1].running_mean, model[1].running_mean)
+    assert not torch.equal(trained[4].running_mean, model[4].running_mean)
+    assert [m.training for m in trained] == [m.training for m in model]
+
+
+@pytest.mark.parametrize("method", ["imp", "hoyer-square"])
+def test_what_was_masked_whole_stays_so_when_more_weights_go(method: str) -> None:
+    class Residual(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.inner, self.back, self.last = (nn.Linear(8, 8) for _ in range(4))
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.first(x).relu()
+            return self.last(x + self.back(self.inner(x).relu()))
+
+    torch.manual_seed(0)
+    model, data = Residual(), [(torch.randn(8, 8), torch.randint(3, (8,))) for _ in range(3)]
+    with torch.no_grad():
+        model.back.weight.mul_(1e-6)
+    small = compress(model, "magnitude", data, 0.4, unit="weight").model
+    assert not small.back.weight.any()
+    again = train(small, data, Recipe(epochs=3), method=method, sparsity=0.7, stage="after", prune_at=2)
+    assert not again.model.back.weight.any()
+    assert all(0 <= row.weight_sparsity < 1 for row in again.history)
+
+
+def test_a_layer_of_width_one_is_no_position() -> None:
+    model = nn.Sequential(nn.Linear(8, 1), nn.ReLU(), nn.Linear(1, 8), nn.ReLU(), nn.Linear(8, 3))
+    torch.manual_seed(0)
+    found = compress(model, "magnitude", None, 0.4, unit="node", example_inputs=torch.randn(4, 8)).summary
+    assert found.widths == {"0": (1, 1), "2": (8, 4)}
