@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from compressor.errors import BadInput, CompressError, MissingEnvironment, WrongUsage
+from compressor.errors import BadInput, CompressError, MissingEnvironment, WrongUsage, nearest
 from compressor.method import make, method_named, summaries
 from compressor.options import options_of
 from compressor.recipe import RECIPES, Recipe, recipe_named
@@ -215,8 +215,8 @@ def _fresh(name: str, data: str, in_channels: int | None, classes: int | None, i
 @_model_options
 @_shared_options
 def verify(
-    a: Path, b: Path, tolerance: float | None, samples: int, data: str | None, device: str, threads: int | None, seed: int,
-    as_json: bool, quiet: bool, mean: tuple[float, ...] | None, std: tuple[float, ...] | None, **model_options: Any,
+    a: Path, b: Path, tolerance: float | None, samples: int, data: str | None, device: str, threads: int | None,
+    seed: int, as_json: bool, quiet: bool, mean: tuple[float, ...] | None, std: tuple[float, ...] | None, **model_options: Any,
 ) -> None:  # fmt: skip
     """Check that two networks compute the same: exit 0 if so, 1 if not."""
     from benchmarks.networks import source_of
@@ -391,7 +391,7 @@ def _recipe_options(command: Callable[..., None]) -> Callable[..., None]:
 @click.option(
     "--stage", type=click.Choice(["before", "during", "after"]), help="when to prune; the method's own choice by default"
 )
-@click.option("--interval", default=4, show_default=True, type=click.IntRange(1), help="epochs between events of stage during")
+@click.option("--interval", type=click.IntRange(1), help="epochs between events of stage during; 4 by default")
 @click.option("--prune-at", type=click.IntRange(0), help="epoch of the events of stage after; 7/8 of all by default")
 @_recipe_options
 @click.option("--run", type=click.Path(path_type=Path), help="folder of the run's state and history; OUT.run by default")
@@ -404,10 +404,10 @@ def _recipe_options(command: Callable[..., None]) -> Callable[..., None]:
 @_model_options
 @_shared_options
 def train(
-    model: Path, method: str | None, given: tuple[str, ...], stage: Any, interval: int, prune_at: int | None, recipe: str,
-    run: Path | None, resume: bool, tensorboard: Path | None, outputs: tuple[Path, ...], report: Path | None, plan: Path | None,
-    opset: int | None, loss: str, samples: int, data: str | None, device: str, threads: int | None, seed: int, as_json: bool,
-    quiet: bool, mean: tuple[float, ...] | None, std: tuple[float, ...] | None, **rest: Any,
+    model: Path, method: str | None, given: tuple[str, ...], stage: Any, interval: int | None, prune_at: int | None,
+    recipe: str, run: Path | None, resume: bool, tensorboard: Path | None, outputs: tuple[Path, ...], report: Path | None,
+    plan: Path | None, opset: int | None, loss: str, samples: int, data: str | None, device: str, threads: int | None,
+    seed: int, as_json: bool, quiet: bool, mean: tuple[float, ...] | None, std: tuple[float, ...] | None, **rest: Any,
 ) -> None:  # fmt: skip
     """Train NETWORK, a fresh one by its name or a file; with --method, prune it before, during or after."""
     numbers = {o.name: rest.pop(o.name) for o in options_of(Recipe)}
@@ -416,23 +416,28 @@ def train(
     how, model_options = _pruning(rest, needed=method is not None)
     if method is not None:
         make(method, options)
-    elif options or stage or prune_at is not None or plan is not None:
-        raise WrongUsage("--method-option, --stage, --prune-at and --plan are for pruning: name a --method")
+    elif options or stage or interval is not None or prune_at is not None or plan is not None:
+        raise WrongUsage("--method-option, --stage, --interval, --prune-at and --plan are for pruning: name a --method")
     elif rest_of := [name for name in (*PRUNING, "round_to") if how[name] not in (None, False, (), 1, "heads")]:
         raise WrongUsage(f"--{rest_of[0].replace('_', '-')} is for pruning: name a --method")
     _check_targets((model,), outputs, report, plan)
     folder = run or outputs[0].with_suffix(".run")
+    if resume and not (folder / "state.pt").is_file() and not quiet:
+        click.echo(f"{folder}: there is no run to go on with; this one begins anew", err=True)
     _prepare(device, threads)
 
     from compressor.objective import loss_named
+    from compressor.state import origin_of, set_origin
 
     loss_named(loss)
     dense = _fresh_or_loaded(model, data, seed, mean, std, model_options).to(device)
+    if data is not None and (origin := origin_of(dense)) is not None:
+        set_origin(dense, replace(origin, data=data))
     pruning = {} if method is None else {"method": method, "stage": stage, "interval": interval, "prune_at": prune_at, **how}
     with _progress(quiet) as progress, _watched(tensorboard) as on_epoch:
         trained, source = _trained(
-            dense, data, chosen, loss, samples, seed, progress, folder=folder, resume=resume, on_epoch=on_epoch, **pruning,
-            **options,
+            dense, data, chosen, loss, samples if method else 1, seed, progress, folder=folder, resume=resume,
+            on_epoch=on_epoch, **pruning, **options,
         )  # fmt: skip
         if trained.pruning is None:
             document = _finish_training(dense, trained, source, model, outputs, report, opset, device, seed, progress)
@@ -480,11 +485,13 @@ def _fresh_or_loaded(
 
     if network.exists() or str(network) not in networks.names():
         if not network.exists() and not network.suffix:
-            raise WrongUsage(f"{network}: neither a file nor a network; there are {', '.join(networks.names())}")
+            hint = nearest(str(network), networks.names(), f"there are {', '.join(networks.names())}")
+            raise WrongUsage(f"{network}: neither a file nor a network; {hint}")
         return _load(network, mean, std, **model_options)
     size = model_options.pop("image_size")
     if set_ones := [name for name, value in model_options.items() if value]:
-        raise WrongUsage(f"--{set_ones[0].replace('_', '-')} is for files; {network} is a fresh network")
+        flag = {"inputs": "input", "arguments": "network-arg"}.get(set_ones[0], set_ones[0].replace("_", "-"))
+        raise WrongUsage(f"--{flag} is for files; {network} is a fresh network")
     model = _fresh(str(network), data or "digits", None, None, size, seed)
     _choose(model, mean, std)
     return model
@@ -520,6 +527,8 @@ def _watched(folder: Path | None) -> Iterator[Callable[[Row], None]]:
         raise MissingEnvironment("TensorBoard is not installed here: pip install tensorboard") from error
     from dataclasses import asdict
 
+    if folder.exists() and not folder.is_dir():
+        raise BadInput(f"--tensorboard {folder}: is a file; name a folder")
     with SummaryWriter(str(folder)) as writer:
 
         def on_epoch(row: Row) -> None:

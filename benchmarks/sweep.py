@@ -7,23 +7,26 @@ import multiprocessing
 import re
 import shutil
 import tomllib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any, get_args
 
-from benchmarks.trial import SCHEMA, Trial, failed, found, network_file, serve, weights_of, write_record
+from filelock import FileLock, Timeout
+
+from benchmarks.trial import SCHEMA, Trial, failed, files_of, found, network_file, serve, weights_of, write_record
 from compressor import networks
 from compressor.ablation import Ablation
 from compressor.budget import Unit
 from compressor.errors import BadInput, WrongUsage, first_line, nearest
-from compressor.method import make
+from compressor.method import make, method_named
 from compressor.objective import loss_named
+from compressor.options import options_of
 from compressor.recipe import recipe_named
 from compressor.schedule import Stage
 from compressor.select import check_sparsity
-from compressor.types import Attention
+from compressor.types import Attention, InputSpec
 
 TRIALS, RUNS = "trials", "runs"
 DENSE = "dense"
@@ -31,7 +34,8 @@ DENSE = "dense"
 
 KEYS: Mapping[str, Any] = {
     "data": str, "networks": list, "methods": list, "sparsities": list, "seeds": list, "image_size": int, "samples": int,
-    "loss": str, "network": str, "device": str, "threads": int, "rounds": int, "recipe": dict,
+    "loss": str, "network": str, "input": (str, list),
+    "device": str, "threads": int, "rounds": int, "recipe": dict,
 }  # fmt: skip
 METHOD_KEYS: Mapping[str, Any] = {
     "method": str, "label": str, "options": dict, "sparsities": list, "macs": list, "parameters": list, "recipe": dict,
@@ -65,7 +69,15 @@ def read_sweep(path: Path) -> list[Trial]:
     for key, least in (("image_size", 1), ("samples", 1), ("threads", 1), ("rounds", 0)):
         if common.get(key, least) < least:
             raise BadInput(f"{path}: {key} {common[key]}: at least {least}")
-    loss_named(found(raw.get("loss", "cross-entropy"), path.parent))
+    inputs = [raw["input"]] if isinstance(raw.get("input"), str) else raw.get("input", [])
+    files = files_of((raw["data"], raw.get("loss"), raw.get("network")), path.parent)
+    try:
+        loss_named(found(raw.get("loss", "cross-entropy"), path.parent))
+        for text in inputs:
+            InputSpec.parse(text)
+    except WrongUsage as error:
+        raise WrongUsage(f"{path}: {error}") from None
+    common |= {"builder": raw.get("network"), "inputs": inputs, "files": files}
     trials = []
     if not all(type(seed) is int and seed >= 0 for seed in raw.get("seeds", [0])):
         raise BadInput(f"{path}: seeds are whole numbers of at least 0")
@@ -74,9 +86,9 @@ def read_sweep(path: Path) -> list[Trial]:
             weights = _weights(network, seed, path)
             if weights is not None and "image_size" in raw:
                 raise BadInput(f"{path}: image_size is for fresh networks; {network} is a file")
-            if weights is None and "network" in raw:
-                raise BadInput(f"{path}: network is the builder of files; {network} is none")
-            base = {"network": network, "weights": weights, "builder": raw.get("network"), "data": raw["data"], **common}
+            if weights is None and (named := raw.keys() & {"network", "input"}):
+                raise BadInput(f"{path}: {min(named)} is for the networks of files; {network} is none")
+            base = {"network": network, "weights": weights, "data": raw["data"], **common}
             for given in raw["methods"]:
                 try:
                     trials += [Trial(**base, seed=seed, **part) for part in _kinds(given, raw, str(path))]
@@ -93,9 +105,9 @@ def _weights(network: Any, seed: int, path: Path) -> str | None:
         return None
     file = network_file(network, seed, path.parent) if isinstance(network, str) else None
     if file is None:
-        raise WrongUsage(
-            f"{path}: no network {network!r}, nor a file of it for seed {seed}: choose {', '.join(networks.names())}"
-        )
+        hint = nearest(str(network), networks.names(), f"choose {', '.join(networks.names())}")
+        which = f" for seed {seed}" if "{seed}" in str(network) else ""
+        raise WrongUsage(f"{path}: no network {network!r}, nor a file of that name{which}; {hint}")
     return weights_of(file)
 
 
@@ -104,7 +116,9 @@ def _kinds(given: Any, raw: Mapping[str, Any], where: str) -> Iterable[dict[str,
     if not isinstance(given, (str, dict)):
         raise BadInput(f"{where}: methods are names or tables with a method, not {given!r}")
     entry: dict[str, Any] = {"method": given} if isinstance(given, str) else dict(given)
-    _check(entry, METHOD_KEYS, f"{where}, methods")
+    chosen = entry.get("method", DENSE)
+    own = [] if chosen == DENSE else [o.name for o in options_of(method_named(chosen)) if o.name not in METHOD_KEYS]
+    _check(entry, METHOD_KEYS, f"{where}, methods", own)
     if "method" not in entry:
         raise BadInput(f"{where}: a table of methods needs a method")
     numbers = {**raw.get("recipe", {}), **entry.pop("recipe", {})}
@@ -142,12 +156,20 @@ def _kinds(given: Any, raw: Mapping[str, Any], where: str) -> Iterable[dict[str,
         yield {**shared, "method": method, name: value, "pruning": {**entry, **options}}
 
 
-def _check(values: Mapping[str, Any], known: Mapping[str, Any], where: str) -> None:
+def _check(values: Mapping[str, Any], known: Mapping[str, Any], where: str, own: Collection[str] = ()) -> None:
     for key, value in values.items():
+        if key in own:
+            raise BadInput(f"{where}: {key} is an option of the method's own: options = {{ {key} = ... }}")
         if key not in known:
             raise BadInput(f"{where}: unknown key {key!r}; {nearest(key, known, 'use ' + ', '.join(known))}")
         if not isinstance(value, known[key]) or (isinstance(value, bool) and known[key] is not bool):
-            raise BadInput(f"{where}: {key} is a {type(value).__name__}, which it cannot be")
+            kinds = known[key] if isinstance(known[key], tuple) else (known[key],)
+            must = " or ".join(_TOML[kind] for kind in kinds)
+            raise BadInput(f"{where}: {key} is a {_TOML.get(type(value), type(value).__name__)}, it must be a {must}")
+
+
+_TOML = {str: "text", int: "whole number", float: "number", bool: "truth value", list: "list", dict: "table"}
+"""What the kinds of values are called in messages."""
 
 
 def read_record(path: Path) -> dict[str, Any]:
@@ -267,9 +289,24 @@ def run_sweep(
         base: where paths of data start.
         jobs: processes at a time.
         progress: called with what is being done, trials done, and of all.
+    Raises:
+        BadInput: another sweep is at work in the folder.
     """
     for part in (folder, folder / TRIALS, folder / RUNS):
         part.mkdir(exist_ok=True)
+    lock = FileLock(folder / RUNS / "lock", timeout=0)  # a process that dies lets go of it
+    try:
+        with lock:
+            outcome = _run(trials, folder, base, jobs, progress)
+        Path(lock.lock_file).unlink(missing_ok=True)
+        return outcome
+    except Timeout:
+        raise BadInput(f"{folder}: another sweep is at work in it; wait for that, or name another folder") from None
+
+
+def _run(
+    trials: Sequence[Trial], folder: Path, base: Path, jobs: int, progress: Callable[[str, int, int], None],
+) -> Outcome:  # fmt: skip
     waiting = [t for t in trials if not _is_done(record_path(t, folder))]
     for trial in trials:
         if trial not in waiting:  # a sweep that was stopped may not have come to this

@@ -8,7 +8,7 @@ import re
 import signal
 import tempfile
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -31,8 +31,20 @@ from compressor.recipe import recipe_named
 from compressor.source import Source, fresh_network
 from compressor.state import origin_of
 from compressor.training_data import TrainingData, training_data_for
+from compressor.types import InputSpec
 
 SCHEMA = 1
+
+
+UNSAID: Mapping[str, Any] = {
+    "rounds": 0,
+    "weights": None,
+    "loss": "cross-entropy",
+    "builder": None,
+    "files": None,
+    "inputs": [],
+}
+"""Values that no trials are told apart by: those of before keep their keys."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +54,8 @@ class Trial:
     Attributes:
         network: a name of `compressor.networks`, or a network's file; `{seed}` in its name stands for the seed.
         weights: of a network's file, its SHA-256; None for a fresh network.
+        files: hash of the files that data, loss and builder are named by, code or `.npz`; None where there is none.
+        inputs: as `--input`, of a network's file that does not say its own.
         builder: as `--network`, of a network's file that does not say its own, or that says code of the user's.
         data: as `--data`.
         label: what the trial's kind is called in tables.
@@ -71,12 +85,13 @@ class Trial:
     weights: str | None = None
     loss: str = "cross-entropy"
     builder: str | None = None
+    files: str | None = None
+    inputs: Sequence[str] = ()
 
     @property
     def key(self) -> str:
         """A short name that follows from all values but the label, which is only said; newer ones count where they are said."""
-        unsaid = ("rounds", 0), ("weights", None), ("loss", "cross-entropy"), ("builder", None)
-        values = {name: value for name, value in self.as_dict().items() if name != "label" and (name, value) not in unsaid}
+        values = {k: v for k, v in self.as_dict().items() if k != "label" and (k not in UNSAID or UNSAID[k] != v)}
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
 
     @property
@@ -93,7 +108,7 @@ class Trial:
 
     def as_dict(self) -> dict[str, Any]:
         """As JSON holds it."""
-        return {**vars(self), "numbers": dict(self.numbers), "pruning": dict(self.pruning)}
+        return {**vars(self), "numbers": dict(self.numbers), "pruning": dict(self.pruning), "inputs": list(self.inputs)}
 
 
 def run_trial(
@@ -109,6 +124,8 @@ def run_trial(
     """
     prepare(trial.device, trial.threads)
     data, loss = found(trial.data, base), found(trial.loss, base)
+    if files_of((trial.data, trial.loss, trial.builder), base) != trial.files:
+        raise BadInput("the code or the data file that the sweep names changed since it began; run it again")
     model = _network(trial, data, base).to(trial.device)
     recipe = recipe_named(trial.recipe, trial.numbers)
     held = _held(trial, data, loss, model, recipe.batch_size, progress)
@@ -153,11 +170,19 @@ def _network(trial: Trial, data: str, base: Path) -> nn.Module:
     file = network_file(trial.network, trial.seed, base)
     if file is None or weights_of(file) != trial.weights:
         raise BadInput(f"{trial.network}: the file for seed {trial.seed} is gone or changed since the sweep began")
-    return load(file, network=None if trial.builder is None else found(trial.builder, base))
+    builder = None if trial.builder is None else found(trial.builder, base)
+    return load(file, network=builder, inputs=[InputSpec.parse(text) for text in trial.inputs])
+
+
+def files_of(names: Iterable[str | None], base: Path) -> str | None:
+    """A hash of the files among what these names begin with; None if there is none."""
+    places = [base / name.partition(":")[0] for name in names if name is not None and name not in LOSSES]
+    hashes = [weights_of(place) for place in places if place.is_file()]
+    return hashlib.sha256("".join(hashes).encode()).hexdigest() if hashes else None
 
 
 def weights_of(file: Path) -> str:
-    """The SHA-256 of a network's file."""
+    """The SHA-256 of a file."""
     with file.open("rb") as content:
         return hashlib.file_digest(content, "sha256").hexdigest()
 

@@ -115,8 +115,11 @@ def load(
         WrongUsage: no such builder, or none was named and the state dict is none of ours.
     """
     path = Path(path)
+    if path.is_dir():
+        raise BadInput(f"{path}: is a folder; name the file in it")
     if not path.is_file():
-        raise BadInput(f"{path}: no such file")
+        fresh = f"; `compress new {path} -o {path}.pt` makes a fresh one" if str(path) in networks.names() else ""
+        raise BadInput(f"{path}: no such file{fresh}")
     if path.stat().st_size == 0:
         raise BadInput(f"{path}: the file is empty")
     content = (

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import hashlib
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sized
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import CodeType
 from typing import Any
 
 import torch
@@ -84,7 +86,7 @@ def train(
     method: str | Method | None = None,
     sparsity: float = 0.5,
     stage: Stage | None = None,
-    interval: int = 4,
+    interval: int | None = None,
     prune_at: int | None = None,
     scoring: Iterable[Batch] | None = None,
     loss: str | Loss = "cross-entropy",
@@ -370,8 +372,8 @@ def _to_score(data: Columns | Iterable[Batch], seed: int) -> Iterable[Batch]:
     return Rows(data, SCORED, 64, seed) if isinstance(data, Columns) else data
 
 
-def _fingerprint(data: Columns | Iterable[Batch], seed: int) -> str | None:
-    """A hash of the data, or of the first batch of what is not in memory; None where that is another at each look."""
+def _fingerprint(data: Columns | Iterable[Batch], seed: int) -> str:
+    """A hash of the data; of what is not in memory, of the first batch, if that is the same at each look, and their number."""
     if isinstance(data, Columns):
         return fingerprint_of((data.inputs, data.targets))
 
@@ -383,9 +385,24 @@ def _fingerprint(data: Columns | Iterable[Batch], seed: int) -> str | None:
 
     with own_randomness(data):
         one, again = first(), first()
+    size = f", {len(data)} batches" if isinstance(data, Sized) else ""
     if isinstance(data, Drawn):
         data.skip_to(0)
-    return one if one == again else None
+    return f"{one if one == again else 'another at each look'}{size}"
+
+
+def _loss_text(loss: str | Loss, found: Loss) -> str:
+    """A loss by its name; of code of the user's own, with a hash of what it does."""
+    if isinstance(loss, str) and ":" not in loss:
+        return loss
+    name, code = (loss if isinstance(loss, str) else getattr(loss, "__name__", "a function")), getattr(found, "__code__", None)
+    return name if code is None else f"{name} {hashlib.sha256(_said_by(code)).hexdigest()[:12]}"
+
+
+def _said_by(code: CodeType) -> bytes:
+    inner = b"".join(_said_by(part) for part in code.co_consts if isinstance(part, CodeType))
+    plain = repr([part for part in code.co_consts if not isinstance(part, CodeType)])
+    return code.co_code + repr(code.co_names).encode() + plain.encode() + inner
 
 
 def _configuration(
@@ -405,7 +422,7 @@ def _configuration(
         "test data": None if test is None else _fingerprint(test, course.seed),
         "threads": torch.get_num_threads(),
         "device": course.trainer.objective.device,
-        "loss": loss if isinstance(loss, str) else getattr(loss, "__name__", "a function"),
+        "loss": _loss_text(loss, course.trainer.objective.loss),
         "flip": course.trainer.flip,
         "shift": course.trainer.shift,
         "samples scored": scoring.size if isinstance(scoring, Drawn) else None,

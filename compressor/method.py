@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from compressor.errors import WrongUsage, first_line
+from compressor.errors import WrongUsage, first_line, nearest
 from compressor.options import checked, option, options_of
 from compressor.schedule import Stage
 
@@ -104,7 +104,7 @@ def method_named(name: str) -> type[Method]:
     else:
         points = [p for p in importlib.metadata.entry_points(group=ENTRY_POINTS) if p.name == name]
         if not points:
-            raise WrongUsage(f"no method {name!r}: choose {', '.join(summaries())}")
+            raise WrongUsage(f"no method {name!r}: {nearest(name, summaries(), 'choose ' + ', '.join(summaries()))}")
         module = importlib.import_module(points[0].module)
     classes = [
         c for c in vars(module).values()

@@ -98,7 +98,8 @@ def _check_labels(logits: Tensor, target: Tensor) -> None:
     if highest == IGNORED:
         raise BadInput(f"all labels of a batch are {IGNORED}, which are ignored: it has no loss; leave such samples out")
     if (lowest < 0 and lowest != IGNORED) or highest >= logits.shape[1]:
-        raise BadInput(f"labels run from {lowest} to {highest}, the network has {logits.shape[1]} outputs; correct the data")
+        way = "for yes or no take --loss bce" if logits.shape[1] == 1 and lowest >= 0 and highest <= 1 else "correct the data"
+        raise BadInput(f"labels run from {lowest} to {highest}, the network has {logits.shape[1]} outputs; {way}")
 
 
 def _check_probabilities(logits: Tensor, target: Tensor) -> None:
@@ -106,7 +107,7 @@ def _check_probabilities(logits: Tensor, target: Tensor) -> None:
     if not fit or not torch.allclose(target.sum(1), torch.ones((), dtype=target.dtype, device=target.device), atol=1e-3):
         raise BadInput(
             f"targets {tuple(target.shape)} are neither class labels nor probabilities of {logits.shape[-1]} classes; "
-            "for regression use --loss mse"
+            "for regression use --loss mse, for yes or no --loss bce"
         )
 
 

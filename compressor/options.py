@@ -10,9 +10,9 @@ from typing import Any, get_args, get_type_hints
 from compressor.errors import WrongUsage, nearest
 
 
-def option(default: Any, help: str, least: float | None = None) -> Any:
-    """A field that is an option on the command line, a number of at least `least`."""
-    return dataclasses.field(default=default, metadata={"help": help, "least": least})
+def option(default: Any, help: str, least: float | None = None, most: float | None = None) -> Any:
+    """A field that is an option on the command line, a number of at least `least` and at most `most`."""
+    return dataclasses.field(default=default, metadata={"help": help, "least": least, "most": most})
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,7 @@ class Option:
     default: Any
     help: str
     least: float | None = None
+    most: float | None = None
 
 
 def options_of(owner: type) -> list[Option]:
@@ -34,7 +35,7 @@ def options_of(owner: type) -> list[Option]:
     for f in dataclasses.fields(owner):
         choices = get_args(hints[f.name])
         kind = type(choices[0]) if choices else hints[f.name]
-        found.append(Option(f.name, kind, choices, f.default, f.metadata["help"], f.metadata["least"]))
+        found.append(Option(f.name, kind, choices, f.default, f.metadata["help"], f.metadata["least"], f.metadata["most"]))
     return found
 
 
@@ -59,4 +60,7 @@ def checked(owner: type, name: str, values: Mapping[str, Any]) -> dict[str, Any]
         least = known[key].least
         if least is not None and isinstance(value, (int, float)) and not value >= least:
             raise WrongUsage(f"{key}={value}: at least {least:g}")
+        most = known[key].most
+        if most is not None and isinstance(value, (int, float)) and not value <= most:
+            raise WrongUsage(f"{key}={value}: at most {most:g}")
     return dict(values)

@@ -60,6 +60,9 @@ from compressor.types import (
 )
 from compressor.weights import maskable, masked
 
+FRESH_NORMS = "The batch norms never saw data and do not normalise yet; --calibrate-bn gives them statistics first."
+UNUSED_DATA = "The scores of this method need no data: what was given only says what the network takes."
+
 NEAR_COLLAPSE = 4
 """A group with fewer nodes than this is reported by name."""
 
@@ -326,10 +329,10 @@ def prepare(
         raise BadInput("no data: give batches of (inputs, target)")
     notes = []
     if chosen.uses_data and is_fresh(model) and not calibrate_bn:
-        notes.append("The batch norms never saw data and do not normalise yet; --calibrate-bn gives them statistics first.")
+        notes.append(FRESH_NORMS)
     objective.example = inputs = example_for(objective, example_inputs)
     if data is not None and not chosen.uses_data and not calibrate_bn:
-        notes.append("The scores of this method need no data: what was given only says what the network takes.")
+        notes.append(UNUSED_DATA)
     dense = working_copy(model, inputs)
     if dense is not model:
         notes.append(

@@ -19,7 +19,7 @@ from compressor.errors import UnsupportedNetwork, WrongUsage, first_line
 from compressor.events import State
 from compressor.inputs import Inputs
 from compressor.method import Method
-from compressor.pipeline import Result, Setup, proven, refreshed
+from compressor.pipeline import FRESH_NORMS, UNUSED_DATA, Result, Setup, proven, refreshed
 from compressor.schedule import Stage, placed
 from compressor.state import planned_masks, put_values, values_of
 from compressor.surgery import shrink, sliced
@@ -50,13 +50,15 @@ class Pruner:
         snapshot: of the epoch that the method rewinds to, once that was there.
     """
 
-    def __init__(self, setup: Setup, stage: Stage, epochs: int, interval: int, prune_at: int | None) -> None:
+    def __init__(self, setup: Setup, stage: Stage, epochs: int, interval: int | None, prune_at: int | None) -> None:
         self.events = dataclasses.replace(setup.events, trained=stage == "during")
         self.setup = dataclasses.replace(setup, events=self.events)
         self.stage = stage
         self.due = placed(len(self.events.targets), stage, epochs, interval, prune_at)
         self.ablation, self.rewind = self.events.aim.ablation, self.events.method.rewind
         first = min(self.due)
+        untrue = {UNUSED_DATA} | ({FRESH_NORMS} if first > 0 else set())  # of a network that is trained on them first
+        setup.notes[:] = [note for note in setup.notes if note not in untrue]
         if stage == "before" and self.rewind is not None:
             if self.rewind > 0:
                 setup.notes.append(f"{setup.name} rewinds nothing where all its events come before the first epoch.")

@@ -22,11 +22,13 @@ class Recipe:
     optimizer: Literal["adam", "sgd"] = option("adam", "of the weights; sgd has momentum")
     lr: float = option(2e-3, "learning rate", least=0.0)
     weight_decay: float = option(5e-5, "L2, added to the gradient", least=0.0)
-    momentum: float = option(0.9, "of sgd", least=0.0)
+    momentum: float = option(0.9, "of sgd", least=0.0, most=1.0)
     clip: float = option(10.0, "largest norm of all gradients together; 0 clips nothing", least=0.0)
     decay_every: int = option(0, "epochs after which the learning rate falls; 0 keeps it", least=0)
     decay: float = option(0.1, "what it is multiplied with then", least=0.0)
-    flip: float = option(-0.2, "share of images mirrored; negative: that share of colour images, none of grey ones", least=-1.0)
+    flip: float = option(
+        -0.2, "share of images mirrored; negative: that share of colour images, none of grey ones", least=-1.0, most=1.0
+    )
     shift: int = option(0, "pixels by which images are moved at most; negative: colour images only", least=-1024)
     precision: Literal["auto", "float32", "bfloat16"] = option("auto", "of the passes; auto is bfloat16 on a GPU, else float32")
 

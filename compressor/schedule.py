@@ -32,19 +32,26 @@ def halving(sparsity: float, steps: int) -> tuple[float, ...]:
     return (*(sparsity - (sparsity - first) * 0.5**i for i in range(steps + 1)), sparsity)
 
 
+INTERVAL = 4
+"""Epochs between events, as the SNIP-it authors' code has it."""
+
+
 def placed(
-    events: int, stage: Stage, epochs: int, interval: int = 4, prune_at: int | None = None
+    events: int, stage: Stage, epochs: int, interval: int | None = None, prune_at: int | None = None
 ) -> dict[int, tuple[int, ...]]:
     """Epoch -> numbers of the events, from 0, that come before it.
 
     Args:
-        interval: of `during`, epochs between events, and before the first (algorithm 1's tau).
+        interval: of `during`, epochs between events, and before the first (algorithm 1's tau); 4 by default.
         prune_at: of `after`, the epoch before which all events come; 7/8 of the epochs by default.
     Raises:
         WrongUsage: the events do not fit into the epochs.
     """
-    if stage not in get_args(Stage) or interval < 1:
+    if stage not in get_args(Stage) or (interval is not None and interval < 1):
         raise WrongUsage(f"stage {stage!r} with interval {interval}: choose {', '.join(get_args(Stage))}, and at least 1")
+    if interval is not None and stage != "during":
+        raise WrongUsage(f"--interval is for --stage during, the stage is {stage}")
+    interval = INTERVAL if interval is None else interval
     everything = tuple(range(events))
     if prune_at is not None and stage != "after":
         raise WrongUsage(f"--prune-at is for --stage after, the stage is {stage}")
@@ -57,7 +64,7 @@ def placed(
         return {at: everything}
     if interval * events >= epochs:
         raise WrongUsage(
-            f"{events} events, one every {interval} epochs, take {interval * events} epochs; give more --epochs, or a smaller "
-            "--interval"
+            f"{events} events, one every {interval} epochs, take {interval * events} epochs; give more --epochs, "
+            f"{'a smaller --interval, ' if interval > 1 else ''}or fewer events: --method-option steps=N"
         )
     return {interval * (number + 1): (number,) for number in everything}

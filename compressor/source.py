@@ -158,6 +158,11 @@ def _of_images(model: nn.Module, images: Images, origin: Origin, count: int, bat
     if images.native != tuple(shape):
         shapes = ["x".join(map(str, s)) for s in (images.native, shape)]
         remarks.append(f"Images of {shapes[0]} were converted to the network's input of {shapes[1]}.")
+    if outputs.dim() == 2 and outputs.shape[1] > images.classes:
+        remarks.append(
+            f"The network has {outputs.shape[1]} outputs, the data {images.classes} classes: they are the first ones, in the "
+            "order of the classes' names."
+        )
     if origin.preprocessing:
         remarks.append(f"Images were normalised with {preprocessing.said()}.")
     test = _Afresh(lambda: draw(images.test, TEST_SAMPLES, batch_size, seed))

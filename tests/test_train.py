@@ -380,7 +380,7 @@ def test_more_epochs_move_no_event_of_a_run(few, lenet5, tmp_path) -> None:
     how = {"method": "l1-filters", "sparsity": 0.3, "stage": "after", "folder": tmp_path / "run", "resume": True}
     train(lenet5, few[0], QUICK, **how)
     more = dataclasses.replace(QUICK, epochs=16)
-    with pytest.raises(BadInput, match=r"its events come before the epochs 3 and 14, .*--prune-at keeps the place"):
+    with pytest.raises(BadInput, match=r"its events come before epoch 3, with these --epochs before 14; .*--prune-at 3$"):
         train(lenet5, few[0], more, **how)
 
 
@@ -430,6 +430,72 @@ def test_a_run_goes_on_with_the_same_batches_only(few, lenet5, tmp_path, kind) -
         changed = Columns(few[1].inputs * 2, few[1].targets)
         with pytest.raises(BadInput, match="was made with test data"):
             train(lenet5, data, dataclasses.replace(once, epochs=3), **how | {"test": changed})
+
+
+def test_a_run_goes_on_with_the_same_loss_and_as_many_batches_only(few, lenet5, tmp_path) -> None:
+    pairs = list(zip(few[0].inputs[:64].split(16), few[0].targets[:64].split(16), strict=True))
+    once, twice = (dataclasses.replace(QUICK, epochs=epochs) for epochs in (1, 2))
+
+    def loss(outputs, batch):
+        return nn.functional.cross_entropy(outputs, batch[1], label_smoothing=0.1)
+
+    def changed(outputs, batch):
+        return nn.functional.cross_entropy(outputs, batch[1], label_smoothing=0.4)
+
+    changed.__name__ = "loss"
+    how = {"folder": tmp_path / "run", "resume": True}
+    train(lenet5, pairs, once, loss=loss, **how)
+    with pytest.raises(BadInput, match="was made with loss loss "):
+        train(lenet5, pairs, twice, loss=changed, **how)
+    with pytest.raises(BadInput, match="the data changed since"):
+        train(lenet5, pairs[:3], twice, loss=loss, **how)
+    assert len(train(lenet5, pairs, twice, loss=loss, **how).history) == 2
+
+
+def test_a_damaged_state_stops_no_run_that_begins_anew(few, lenet5, tmp_path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "state.pt").write_bytes(b"")
+    once = dataclasses.replace(QUICK, epochs=1)
+    with pytest.raises(BadInput, match="damaged"):
+        train(lenet5, few[0], once, folder=tmp_path / "run", resume=True)
+    train(lenet5, few[0], once, folder=tmp_path / "run")
+    assert len(train(lenet5, few[0], QUICK, folder=tmp_path / "run", resume=True).history) == 4
+
+
+@pytest.mark.parametrize("name", ["lenet5", "conv6"])
+def test_fresh_weights_after_weights_went(few, name) -> None:
+    model = networks.build(name, in_channels=1, image_size=28, data="digits")
+    once = dataclasses.replace(QUICK, epochs=1)
+    done = train(model, few[0], once, method="snip", sparsity=0.5, ablation="reinit")
+    assert done.pruning.summary.weight_sparsity >= 0.5
+
+
+def test_notes_are_true_of_a_network_that_is_trained_first(few, lenet5) -> None:
+    before = train(lenet5, few[0], QUICK, method="snapit", sparsity=0.3).pruning.summary.notes
+    after = train(lenet5, few[0], QUICK, method="snapit", sparsity=0.3, stage="after").pruning.summary.notes
+    assert any("never saw data" in note for note in before)
+    assert not any("never saw data" in note for note in after)
+    free = train(lenet5, few[0], QUICK, method="l1-filters", sparsity=0.3, stage="after").pruning.summary.notes
+    assert not any("need no data" in note for note in free)
+
+
+def test_an_interval_is_for_events_during_training(few, lenet5) -> None:
+    with pytest.raises(WrongUsage, match="--interval is for --stage during, the stage is before"):
+        train(lenet5, few[0], QUICK, method="snapit", sparsity=0.3, interval=2)
+    with pytest.raises(WrongUsage, match=r"give more --epochs, or fewer events: --method-option steps=N"):
+        train(lenet5, few[0], QUICK, method="snapit", sparsity=0.3, stage="during", interval=1)
+
+
+def test_a_network_of_ones_own_remembers_the_data_it_was_trained_on(tmp_path) -> None:
+    whole = nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.ReLU(), nn.Linear(16, 10))
+    torch.save(whole, tmp_path / "whole.pt")
+    first = run("train", "whole.pt", "--input", "1x8x8", "--data", "digits", "--epochs", "1", "-o", "one.pt", cwd=tmp_path)
+    assert first.returncode == 0, first.stderr
+    assert "Scored on" not in first.stdout
+    second = run("train", "one.pt", "--epochs", "1", "--resume", "-o", "two.pt", cwd=tmp_path)
+    assert second.returncode == 0, second.stderr
+    assert "two.run: there is no run to go on with; this one begins anew" in second.stderr
+    assert load(tmp_path / "two.pt").origin.data == "digits"
 
 
 def test_data_that_are_no_numbers_are_to_blame(few, lenet5) -> None:

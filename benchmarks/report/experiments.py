@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from collections import Counter, defaultdict
@@ -142,12 +143,44 @@ def cells_of(document: Mapping[str, Any]) -> list[Cell]:
         control = "ablation" in t["pruning"]
         stage = "after" if first["stage"] == "before" and t.get("weights") else first["stage"]  # it was trained already
         cells.append(Cell(*named, stage, first["epochs"], control, values, first.get("unit"), course, places))
+    cells = _told_apart(cells, [same[0]["trial"] for same in groups.values()])
     return sorted(cells, key=lambda c: (c.network, c.data, c.method is not None, c.label, c.target))
+
+
+def _told_apart(cells: list[Cell], trials: Sequence[Mapping[str, Any]]) -> list[Cell]:
+    """Those that a table would show under one label and target, with what they differ in."""
+    rows: dict[tuple[str, ...], list[int]] = defaultdict(list)
+    for place, c in enumerate(cells):
+        rows[c.network, c.data, c.label, c.target].append(place)
+    found = list(cells)
+    for places in rows.values():
+        settings = [_settings(trials[place]) for place in places]
+        names = sorted({name for one in settings for name in one if len({str(other.get(name)) for other in settings}) > 1})
+        for place, one in zip(places, settings, strict=True):
+            said = ", ".join(f"{name} {one[name]}" for name in names if name in one)
+            if len(places) > 1 and said:
+                found[place] = dataclasses.replace(cells[place], label=f"{cells[place].label} ({said})")
+    return found
+
+
+def _settings(trial: Mapping[str, Any]) -> dict[str, Any]:
+    """All that was set of a trial, by name."""
+    rest = {name: trial.get(name) for name in ("method", "recipe", "samples", "image_size", "loss", "device", "threads")}
+    return {
+        **{name: value for name, value in rest.items() if value is not None},
+        **trial.get("numbers", {}),
+        **trial["pruning"],
+    }
 
 
 def data_name(path: str) -> str:
     """The last part of a path or a hub's name."""
     return path.rstrip("/").rpartition("/")[2]
+
+
+def name_of(trial: Mapping[str, Any]) -> str:
+    """For people: network, label, target, seed."""
+    return " ".join(filter(None, (data_name(trial["network"]), trial["label"], target_of(trial), f"seed {trial['seed']}")))
 
 
 def target_of(trial: Mapping[str, Any]) -> str:
@@ -199,10 +232,11 @@ def tables(cells: Sequence[Cell]) -> list[tuple[str, Row, list[Row]]]:
         rows = [_row(c, dense.get((c.epochs, c.course))) for c in mine]
         shown = [i for i, name in enumerate(HEAD) if name not in MAY_LACK or any(row[i] for row in rows)]
         head, *rows = ([row[i] for i in shown] for row in (HEAD, *rows))
-        found.append((f"{data_name(network)} on {data}, {epochs} epochs", head, rows))
+        found.append((f"{data_name(network)} on {data}, {epochs} epoch{'' if epochs == '1' else 's'}", head, rows))
     return found
 
 
+MEASURED_HEAD = HEAD[11:15]
 MEASURED = ("inference_torch_x", "inference_onnxruntime_x", "train_step_torch_x", "train_memory_x")
 
 
@@ -260,11 +294,24 @@ FOOTNOTES = [
     "Accuracy, or the loss where there is none: mean ± 1.96 sigma / sqrt(n) over the seeds, as the papers print it; in "
     "brackets the 95 % interval by Student's t, right for so few.",
     "Sparsities are what was reached. HM: harmonic mean of accuracy and weight sparsity. MACs of one sample, parameters, bytes "
-    "of all tensors: dense / small. Inference and train step of 64 samples, and the memory of a train step beyond that of the "
-    "libraries: dense / small, measured in turn. Training FLOPs with the pruning's, and time of the steps alone: those of the "
+    "of all tensors: dense / small.",
+    "Training FLOPs with the pruning's, and time of the steps alone: those of the "
     "dense network's training by the same recipe / this one's; the time only where both were trained on the same processor, "
     "threads and torch.",
 ]
+
+
+MEASURED_NOTE = (
+    "Inference and train step of 64 samples, and the memory of a train step beyond that of the libraries: dense / small, "
+    "measured in turn."
+)
+
+
+def _footnotes(found: Sequence[tuple[str, Row, list[Row]]]) -> list[str]:
+    """What the columns that are shown mean."""
+    first, second, third = FOOTNOTES
+    measured = any(name in head for _, head, _ in found for name in MEASURED_HEAD)
+    return [first, " ".join([second, *([MEASURED_NOTE] if measured else []), third])]
 
 
 def experiments_document(records: Sequence[Mapping[str, Any]], title: str) -> dict[str, Any]:
@@ -285,7 +332,7 @@ def experiments_document(records: Sequence[Mapping[str, Any]], title: str) -> di
         for r in done
     ]
     notes = Counter(note for r in done for note in r["document"]["notes"])
-    failed = {r["key"]: r["error"] for r in records if r["status"] == "failed"}
+    failed = {f"{name_of(r['trial'])} ({r['key']})": r["error"] for r in records if r["status"] == "failed"}
     return {
         "schema": SCHEMA,
         "kind": KIND,
@@ -310,9 +357,10 @@ def render_experiments(document: Mapping[str, Any], suffix: str) -> str:
 
 def _to_markdown(document: dict[str, Any]) -> str:
     lines = [f"# {document['title']}", ""]
-    for title, head, rows in tables(cells_of(document)):
+    found = tables(cells_of(document))
+    for title, head, rows in found:
         lines += [f"## {title}", "", *markdown_table(head, rows), ""]
-    lines += [*(f"{note}\n" for note in (*FOOTNOTES, *_remarks(document))), "## Environment", ""]
+    lines += [*(f"{note}\n" for note in (*_footnotes(found), *_remarks(document))), "## Environment", ""]
     return "\n".join([*lines, *markdown_table(["", ""], _environment(document))]) + "\n"
 
 
@@ -322,14 +370,19 @@ def _to_html(document: dict[str, Any]) -> str:
     cells = cells_of(document)
     plots = experiment_plots(cells, paper_row)
     return page(
-        title=document["title"], headlines={}, plots=plots, tables=tables(cells), footnotes=FOOTNOTES,
+        title=document["title"], headlines={}, plots=plots, tables=tables(cells), footnotes=_footnotes(tables(cells)),
         notes=_remarks(document), environment=_environment(document),
     )  # fmt: skip
 
 
 def _remarks(document: Mapping[str, Any]) -> list[str]:
-    """What did not come off, and what the trials had to say."""
-    return [*(f"Failed: {key}: {error}" for key, error in document["failed"].items()), *document.get("notes", ())]
+    """What did not come off, what the trials had to say, and where seeds say nothing."""
+    remarks = [*(f"Failed: {name}: {error}" for name, error in document["failed"].items()), *document.get("notes", ())]
+    for c in cells_of(document):
+        values = c.values.get("accuracy") or c.values.get("loss") or ()
+        if len(values) > 1 and len(set(values)) == 1:
+            remarks.append(f"{c.label} {c.target}".rstrip() + ": all seeds gave the same, so the interval says nothing.")
+    return remarks
 
 
 def _environment(document: Mapping[str, Any]) -> list[Row]:

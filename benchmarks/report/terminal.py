@@ -31,7 +31,8 @@ def show(d: dict[str, Any]) -> None:
         table.add_row(label, f"{dense_bytes:,}", f"{file['bytes']:,}", f"{dense_bytes / file['bytes']:,.1f}x")
     if d["accuracy"]:
         a = d["accuracy"]
-        table.add_row(f"accuracy on {a['samples']:,} samples", f"{a['dense']:.1%}", f"{a['small']:.1%}", "")
+        dense = f"{a['dense']:.1%}{' as it came' if d.get('training') else ''}"
+        table.add_row(f"accuracy on {a['samples']:,} samples", dense, f"{a['small']:.1%}", "")
     elif d["loss"]:
         table.add_row(f"loss on {d['loss']['samples']:,} samples", f"{d['loss']['dense']:.4g}", f"{d['loss']['small']:.4g}", "")
     console.print(table)
@@ -80,7 +81,8 @@ def _show_masks(console: Console, m: dict[str, Any]) -> None:
 def training_line(t: dict[str, Any]) -> str:
     """What a training came to, in one line."""
     test = t["test"]
-    done = f"{len(t['history'])} epochs, {t['seconds']:,.0f} s, {2 * t['macs']:.2e} FLOPs"
+    epochs = len(t["history"])
+    done = f"{epochs} epoch{'' if epochs == 1 else 's'}, {t['seconds']:,.0f} s, {2 * t['macs']:.2e} FLOPs"
     if test is None:
         return f"\ntrained: {done}"
     how_well = f"loss {test['loss']:.4g}" if test["accuracy"] is None else f"accuracy {test['accuracy']:.2%}"

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
 import warnings
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -34,9 +36,36 @@ def folder(path: Path) -> Images:
     is_parquet = any(path.rglob("*.parquet"))
     if not is_parquet and not any(p.is_file() for p in path.rglob("*")):
         raise BadInput(f"data {path}: the folder is empty; it needs class folders of images, or parquet files")
+    _check_one_data_set(path, ".parquet" if is_parquet else None)
     if is_parquet:
         return _labelled_images(str(path), lambda: datasets.load_dataset(str(path)))
     return _labelled_images(str(path), lambda: datasets.load_dataset("imagefolder", data_dir=str(path)), path)
+
+
+SPLITS = frozenset({"train", "training", "test", "testing", "val", "valid", "validation", "dev", "eval", "evaluation"})
+"""Folders that `datasets` takes for splits."""
+
+
+def _check_one_data_set(path: Path, suffix: str | None) -> None:
+    """Refuse what `datasets` would mix or number anew without a word: several data sets side by side, empty class folders.
+
+    Args:
+        suffix: of parquet files, which lie in one folder, or in one for each split; None for images in class folders.
+    """
+    places: dict[str, set[str]] = defaultdict(set)
+    for folder, inner, names in os.walk(path):
+        parts = [part for part in Path(folder).relative_to(path).parts if part.lower() not in SPLITS]
+        seen = [name for name in names if not name.startswith(".")]
+        if suffix is not None and any(name.endswith(suffix) for name in seen):
+            places["the data"].add("/".join(parts))
+        elif suffix is None and parts and seen:
+            places[f"class {parts[-1]}"].add("/".join(parts[:-1]))
+        elif suffix is None and parts and not inner:
+            raise BadInput(f"data {path}: the class folder {Path(folder).relative_to(path)} is empty; fill or remove it")
+    for what, where in places.items():
+        if len(where) > 1:
+            one, other, *_ = sorted(where)
+            raise BadInput(f"data {path}: {what} lies in {one or '.'} and in {other}: several data sets? Name one of them")
 
 
 def looks_like_hub(name: str) -> bool:

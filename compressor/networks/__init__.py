@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from compressor.errors import WrongUsage, first_line
+from compressor.errors import WrongUsage, first_line, nearest
 from compressor.networks._foreign import inputs_of, is_code
 from compressor.networks._foreign import make as make_foreign
 from compressor.networks._initialise import initialise
@@ -170,5 +170,5 @@ def size_text(shape: tuple[int, ...]) -> str:
 
 def _module(name: str):  # -> ModuleType
     if name not in names():
-        raise WrongUsage(f"no network {name!r}: choose {', '.join(names())}")
+        raise WrongUsage(f"no network {name!r}: {nearest(name, names(), 'choose ' + ', '.join(names()))}")
     return importlib.import_module(f"compressor.networks.{name}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Literal
 
+import torch
 from torch import nn
 
 
@@ -29,7 +30,10 @@ def initialise(model: nn.Module, weights: Literal["orthogonal", "glorot"] = "ort
             if layer.bias is not None:
                 nn.init.zeros_(layer.bias)
             continue
-        nn.init.orthogonal_(layer.weight, 1.0 if layer is layers[-1] else nn.init.calculate_gain("leaky_relu", 0.05))
+        drawn = torch.empty(layer.weight.shape, dtype=layer.weight.dtype, device=layer.weight.device)  # in any layout
+        nn.init.orthogonal_(drawn, 1.0 if layer is layers[-1] else nn.init.calculate_gain("leaky_relu", 0.05))
+        with torch.no_grad():
+            layer.weight.copy_(drawn)
         if layer.bias is not None:
             bound = 1 / math.sqrt(layer.weight[0].numel())
             nn.init.uniform_(layer.bias, -bound, bound)

@@ -44,12 +44,16 @@ class Run:
             raise BadInput(f"{self.folder}: the folder {self.folder.parent} does not exist; make it first")
 
     def check_new(self) -> None:
-        """Refuse to begin where an unfinished run is.
+        """Refuse to begin where an unfinished run is; what cannot be read is none, and goes when this one is kept.
 
         Raises:
             BadInput: there is one.
         """
-        if (held := self._read()) is not None and held["epoch"] < held["epochs"]:
+        try:
+            held = self._read()
+        except BadInput:
+            held = None
+        if held is not None and held["epoch"] < held["epochs"]:
             done = f"{held['epoch']} of {held['epochs']} epochs"
             raise BadInput(f"{self.folder}: holds a run that did {done}; --resume goes on with it, --run names another folder")
 
@@ -70,10 +74,10 @@ class Run:
                     f"{self.folder / STATE}: the data changed since; give the same, or name another folder with --run"
                 )
             if before != now and name == "events":
-                epochs = " and ".join(dict.fromkeys(", ".join(events) for events in (before, now)))
+                was_at, is_at = (", ".join(events) for events in (before, now))
                 raise BadInput(
-                    f"{self.folder / STATE}: its events come before the epochs {epochs}, as the number of all epochs has it; "
-                    "--prune-at keeps the place of those of --stage after"
+                    f"{self.folder / STATE}: its events come before epoch {was_at}, with these --epochs before {is_at}; "
+                    f"give the same --epochs, or with --stage after --prune-at {was_at}"
                 )
             if before != now:
                 raise BadInput(

@@ -18,6 +18,7 @@ from statistics import mean, stdev
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 from PIL import Image
 
 from benchmarks.report import experiments_document, read, render
@@ -79,7 +80,7 @@ def test_a_sweeps_file_is_its_trials(sweep: Path) -> None:
         ("[0.5, 0.7]", "[0.5, 7]", WrongUsage, "7"),
         ("[0.5, 0.7]", "[0.5, 0.5]", BadInput, "lenet5-SNAP-it-0.5-seed0 is there twice"),
         ("macs = [0.4]", "macs = [0.4], sparsities = [0.5]", BadInput, "random has sparsities and macs; give one"),
-        ("macs = [0.4]", "interval = true", BadInput, "interval is a bool"),
+        ("macs = [0.4]", "interval = true", BadInput, "interval is a truth value, it must be a whole number"),
         ("interval = 1", "interval = 0", BadInput, "interval 0: at least 1"),
         ("interval = 1", 'stage = "befor"', BadInput, "stage 'befor': choose before, during, after"),
         ("steps = 0", 'steps = "0"', WrongUsage, "must be of the kind int"),
@@ -88,7 +89,9 @@ def test_a_sweeps_file_is_its_trials(sweep: Path) -> None:
         ("[0, 1]", '["a"]', BadInput, "seeds are whole numbers"),
         ('"dense"', '{ method = "dense", stage = "after" }', BadInput, "dense prunes nothing: leave out stage"),
         ("samples = 64", 'loss = "mea"', WrongUsage, "no loss 'mea'"),
-        ("samples = 64", 'network = "net.py:make"', BadInput, "network is the builder of files; lenet5 is none"),
+        ("samples = 64", 'network = "net.py:make"', BadInput, "network is for the networks of files; lenet5 is none"),
+        ("interval = 1", "steps = 3", BadInput, r"steps is an option of the method's own: options = \{ steps = ... \}"),
+        ('["lenet5"]', '"lenet5"', BadInput, "networks is a text, it must be a list"),
         ('data = "few.npz"', "", BadInput, "says nothing of data"),
         ("seeds = [0, 1]", "seeds = ", BadInput, "cannot be read"),
     ],
@@ -139,7 +142,7 @@ recipe = { epochs = 0 }
     train = "train", "lenet5", "--data", "few.npz", "--epochs", "2", "--batch-size", "16", "--quiet"
     made = run(*train, "-o", "trained-0.safetensors", cwd=sweep)
     assert made.returncode == 0, made.stderr
-    with pytest.raises(WrongUsage, match=r"no network 'trained-\{seed\}.safetensors', nor a file of it for seed 1"):
+    with pytest.raises(WrongUsage, match=r"no network 'trained-\{seed\}.safetensors', nor a file of that name for seed 1"):
         read_sweep(sweep / "sweep.toml")
     assert run(*train, "--seed", "1", "-o", "trained-1.safetensors", cwd=sweep).returncode == 0
     done = run("sweep", "sweep.toml", "-o", "results", cwd=sweep)
@@ -225,7 +228,41 @@ def test_a_sweep_of_ones_own_network_data_and_loss(sweep: Path) -> None:
         assert "test loss" in page
         assert "test accuracy, %" not in page
     assert losses[0].keys() == {"dense", "snap"}
+    (sweep / "own.py").write_text(OWN.replace("l1_loss", "smooth_l1_loss"))
+    again = run_sweep(read_sweep(inner / "sweep.toml"), inner / "1", inner)
+    assert (again.done, again.skipped, again.failed) == (2, 0, 0)
     assert all(losses[0][name] != losses[1][name] for name in losses[0])
+
+
+def test_ones_own_network_sees_images_of_the_size_that_the_sweep_says(sweep: Path) -> None:
+    (sweep / "own.py").write_text(
+        "from torch import nn\n"
+        "def make(): return nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.ReLU(), nn.Linear(16, 10))\n"
+    )
+    torch.save(object_named(f"{sweep / 'own.py'}:make", "--network")().state_dict(), sweep / "own.pt")
+    text = 'data = "digits"\nnetworks = ["own.pt"]\nnetwork = "own.py:make"\nmethods = ["dense"]\nrecipe = { epochs = 1 }\n'
+    (sweep / "sweep.toml").write_text(f'input = "1x8x8"\n{text}')
+    assert run_sweep(read_sweep(sweep / "sweep.toml"), sweep / "results", sweep).errors == {}
+    (sweep / "sweep.toml").write_text(f'input = "1xx"\n{text}')
+    with pytest.raises(WrongUsage, match=r"sweep.toml: .*1xx"):
+        read_sweep(sweep / "sweep.toml")
+
+
+def test_two_sweeps_do_not_work_in_one_folder(sweep: Path) -> None:
+    (sweep / "results" / "runs").mkdir(parents=True)
+    with FileLock(sweep / "results" / "runs" / "lock"), pytest.raises(BadInput, match="another sweep is at work in it"):
+        run_sweep(read_sweep(sweep / "sweep.toml"), sweep / "results", sweep)
+
+
+def test_rows_of_one_label_are_told_apart_and_seeds_that_change_nothing_are_named() -> None:
+    records = [a_record(pruning={"steps": steps}, seed=seed) for steps in (1, 3) for seed in (0, 1)]
+    broken = {"key": "abc", "status": "failed", "trial": a_record()["trial"], "error": "out of memory"}
+    document = experiments_document([*records, broken], "t")
+    assert [c.label for c in cells_of(document)] == ["SNIP (steps 1)", "SNIP (steps 3)"]
+    page = render(document, ".md")
+    assert "SNIP (steps 3) 0.96: all seeds gave the same" in page
+    assert "Failed: mlp5 SNIP 0.96 seed 0 (abc): out of memory" in page
+    assert "measured in turn" not in page
 
 
 def test_a_fresh_network_sees_colour(sweep: Path) -> None:
@@ -419,7 +456,7 @@ def test_the_papers_number_stands_beside_ours() -> None:
     row = paper_row(cell)
     assert (row["table"], row["accuracy"], row["ci95"], row["weight_sparsity"]) == ("SNIP-it, table 3", 96, 0.3, 96)
     [(title, _, [line])] = tables([cell])
-    assert title == "mlp5 on mnist, 1 epochs"
+    assert title == "mlp5 on mnist, 1 epoch"
     assert line[-1] == "96 ± 0.3 at 96 % (SNIP-it, table 3)"
     structured = a_record(network="vgg16", data="cifar10", label="SNAP-it", method="snapit", sparsity=0.93)
     structured["document"]["node_sparsity"]["reached"] = 0.93

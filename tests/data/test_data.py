@@ -145,6 +145,30 @@ def png(size: tuple[int, int] = (8, 6), form: str = "PNG", **options) -> bytes:
     return file.getvalue()
 
 
+def test_what_datasets_would_mix_or_number_anew_is_refused(tmp_path: Path) -> None:
+    """An empty class folder, and several data sets in one folder."""
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+    for place in ("a/train/0", "a/train/1", "a/test/0", "a/test/1", "b/0", "b/1", "b/2"):
+        (tmp_path / place).mkdir(parents=True)
+        for number in range(4):
+            Image.fromarray(pixels).save(tmp_path / place / f"{number}.png")
+    assert open_data(str(tmp_path / "a")).classes == 2
+    assert open_data(str(tmp_path / "b")).classes == 3
+    with pytest.raises(BadInput, match=r"class 0 lies in a and in b: several data sets\? Name one of them"):
+        open_data(str(tmp_path))
+    for file in (tmp_path / "b" / "1").iterdir():
+        file.unlink()
+    with pytest.raises(BadInput, match="the class folder 1 is empty; fill or remove it"):
+        open_data(str(tmp_path / "b"))
+    both = tmp_path / "both"
+    (both / "one").mkdir(parents=True)
+    parquet(both / "one" / "train", [0, 1] * 5)
+    assert open_data(str(both)).classes == 2
+    parquet(both / "two", [0, 1] * 5)
+    with pytest.raises(BadInput, match=r"the data lies in one and in two: several data sets\?"):
+        open_data(str(both))
+
+
 def parquet(path: Path, labels: list, names: tuple[str, ...] = ("cat", "dog"), images: list | None = None) -> str:
     """A table of images and labels as the hub holds them, written past the checks of `datasets`."""
     import json
