@@ -899,7 +899,8 @@ def main() -> None:
     except click.ClickException as error:
         code = _fail(error.format_message(), error.exit_code)
     except (KeyboardInterrupt, click.Abort):
-        code = _fail("interrupted; no file was left half-written", 130)
+        resumable = "; `compress train ... --resume` goes on from the last epoch" if "train" in sys.argv[1:2] else ""
+        code = _fail(f"interrupted; no file was left half-written{resumable}", 130)
     except _Stopped as stop:
         code = 128 + stop.args[0]
     except OSError as error:

@@ -272,7 +272,11 @@ class Setup:
         nodes = e.method.unit == "node"
         notes = [
             *self.notes,
-            *(f"{v.sparsity:.3f}: the cut went through nodes of equal score." for v in state.plan.events if v.tie),
+            *(
+                f"The cut at {v.sparsity:.3f} went through {e.method.unit}s of equal score: which of them went is arbitrary."
+                for v in state.plan.events
+                if v.tie
+            ),
         ]
         if aim.round_to == 1 and nodes:
             notes.append("Widths that are multiples of 8 or 16 run faster for their multiply-adds: --round-to auto.")

@@ -84,7 +84,8 @@ def training_line(t: dict[str, Any]) -> str:
     epochs = len(t["history"])
     done = f"{epochs} epoch{'' if epochs == 1 else 's'}, {t['seconds']:,.0f} s, {2 * t['macs']:.2e} FLOPs"
     if test is None:
-        return f"\ntrained: {done}"
+        last = f"training loss {t['history'][-1]['train_loss']:.4g}, no test data; " if t["history"] else ""
+        return f"\ntrained: {last}{done}"
     how_well = f"loss {test['loss']:.4g}" if test["accuracy"] is None else f"accuracy {test['accuracy']:.2%}"
     return f"\ntrained: {how_well} on all {test['samples']:,} test samples after {done}"
 
