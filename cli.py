@@ -173,33 +173,50 @@ _plan_option = click.option("--plan", type=click.Path(path_type=Path), help="wri
 @click.option("--mean", metavar="X[,X...]", callback=_numbers, help="normalisation of images that the checkpoint remembers")
 @click.option("--std", metavar="X[,X...]", callback=_numbers, help="see --mean")
 @click.option("--seed", default=0, show_default=True, type=SEED, help="of the initialisation")
+@click.option(
+    "--input", "inputs", multiple=True, metavar="[NAME:][DTYPE:]SHAPE", help="what a BUILDER's network takes, 3x32x32"
+)
+@click.option("--network-arg", "arguments", multiple=True, metavar="KEY=VALUE", help="argument of a BUILDER")
 def new(
     name: str, output: Path, image_size: int | None, in_channels: int | None, classes: int | None, data: str,
-    mean: tuple[float, ...] | None, std: tuple[float, ...] | None, seed: int,
+    mean: tuple[float, ...] | None, std: tuple[float, ...] | None, seed: int, inputs: tuple[str, ...],
+    arguments: tuple[str, ...],
 ) -> None:  # fmt: skip
-    """Make a fresh network of the papers, initialised as they do."""
+    """Make a fresh network: one of the papers by its NAME, initialised as they do, or that of a BUILDER elsewhere,
+    torchvision:resnet18, timm:... or file.py:factory."""
     from compressor import networks
     from compressor.checkpoint import SUFFIXES, save
     from compressor.files import check_target
     from compressor.state import origin_of
 
     check_target(output, SUFFIXES)
-    model = _fresh(name, data, in_channels, classes, image_size, seed)
+    model = _fresh(name, data, in_channels, classes, image_size, seed, arguments, inputs)
     _choose(model, mean, std)
     save(model, output)
     origin = origin_of(model)
     assert origin is not None
     parameters = sum(p.numel() for p in model.parameters())
-    shape = networks.size_text(origin.input_shape)
+    shape = networks.size_text(origin.input_shape) or "not known"
     click.echo(f"{output}: {name}, {parameters:,} parameters, input {shape}, data {origin.data or 'none'}")
 
 
-def _fresh(name: str, data: str, in_channels: int | None, classes: int | None, image_size: int | None, seed: int) -> nn.Module:
+def _fresh(
+    name: str, data: str, in_channels: int | None, classes: int | None, image_size: int | None, seed: int,
+    arguments: tuple[str, ...] = (), inputs: tuple[str, ...] = (),
+) -> nn.Module:  # fmt: skip
     """A fresh network for some data, which it remembers."""
     from compressor import networks
     from compressor.source import fresh_network
+    from compressor.types import InputSpec
 
     remembered: str | None = data if data == "digits" or not Path(data).exists() else str(Path(data).resolve())
+    if networks.is_builder(name):
+        return fresh_network(
+            name, data, in_channels=in_channels, classes=classes, image_size=image_size, seed=seed, remembered=remembered,
+            arguments=dict(_argument(text) for text in arguments), inputs=[InputSpec.parse(text) for text in inputs],
+        )  # fmt: skip
+    if given := [flag for flag, values in (("network-arg", arguments), ("input", inputs)) if values]:
+        raise WrongUsage(f"--{given[0]} is for a builder elsewhere; {name} takes --in-channels, --image-size and --classes")
     if (in_channels or networks.default_input(name)[0]) not in (1, 3):
         remembered = None  # images cannot be converted to such an input
     return fresh_network(
@@ -409,7 +426,7 @@ def train(
     plan: Path | None, opset: int | None, loss: str, samples: int, data: str | None, device: str, threads: int | None,
     seed: int, as_json: bool, quiet: bool, mean: tuple[float, ...] | None, std: tuple[float, ...] | None, **rest: Any,
 ) -> None:  # fmt: skip
-    """Train NETWORK, a fresh one by its name or a file; with --method, prune it before, during or after."""
+    """Train NETWORK, a fresh one by its name or builder, or a file; with --method, prune it before, during or after."""
     numbers = {o.name: rest.pop(o.name) for o in options_of(Recipe)}
     chosen = recipe_named(recipe, {name: value for name, value in numbers.items() if value is not None})
     options = dict(_argument(text, "--method-option") for text in given)
@@ -483,6 +500,13 @@ def _fresh_or_loaded(
     """A fresh network by its name, or one from a file."""
     from compressor import networks
 
+    if not network.exists() and networks.is_builder(str(network)):
+        if set_ones := [flag for flag in ("network", "key", "trust_pickle") if model_options[flag]]:
+            raise WrongUsage(f"--{set_ones[0].replace('_', '-')} is for files; {network} is a fresh network")
+        how = model_options["image_size"], seed, model_options["arguments"], model_options["inputs"]
+        model = _fresh(str(network), data or "digits", None, None, *how)
+        _choose(model, mean, std)
+        return model
     if network.exists() or str(network) not in networks.names():
         if not network.exists() and not network.suffix:
             hint = nearest(str(network), networks.names(), f"there are {', '.join(networks.names())}")

@@ -21,6 +21,7 @@ from compressor.ablation import Ablation
 from compressor.budget import Unit
 from compressor.errors import BadInput, WrongUsage, first_line, nearest
 from compressor.method import make, method_named
+from compressor.named import object_named
 from compressor.objective import loss_named
 from compressor.options import options_of
 from compressor.recipe import recipe_named
@@ -70,14 +71,13 @@ def read_sweep(path: Path) -> list[Trial]:
         if common.get(key, least) < least:
             raise BadInput(f"{path}: {key} {common[key]}: at least {least}")
     inputs = [raw["input"]] if isinstance(raw.get("input"), str) else raw.get("input", [])
-    files = files_of((raw["data"], raw.get("loss"), raw.get("network")), path.parent)
     try:
         loss_named(found(raw.get("loss", "cross-entropy"), path.parent))
         for text in inputs:
             InputSpec.parse(text)
     except WrongUsage as error:
         raise WrongUsage(f"{path}: {error}") from None
-    common |= {"builder": raw.get("network"), "inputs": inputs, "files": files}
+    common |= {"builder": raw.get("network"), "inputs": inputs}
     trials = []
     if not all(type(seed) is int and seed >= 0 for seed in raw.get("seeds", [0])):
         raise BadInput(f"{path}: seeds are whole numbers of at least 0")
@@ -86,9 +86,13 @@ def read_sweep(path: Path) -> list[Trial]:
             weights = _weights(network, seed, path)
             if weights is not None and "image_size" in raw:
                 raise BadInput(f"{path}: image_size is for fresh networks; {network} is a file")
-            if weights is None and (named := raw.keys() & {"network", "input"}):
-                raise BadInput(f"{path}: {min(named)} is for the networks of files; {network} is none")
-            base = {"network": network, "weights": weights, "data": raw["data"], **common}
+            if weights is None and "network" in raw:
+                raise BadInput(f"{path}: network is for the networks of files; {network} is none")
+            if network in networks.names() and "input" in raw:
+                raise BadInput(f"{path}: input is for networks of others; {network} is one of the papers'")
+            code = network if weights is None else None
+            files = files_of((raw["data"], raw.get("loss"), raw.get("network"), code), path.parent)
+            base = {"network": network, "weights": weights, "files": files, "data": raw["data"], **common}
             for given in raw["methods"]:
                 try:
                     trials += [Trial(**base, seed=seed, **part) for part in _kinds(given, raw, str(path))]
@@ -102,6 +106,10 @@ def read_sweep(path: Path) -> list[Trial]:
 def _weights(network: Any, seed: int, path: Path) -> str | None:
     """What a network's file holds; None for a fresh one."""
     if network in networks.names():
+        return None
+    if isinstance(network, str) and networks.is_builder(network):
+        if networks.is_code(network):
+            object_named(found(network, path.parent), f"{path}: networks")  # a mistake shows before any trial
         return None
     file = network_file(network, seed, path.parent) if isinstance(network, str) else None
     if file is None:

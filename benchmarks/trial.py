@@ -19,7 +19,7 @@ from torch import nn
 from benchmarks.bench import bench
 from benchmarks.networks import open_network
 from benchmarks.report import make_document, training_document
-from compressor import load, networks, save
+from compressor import load, save
 from compressor.budget import Budget
 from compressor.data import Columns, Rows
 from compressor.environment import prepare
@@ -52,7 +52,8 @@ class Trial:
     """What one trial is, all of it: two trials with the same values are the same trial.
 
     Attributes:
-        network: a name of `compressor.networks`, or a network's file; `{seed}` in its name stands for the seed.
+        network: a name of `compressor.networks`, a builder elsewhere, or a network's file; `{seed}` in its name stands for the
+            seed.
         weights: of a network's file, its SHA-256; None for a fresh network.
         files: hash of the files that data, loss and builder are named by, code or `.npz`; None where there is none.
         inputs: as `--input`, of a network's file that does not say its own.
@@ -124,7 +125,7 @@ def run_trial(
     """
     prepare(trial.device, trial.threads)
     data, loss = found(trial.data, base), found(trial.loss, base)
-    if files_of((trial.data, trial.loss, trial.builder), base) != trial.files:
+    if files_of((trial.data, trial.loss, trial.builder, trial.network if trial.weights is None else None), base) != trial.files:
         raise BadInput("the code or the data file that the sweep names changed since it began; run it again")
     model = _network(trial, data, base).to(trial.device)
     recipe = recipe_named(trial.recipe, trial.numbers)
@@ -150,7 +151,7 @@ def run_trial(
             trained.pruning, [], None, {}, trial.data, remarks, trial.device, trial.seed, trained
         )  # fmt: skip
     record = {"schema": SCHEMA, "key": trial.key, "trial": trial.as_dict(), "status": "done", "document": document}
-    if trial.network not in networks.names() and (origin := origin_of(model)) is not None:
+    if trial.weights is not None and (origin := origin_of(model)) is not None:
         record["builder"] = trial.builder or origin.network
     if trial.rounds and trained.pruning is not None:
         record["bench"] = _measured(trial, _network(trial, data, base), trained.model, held.source, progress)
@@ -165,13 +166,15 @@ def network_file(name: str, seed: int, base: Path) -> Path | None:
 
 def _network(trial: Trial, data: str, base: Path) -> nn.Module:
     """A fresh network of the trial's name and seed, or the one in its file."""
-    if trial.network in networks.names():
-        return fresh_network(trial.network, data, image_size=trial.image_size, seed=trial.seed, remembered=data)
+    inputs = [InputSpec.parse(text) for text in trial.inputs]
+    if trial.weights is None:
+        name = found(trial.network, base)
+        return fresh_network(name, data, image_size=trial.image_size, seed=trial.seed, remembered=data, inputs=inputs)
     file = network_file(trial.network, trial.seed, base)
     if file is None or weights_of(file) != trial.weights:
         raise BadInput(f"{trial.network}: the file for seed {trial.seed} is gone or changed since the sweep began")
     builder = None if trial.builder is None else found(trial.builder, base)
-    return load(file, network=builder, inputs=[InputSpec.parse(text) for text in trial.inputs])
+    return load(file, network=builder, inputs=inputs)
 
 
 def files_of(names: Iterable[str | None], base: Path) -> str | None:

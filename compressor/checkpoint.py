@@ -151,6 +151,8 @@ def _ours(content: _Content, path: Path, network: str | None) -> tuple[nn.Module
         if raw["schema"] > SCHEMA:
             raise BadInput(f"{path}: made by a newer version (schema {raw['schema']}); update compressor")
         named = _from_json(raw)
+        if network and named.network and networks.is_code(named.network) and networks.is_code(network):
+            named = replace(named, network=network)  # the same code may lie elsewhere now; its tensors must fit
         if network not in (None, named.network):
             raise WrongUsage(f"{path}: its network is {named.network}, not {network}; leave --network out")
         if named.network is None:

@@ -498,6 +498,36 @@ def test_a_network_of_ones_own_remembers_the_data_it_was_trained_on(tmp_path) ->
     assert load(tmp_path / "two.pt").origin.data == "digits"
 
 
+def test_a_network_of_ones_own_code_is_trained_from_the_start(tmp_path) -> None:
+    """By its builder: what it takes follows from the data, its weights from the seed."""
+    (tmp_path / "net.py").write_text(
+        "from torch import nn\n\ndef make(width=16):\n"
+        "    return nn.Sequential(nn.Flatten(), nn.Linear(64, width), nn.ReLU(), nn.Linear(width, 10))\n"
+    )
+    made = run("new", "net.py:make", "--network-arg", "width=24", "-o", "new.pt", cwd=tmp_path)
+    assert "input 1x8x8, data digits" in made.stdout, made.stderr
+    again = run("train", "new.pt", "--network", "net.py:make", "--epochs", "1", "-o", "new.safetensors", cwd=tmp_path)
+    assert again.returncode == 0, again.stderr
+    weights = []
+    for seed in ("0", "0", "1"):
+        done = run(
+            "train", "net.py:make", "--method", "snapit", "--sparsity", "0.5", "--epochs", "1", "--seed", seed,
+            "--threads", "1", "-o", "small.safetensors", cwd=tmp_path,
+        )  # fmt: skip
+        assert "node sparsity 0.50000 reached" in done.stdout, done.stderr
+        weights.append(load(tmp_path / "small.safetensors", network=f"{tmp_path / 'net.py'}:make").state_dict()["3.bias"])
+    assert torch.equal(weights[0], weights[1])
+    assert not torch.equal(weights[0], weights[2])
+    for wrong, words in (
+        (("net.py:nope",), "net.py has no nope"),
+        (("net.py:make", "--classes", "20"), "give what it takes with --network-arg"),
+        (("lenet5", "--network-arg", "a=1"), "--network-arg is for a builder elsewhere"),
+    ):
+        refused = run("new", *wrong, "-o", "z.pt", cwd=tmp_path)
+        assert refused.returncode == 2
+        assert words in refused.stderr
+
+
 def test_data_that_are_no_numbers_are_to_blame(few, lenet5) -> None:
     inputs = few[0].inputs.clone()
     inputs[100] = torch.nan

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import importlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,9 +24,11 @@ from compressor.types import InputSpec, Origin
 
 __all__ = [
     "build",
+    "built",
     "default_input",
     "initialised",
     "inputs_of",
+    "is_builder",
     "is_code",
     "names",
     "recognised",
@@ -81,6 +83,27 @@ def build(
     return model
 
 
+def is_builder(name: str) -> bool:
+    """Whether a name is that of a builder elsewhere: `torchvision:resnet18`, `timm:...`, `file.py:factory`."""
+    return ":" in name
+
+
+def built(spec: str, arguments: Mapping[str, Any], inputs: Sequence[InputSpec], seed: int, data: str | None) -> nn.Module:
+    """A fresh network of a builder elsewhere, with the weights that it gives; it remembers its origin.
+
+    Args:
+        inputs: what it takes; what it says of itself where there are none.
+        seed: of the initialisation; the global random state is left alone.
+        data: the data set that the network is meant for.
+    Raises:
+        WrongUsage: no such builder, or it does not take the arguments.
+        MissingEnvironment: its library cannot be imported.
+    """
+    model = make_foreign(spec, arguments, seed)
+    set_origin(model, Origin(spec, dict(arguments), tuple(inputs) or inputs_of(model), data))
+    return model
+
+
 def initialised(model: nn.Module, name: str | None) -> bool:
     """Initialise `model` in place, at any widths, as the paper of the network of that name does; False if it is not ours."""
     if name not in names():
@@ -120,7 +143,7 @@ def unfilled(spec: str, arguments: Mapping[str, Any]) -> tuple[nn.Module, Origin
         WrongUsage: no such builder, or it does not take the arguments.
         MissingEnvironment: its library cannot be imported.
     """
-    if ":" in spec:
+    if is_builder(spec):
         model = make_foreign(spec, arguments)
         return model, Origin(spec, dict(arguments), inputs_of(model))
     if unknown := sorted(set(arguments) - {"in_channels", "classes", "image_size"}):

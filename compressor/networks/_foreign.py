@@ -24,9 +24,11 @@ def is_code(spec: str) -> bool:
     return ":" in spec and spec.partition(":")[0] not in LIBRARIES
 
 
-def make(spec: str, arguments: Mapping[str, Any]) -> nn.Module:
+def make(spec: str, arguments: Mapping[str, Any], seed: int = 0) -> nn.Module:
     """A network with whatever weights its builder gives it, on the CPU; random state is left alone.
 
+    Args:
+        seed: what torch's random numbers follow from while it is built.
     Raises:
         WrongUsage: no such builder, or it does not take the arguments.
         MissingEnvironment: the library cannot be imported.
@@ -34,10 +36,10 @@ def make(spec: str, arguments: Mapping[str, Any]) -> nn.Module:
     """
     library, _, name = spec.partition(":")
     if taken := sorted(FETCHING & arguments.keys()):
-        raise WrongUsage(f"--network-arg {taken[0]}: the weights come from the checkpoint; leave it out")
+        raise WrongUsage(f"--network-arg {taken[0]}: weights are never fetched; leave it out")
     factory = _of_library(library, name) if library in LIBRARIES else object_named(spec, "--network")
     with torch.random.fork_rng(devices=[]), quiet():
-        torch.manual_seed(0)
+        torch.manual_seed(seed)
         try:
             model = factory(**arguments)
         except (Exception, SystemExit) as error:  # a builder may raise anything, or even exit

@@ -243,6 +243,8 @@ def test_ones_own_network_sees_images_of_the_size_that_the_sweep_says(sweep: Pat
     text = 'data = "digits"\nnetworks = ["own.pt"]\nnetwork = "own.py:make"\nmethods = ["dense"]\nrecipe = { epochs = 1 }\n'
     (sweep / "sweep.toml").write_text(f'input = "1x8x8"\n{text}')
     assert run_sweep(read_sweep(sweep / "sweep.toml"), sweep / "results", sweep).errors == {}
+    (sweep / "sweep.toml").write_text(text.replace('["own.pt"]', '["own.py:make"]').replace('network = "own.py:make"\n', ""))
+    assert run_sweep(read_sweep(sweep / "sweep.toml"), sweep / "fresh", sweep).errors == {}
     (sweep / "sweep.toml").write_text(f'input = "1xx"\n{text}')
     with pytest.raises(WrongUsage, match=r"sweep.toml: .*1xx"):
         read_sweep(sweep / "sweep.toml")
