@@ -190,7 +190,7 @@ def read_record(path: Path) -> dict[str, Any]:
         record = json.loads(path.read_text(encoding="utf-8"))
         if record["schema"] != SCHEMA or record["status"] not in ("done", "failed"):
             raise ValueError("another schema")
-        Trial(**record["trial"])
+        record["trial"] = Trial(**record["trial"]).as_dict()  # with what older ones do not say
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise BadInput(f"{path}: not a trial's record, or a damaged one ({first_line(error)}); remove it") from error
     return record

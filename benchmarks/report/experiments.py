@@ -166,6 +166,7 @@ def _told_apart(cells: list[Cell], trials: Sequence[Mapping[str, Any]]) -> list[
 def _settings(trial: Mapping[str, Any]) -> dict[str, Any]:
     """All that was set of a trial, by name."""
     rest = {name: trial.get(name) for name in ("method", "recipe", "samples", "image_size", "loss", "device", "threads")}
+    rest["files"] = (trial.get("files") or "")[:6] or None
     return {
         **{name: value for name, value in rest.items() if value is not None},
         **trial.get("numbers", {}),

@@ -267,6 +267,16 @@ def test_rows_of_one_label_are_told_apart_and_seeds_that_change_nothing_are_name
     assert "measured in turn" not in page
 
 
+def test_records_of_before_stand_beside_those_of_today(tmp_path: Path) -> None:
+    """Those that do not say what was no choice then."""
+    (tmp_path / "trials").mkdir()
+    for seed, more in ((0, {}), (1, {"loss": "cross-entropy", "builder": None, "files": None, "inputs": []})):
+        record = {"schema": 1} | a_record(seed=seed, **more)
+        (tmp_path / "trials" / f"{seed}.json").write_text(json.dumps(record))
+    [cell] = cells_of(experiments_document(read_records(tmp_path), "t"))
+    assert (cell.label, cell.seeds) == ("SNIP", 2)
+
+
 def test_a_fresh_network_sees_colour(sweep: Path) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (40, 32, 32, 3), dtype=np.uint8)
     for part in ("train", "test"):
