@@ -207,8 +207,8 @@ def test_state_dicts_that_do_not_fit(case: str, dense: nn.Module, tmp_path: Path
         ("{folder}/mine.py:broken", {}, "cannot be built .*no such luck"),
         ("{folder}/mine.py:number", {}, "gives int, not a torch.nn.Module"),
         ("{folder}/mine.py:net", {"widht": 3}, "widht"),
-        ("timm:resnet18", {"pretrained": True}, "the weights come from the checkpoint"),
-        ("torchvision:resnet18", {"weights": "DEFAULT"}, "the weights come from the checkpoint"),
+        ("timm:resnet18", {"pretrained": True}, "weights are never fetched"),
+        ("torchvision:resnet18", {"weights": "DEFAULT"}, "weights are never fetched"),
     ],
 )
 def test_builders_that_cannot(network: str, arguments, words: str, factory: str, dense, tmp_path: Path) -> None:

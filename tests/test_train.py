@@ -684,7 +684,7 @@ def test_tensorboard_can_follow(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "kind", "words"),
     [
-        (("vgg17",), WrongUsage, "vgg17: neither a file nor a network; there are alexnet"),
+        (("vgg17",), WrongUsage, "vgg17: neither a file nor a network; did you mean vgg"),
         (("none.pt",), BadInput, "none.pt: no such file"),
         (("lenet5", "--sparsity", "0.5"), WrongUsage, "name a --method"),
         (("lenet5", "--stage", "after"), WrongUsage, "name a --method"),
