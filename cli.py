@@ -200,6 +200,11 @@ def new(
     click.echo(f"{output}: {name}, {parameters:,} parameters, input {shape}, data {origin.data or 'none'}")
 
 
+def _remembered(data: str) -> str:
+    """The name of data as a checkpoint keeps it: found from any folder."""
+    return data if data == "digits" or not Path(data).exists() else str(Path(data).resolve())
+
+
 def _fresh(
     name: str, data: str, in_channels: int | None, classes: int | None, image_size: int | None, seed: int,
     arguments: tuple[str, ...] = (), inputs: tuple[str, ...] = (),
@@ -209,7 +214,7 @@ def _fresh(
     from compressor.source import fresh_network
     from compressor.types import InputSpec
 
-    remembered: str | None = data if data == "digits" or not Path(data).exists() else str(Path(data).resolve())
+    remembered: str | None = _remembered(data)
     if networks.is_builder(name):
         return fresh_network(
             name, data, in_channels=in_channels, classes=classes, image_size=image_size, seed=seed, remembered=remembered,
@@ -449,7 +454,7 @@ def train(
     loss_named(loss)
     dense = _fresh_or_loaded(model, data, seed, mean, std, model_options).to(device)
     if data is not None and (origin := origin_of(dense)) is not None:
-        set_origin(dense, replace(origin, data=data))
+        set_origin(dense, replace(origin, data=_remembered(data)))
     pruning = {} if method is None else {"method": method, "stage": stage, "interval": interval, "prune_at": prune_at, **how}
     with _progress(quiet) as progress, _watched(tensorboard) as on_epoch:
         trained, source = _trained(

@@ -71,6 +71,8 @@ def read_sweep(path: Path) -> list[Trial]:
         if common.get(key, least) < least:
             raise BadInput(f"{path}: {key} {common[key]}: at least {least}")
     inputs = [raw["input"]] if isinstance(raw.get("input"), str) else raw.get("input", [])
+    if not all(isinstance(text, str) for text in inputs):
+        raise BadInput(f"{path}: input is text like '3x32x32', or a list of it")
     try:
         loss_named(found(raw.get("loss", "cross-entropy"), path.parent))
         for text in inputs:

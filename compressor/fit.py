@@ -127,7 +127,7 @@ def train(
     if method is None and (pruning or stage is not None or prune_at is not None):
         raise WrongUsage(f"without a method nothing is pruned: leave out {', '.join(pruning) or 'stage and prune_at'}")
     mine = copy.deepcopy(model)
-    with own_randomness(data):
+    with own_randomness(data), own_randomness(scoring):
         objective = Objective((), loss_named(loss), forward, device_of(model), seed)
         epochs = _batches(data, recipe.batch_size, seed, objective.device)
         tests = None if test is None else _batches(test, recipe.batch_size, None, objective.device)

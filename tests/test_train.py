@@ -496,6 +496,12 @@ def test_a_network_of_ones_own_remembers_the_data_it_was_trained_on(tmp_path) ->
     assert second.returncode == 0, second.stderr
     assert "two.run: there is no run to go on with; this one begins anew" in second.stderr
     assert load(tmp_path / "two.pt").origin.data == "digits"
+    arrays = {"x": np.random.default_rng(0).random((40, 1, 8, 8), dtype=np.float32), "y": np.arange(40) % 10}
+    np.savez(tmp_path / "few.npz", **arrays)
+    assert run("train", "one.pt", "--data", "few.npz", "--epochs", "1", "-o", "far.pt", cwd=tmp_path).returncode == 0
+    (tmp_path / "elsewhere").mkdir()  # the data is found from any folder
+    again = run("train", "../far.pt", "--epochs", "1", "-o", "again.pt", cwd=tmp_path / "elsewhere")
+    assert again.returncode == 0, again.stderr
 
 
 def test_a_network_of_ones_own_code_is_trained_from_the_start(tmp_path) -> None:

@@ -91,6 +91,7 @@ def test_a_sweeps_file_is_its_trials(sweep: Path) -> None:
         ("samples = 64", 'loss = "mea"', WrongUsage, "no loss 'mea'"),
         ("samples = 64", 'network = "net.py:make"', BadInput, "network is for the networks of files; lenet5 is none"),
         ("interval = 1", "steps = 3", BadInput, r"steps is an option of the method's own: options = \{ steps = ... \}"),
+        ("samples = 64", "input = [3]", BadInput, "input is text like '3x32x32'"),
         ('["lenet5"]', '"lenet5"', BadInput, "networks is a text, it must be a list"),
         ('data = "few.npz"', "", BadInput, "says nothing of data"),
         ("seeds = [0, 1]", "seeds = ", BadInput, "cannot be read"),
