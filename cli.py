@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
     from compressor.training import Row
 
 PROOF_SAMPLES = 64
+SECONDS_PER_LINE = 30
+"""Between two lines of progress where there is no terminal."""
 SEED = click.IntRange(0, 2**32 - 1)
 
 
@@ -893,9 +896,12 @@ def _write_pages(paths: tuple[Path, ...], document: dict[str, Any]) -> None:
 
 @contextmanager
 def _progress(quiet: bool) -> Iterator[Progress]:
-    """A bar on stderr when that is a terminal; silence otherwise."""
-    if quiet or not sys.stderr.isatty():
+    """A bar on stderr when that is a terminal; else, as in the log of a cluster's job, a line now and then."""
+    if quiet:
         yield lambda *_: None
+        return
+    if not sys.stderr.isatty():
+        yield _lines()
         return
     from rich.console import Console
     from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
@@ -908,6 +914,19 @@ def _progress(quiet: bool) -> Iterator[Progress]:
             bar.update(task, description=what, completed=done, total=total or None)
 
         yield report
+
+
+def _lines() -> Progress:
+    """Progress as lines on stderr, `SECONDS_PER_LINE` apart: short work says nothing."""
+    said = time.monotonic()
+
+    def report(what: str, done: int, total: int) -> None:
+        nonlocal said
+        if time.monotonic() - said >= SECONDS_PER_LINE:
+            said = time.monotonic()
+            click.echo(f"{what} ({done} of {total})" if total else what, err=True)
+
+    return report
 
 
 class _Stopped(BaseException):

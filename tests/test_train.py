@@ -24,6 +24,7 @@ from compressor.errors import BadInput, WrongUsage
 from compressor.objective import Objective, evaluate
 from compressor.recipe import Recipe
 from compressor.training import Diverged, read_history
+from tests.command import main
 from tests.test_cli import run
 
 QUICK = Recipe(epochs=4, batch_size=64)
@@ -613,6 +614,19 @@ def test_one_command_trains_and_prunes(folder: Path) -> None:
     tuned = load(folder / "tuned.safetensors")
     assert tuned.origin.plan is not None
     assert sum(p.numel() for p in tuned.parameters()) == told["parameters"]["small"]
+
+
+def test_a_log_gets_a_line_now_and_then(folder: Path, capfd, monkeypatch) -> None:
+    """As in a cluster's job, where stderr is a file: hours of silence look like a hang."""
+    arguments = ("train", "lenet5", "--data", "few.npz", "--epochs", "2", "--batch-size", "64", "--threads", "1")
+    short = main(capfd, folder, *arguments, "-o", "short.safetensors")
+    assert (short.returncode, short.stderr) == (0, "")
+    monkeypatch.setattr("cli.SECONDS_PER_LINE", 0)
+    long = main(capfd, folder, *arguments, "-o", "long.safetensors")
+    assert re.search(r"^epoch 1 of 2, loss \d\.\d{3} \(1 of 3\)$", long.stderr, re.MULTILINE)
+    assert re.search(r"^epoch 2 of 2, loss .*, test accuracy .*, \d+ s left \(3 of 3\)$", long.stderr, re.MULTILINE)
+    silent = main(capfd, folder, *arguments, "-o", "silent.safetensors", "--quiet")
+    assert (silent.returncode, silent.stdout, silent.stderr) == (0, "", "")
 
 
 def test_one_command_prunes_and_fine_tunes(folder: Path) -> None:
