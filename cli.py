@@ -24,9 +24,10 @@ if TYPE_CHECKING:
     from torch import nn
 
     from compressor.equivalence import Equivalence
+    from compressor.events import Progress
     from compressor.fit import Trained
-    from compressor.pipeline import Progress, Result
     from compressor.source import Source
+    from compressor.summary import Result
     from compressor.training import Row
 
 PROOF_SAMPLES = 64

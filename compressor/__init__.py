@@ -19,8 +19,9 @@ if TYPE_CHECKING:
     from compressor.errors import CompressError
     from compressor.fit import train
     from compressor.method import Method, option
-    from compressor.pipeline import Result, Summary, apply_plan, compress, score
+    from compressor.pipeline import apply_plan, compress, score
     from compressor.recipe import Recipe
+    from compressor.summary import Result, Summary
     from compressor.types import Group, Plan, Scores, Structure
 
 _HOMES = {
@@ -28,10 +29,11 @@ _HOMES = {
     "equivalence": ("Equivalence",),
     "errors": ("CompressError",),
     "method": ("Method", "option"),
-    "pipeline": ("Result", "Summary", "apply_plan", "compress", "score"),
+    "pipeline": ("apply_plan", "compress", "score"),
     "recipe": ("Recipe",),
     "coupling": ("structure",),
     "fit": ("train",),
+    "summary": ("Result", "Summary"),
     "types": ("Group", "Plan", "Scores", "Structure"),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}

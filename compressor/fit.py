@@ -27,19 +27,13 @@ from compressor.inputs import Inputs
 from compressor.masked import over_channels
 from compressor.method import Method
 from compressor.objective import Batch, Loss, Objective, Quality, call, evaluate, loss_named
-from compressor.pipeline import (
-    Result,
-    architecture_of,
-    check_weights,
-    device_of,
-    example_for,
-    prepare,
-)
+from compressor.pipeline import architecture_of, check_weights, device_of, example_for, prepare
 from compressor.precision import as_it_came, working_copy
 from compressor.pruner import Pruner, training_macs
 from compressor.recipe import Recipe
 from compressor.schedule import Stage
 from compressor.state import planned_masks, put_values, tensors_in, values_of
+from compressor.summary import Result
 from compressor.training import Row, Trainer
 from compressor.training.run import Run, fingerprint_of
 from compressor.training.trainer import Seen

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any, Literal, get_args
 
@@ -17,7 +16,6 @@ from compressor.ablation import Ablation, afresh
 from compressor.budget import Budget, Unit
 from compressor.calibrate import calibrated, is_fresh
 from compressor.connectivity import paths
-from compressor.cost import Cost, cost, tensor_bytes
 from compressor.coupling import structure as find_structure
 from compressor.coupling import trace
 from compressor.dead import removable, without_dead
@@ -41,10 +39,11 @@ from compressor.objective import (
     suited_batch,
     to_device,
 )  # fmt: skip
-from compressor.precision import as_it_came, wide, working_copy
+from compressor.precision import wide, working_copy
 from compressor.proof import prove, prove_masked, prove_randomised
 from compressor.select import check_reachable, check_sparsity
 from compressor.state import origin_of, set_origin
+from compressor.summary import Clock, Result, Spent, reasons_of, summarise
 from compressor.surgery import shrink, sizes_of
 from compressor.types import (
     ASKED,
@@ -56,122 +55,11 @@ from compressor.types import (
     Scores,
     Structure,
     fingerprint,
-    total_by_layer,
 )
 from compressor.weights import maskable, masked
 
 FRESH_NORMS = "The batch norms never saw data and do not normalise yet; --calibrate-bn gives them statistics first."
 UNUSED_DATA = "The scores of this method need no data: what was given only says what the network takes."
-
-NEAR_COLLAPSE = 4
-"""A group with fewer nodes than this is reported by name."""
-
-
-@dataclass(frozen=True)
-class Spent:
-    """A budget and what became of it: how much of `unit` was asked to be left, is left, and was there."""
-
-    unit: Unit
-    asked: float
-    reached: float
-    dense: float
-
-
-@dataclass(frozen=True)
-class Sparse:
-    """What became of single weights.
-
-    Attributes:
-        total: weights that sparsity is counted over, in the dense network.
-        left: of those that were not set to zero; before nodes without a path went.
-        effective: of those on a path from input to output.
-        dead: nodes that lay on no path and are gone.
-        by_layer: weight -> (entries, entries left).
-        silent: outputs that nothing of the input arrives at, of `outputs`.
-    """
-
-    total: int
-    left: int
-    effective: int
-    dead: int
-    by_layer: dict[str, tuple[int, int]]
-    silent: int
-    outputs: int
-
-    @property
-    def reached(self) -> float:
-        """Weight sparsity: 1 - weights left / dense weights."""
-        return 1 - self.left / self.total
-
-    @property
-    def effective_sparsity(self) -> float:
-        """1 - weights on a path / dense weights."""
-        return 1 - self.effective / self.total
-
-
-@dataclass(frozen=True)
-class Summary:
-    """What happened, in numbers.
-
-    Attributes:
-        method: its name, and `options` its options.
-        asked: node sparsity asked for; `reached` what came out.
-        before: cost of the dense network; `after` of the small one.
-        widths: layer -> (nodes before, nodes after).
-        proofs: the equivalence of dense and small network, on real and on randomised weights.
-        near_collapse: group -> nodes left, where that is fewer than 4.
-        frozen: group that stayed whole -> why.
-        events: number of pruning events that removed something.
-        samples: samples seen by each event's scores.
-        seconds: what the parts took.
-        notes: sentences for the reader.
-        budget: what was asked to be left, and what is.
-        round_to: what the widths are multiples of.
-        open_share: share of the dense network's nodes that could be pruned.
-        weights: where single weights were removed, what became of them; `asked` is a weight sparsity then.
-        ablation: the control that was run in place of the method itself.
-    """
-
-    method: str
-    options: dict[str, Any]
-    asked: float
-    reached: float
-    total_nodes: int
-    before: Cost
-    after: Cost
-    widths: dict[str, tuple[int, int]]
-    proofs: tuple[Equivalence, ...]
-    near_collapse: dict[str, int]
-    frozen: dict[str, str]
-    events: int
-    samples: int
-    seconds: dict[str, float]
-    notes: tuple[str, ...]
-    budget: Spent | None = None
-    round_to: int = 1
-    open_share: float = 1.0
-    weights: Sparse | None = None
-    ablation: Ablation | None = None
-
-    @property
-    def disconnected(self) -> bool:
-        """The output no longer depends on the input, as was allowed."""
-        return self.weights is not None and 0 < self.weights.outputs == self.weights.silent
-
-    @property
-    def weight_sparsity(self) -> float:
-        """1 - non-zero weights left / dense weights, over convolutions and linear layers."""
-        return 1 - self.after.weights / self.before.weights if self.before.weights else 0.0
-
-
-@dataclass(frozen=True)
-class Result:
-    """What `compress` returns: the smaller network, the plan that made it, the numbers, and the first event's sorted scores."""
-
-    model: nn.Module
-    plan: Plan
-    summary: Summary
-    curves: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 def compress(
@@ -259,7 +147,7 @@ class Setup:
     events: Events
     plan: Plan
     notes: list[str]
-    clock: _Clock
+    clock: Clock
 
     def conclude(self, state: State, proofs: tuple[Equivalence, ...], *, inplace: bool = False, fresh: bool = False) -> Result:
         """The result of where the events have come to.
@@ -281,7 +169,7 @@ class Setup:
         if aim.round_to == 1 and nodes:
             notes.append("Widths that are multiples of 8 or 16 run faster for their multiply-adds: --round-to auto.")
         left = aim.meter(state.model, state.structure)  # before the network gets the precision back that it came in
-        summary = _summary(
+        summary = summarise(
             self.name, dataclasses.asdict(e.method), e.share, model, e.dense, e.found, state, aim.inputs, proofs, self.clock,
             notes,
         )  # fmt: skip
@@ -347,7 +235,7 @@ def prepare(
     if chosen.unit == "weight" and (zeros := sum(int((w == 0).sum()) for w in _sparse_already(dense).values())):
         notes.append(f"{zeros:,} weights were zero before; they count as removed.")
 
-    clock = _Clock()
+    clock = Clock()
     progress("finding the groups", 0, 0)
     found = _restricted(_runnable_structure(dense, inputs, attention), freeze, only)
     if chosen.unit == "node":
@@ -365,42 +253,12 @@ def prepare(
         notes.append(f"The groups come from {found.found_by}.")
     clock.lap("structure")
     plan = Plan(
-        {g.name: g.width for g in found.prunable}, architecture_of(model), (), _reasons(found), found.attention, found.bound
+        {g.name: g.width for g in found.prunable}, architecture_of(model), (), reasons_of(found), found.attention, found.bound
     )
     kind = WeightEvents if chosen.unit == "weight" else NodeEvents
     held = _held(dense, found, freeze, only)
     events = kind(chosen, dense, found, objective, share, aim, progress, held, allow_disconnect=allow_disconnect)
     return Setup(method if isinstance(method, str) else type(chosen).__name__, model, events, plan, notes, clock)
-
-
-def _summary(
-    name: str, options: dict[str, Any], asked: float, model: nn.Module, dense: nn.Module, found: Structure, state: State,
-    inputs: Inputs, proofs: tuple[Equivalence, ...], clock: _Clock, notes: list[str],
-) -> Summary:  # fmt: skip
-    """The numbers; the small network is, in place, given the precision that `model` came in."""
-    before, after = cost(dense, inputs), cost(state.model, inputs)
-    if after.macs > before.macs:
-        raise NotEquivalent("the small network needs more multiply-adds than the dense one; this is a bug, please report it")
-    as_it_came(state.model, model)
-    return Summary(
-        method=name,
-        options=options,
-        asked=asked,
-        reached=1 - state.structure.nodes / found.total_nodes,
-        total_nodes=found.total_nodes,
-        before=dataclasses.replace(before, tensor_bytes=tensor_bytes(model)),
-        after=dataclasses.replace(after, tensor_bytes=tensor_bytes(state.model)),
-        widths=_widths(found, state.structure),
-        proofs=proofs,
-        near_collapse=_near_collapse(found, state.structure),
-        frozen=_reasons(found),
-        events=len(state.plan.events),
-        samples=state.samples,
-        seconds=clock.laps,
-        notes=tuple(notes),
-        open_share=found.open_share,
-        weights=_sparse(found, state) if state.kept else None,
-    )
 
 
 def _sparse_already(model: nn.Module) -> dict[str, Tensor]:
@@ -416,14 +274,6 @@ def _zeros_beside(model: nn.Module) -> dict[str, Tensor]:
 def _zeros(model: nn.Module) -> dict[str, Tensor]:
     """Weight -> booleans, where it is zero."""
     return {name: weight.detach() == 0 for name, weight in maskable(model).items()}
-
-
-def _sparse(found: Structure, state: State) -> Sparse:
-    ways, dense = state.ways, found.nodes
-    assert ways is not None
-    by_layer = {name: (mask.numel(), int(mask.sum())) for name, mask in state.kept.items()}
-    total, left = (sum(numbers) for numbers in zip(*by_layer.values(), strict=True))
-    return Sparse(total, left, ways.effective, dense - state.structure.nodes, by_layer, ways.silent, ways.outputs)
 
 
 def score(
@@ -462,7 +312,7 @@ def replay(plan: Plan, model: nn.Module, example_inputs: Tensor | Inputs, progre
     if architecture_of(model) != plan.architecture:
         raise BadInput("the plan belongs to another architecture: the names or shapes of the tensors differ")
     inputs = _on_device_of(model, example_inputs)
-    dense, clock = working_copy(model, inputs), _Clock()
+    dense, clock = working_copy(model, inputs), Clock()
     progress("finding the groups", 0, 0)
     found = trace(dense, inputs, plan.attention).structure(plan.bound).freeze(plan.frozen)
     if {g.name: g.width for g in found.prunable} != dict(plan.widths):
@@ -483,7 +333,7 @@ def replay(plan: Plan, model: nn.Module, example_inputs: Tensor | Inputs, progre
     proofs = proven(dense, state, found, inputs)
     clock.lap("proof")
     asked = plan.events[-1].sparsity if plan.events else 0.0
-    summary = _summary("apply", {}, asked, model, dense, found, state, inputs, proofs, clock, [])
+    summary = summarise("apply", {}, asked, model, dense, found, state, inputs, proofs, clock, [])
     return Result(_handed_over(state, model, inplace=False), state.plan, summary)
 
 
@@ -553,7 +403,7 @@ def _widened(forward: Callable[[nn.Module, Batch], Any]) -> Callable[[nn.Module,
 def _runnable_structure(model: nn.Module, inputs: Inputs, attention: Attention) -> Structure:
     found = feasible(model, inputs, attention)
     if not found.prunable:
-        raise UnsupportedNetwork(f"nothing can be pruned: {'; '.join(sorted(set(_reasons(found).values())))}")
+        raise UnsupportedNetwork(f"nothing can be pruned: {'; '.join(sorted(set(reasons_of(found).values())))}")
     return found
 
 
@@ -628,18 +478,6 @@ def proven(dense: nn.Module, state: State, found: Structure, inputs: Inputs) -> 
     return real, random
 
 
-def _widths(before: Structure, after: Structure) -> dict[str, tuple[int, int]]:
-    """Layer -> nodes before and after."""
-    small = total_by_layer(after)
-    return {layer: (width, small.get(layer, 0)) for layer, width in total_by_layer(before).items()}
-
-
-def _near_collapse(before: Structure, after: Structure) -> dict[str, int]:
-    """Group -> nodes left, where few are left of more."""
-    pairs = zip(before.prunable, after.prunable, strict=True)
-    return {now.name: now.width for was, now in pairs if now.width < min(NEAR_COLLAPSE, was.width)}
-
-
 def _handed_over(state: State, model: nn.Module, inplace: bool) -> nn.Module:
     """The small network with its origin; `model` itself, made small, where that was asked."""
     _remember(state, model)
@@ -662,21 +500,3 @@ def _joined(earlier: Plan, later: Plan) -> Plan:
         return earlier.then(later)
     except CompressError:
         return later  # groups split or froze in between; the later plan alone is of the network that was given
-
-
-def _reasons(structure: Structure) -> dict[str, str]:
-    """Group -> why it stays whole, for all that are counted as nodes."""
-    counted = total_by_layer(structure)
-    return {g.name: g.frozen for g in structure.frozen if g.frozen and counted.keys() & set(g.layers("produce", "pass"))}
-
-
-class _Clock:
-    """Seconds of each part."""
-
-    def __init__(self) -> None:
-        self.laps: dict[str, float] = {}
-        self._since = time.perf_counter()
-
-    def lap(self, name: str) -> None:
-        now = time.perf_counter()
-        self.laps[name], self._since = now - self._since, now

@@ -19,9 +19,10 @@ from compressor.errors import UnsupportedNetwork, WrongUsage, first_line
 from compressor.events import State
 from compressor.inputs import Inputs
 from compressor.method import Method
-from compressor.pipeline import FRESH_NORMS, UNUSED_DATA, Result, Setup, proven, refreshed
+from compressor.pipeline import FRESH_NORMS, UNUSED_DATA, Setup, proven, refreshed
 from compressor.schedule import Stage, placed
 from compressor.state import planned_masks, put_values, values_of
+from compressor.summary import Result
 from compressor.surgery import shrink, sliced
 from compressor.training import Trainer
 from compressor.training.trainer import Moments

@@ -14,7 +14,7 @@ from compressor.equivalence import Equivalence
 from compressor.fit import Trained
 from compressor.inputs import Inputs, suited
 from compressor.objective import Quality
-from compressor.pipeline import Result, Summary
+from compressor.summary import Result, Summary
 
 SCHEMA = 1
 UNTRAINED = "A pruned network that was not trained afterwards is expected to be poor: train it before judging its accuracy."
