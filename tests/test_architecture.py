@@ -51,7 +51,7 @@ HOMES = {
     "datasets": {"compressor/data/_folder.py"},
     "sklearn": {"compressor/data/_digits.py"},
     "safetensors": {"compressor/checkpoint.py"},
-    "scipy": {"compressor/coupling/labels.py", "benchmarks/report/experiments.py"},
+    "scipy": {"compressor/coupling/labels.py", "benchmarks/report/cells.py"},
 }
 RUN_BY_HAND = ("leftover", "main_job", "methods", "peers", "second_opinion", "widths", "zoo")
 """Benchmarks that are commands of their own."""

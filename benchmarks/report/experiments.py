@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
-import math
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
 from importlib.resources import files
-from statistics import mean, stdev
+from statistics import mean
 from typing import Any
 
-from benchmarks.report.compare import TRAIN_STEP, comparisons, dense_of, smalls_of
+from benchmarks.report.cells import Cell, ahead, cells_of, data_name, measures_of, name_of, normal_interval, t_interval
 from benchmarks.report.page import markdown_table, page, to_json
 
 Row = list[str]
@@ -23,175 +20,6 @@ NEAR = 2.0
 
 FEW = 10
 """Below so many seeds the t interval stands beside the papers' 1.96 sigma / sqrt(n)."""
-
-
-@dataclass(frozen=True)
-class Cell:
-    """Trials that differ only in their seeds.
-
-    Attributes:
-        builder: what the network is built by: its name, but where it came from a file.
-        control: an ablation in place of the method itself.
-        values: name of a measure -> its value of each seed.
-        unit: what was removed: nodes or weights.
-        course: the recipe, as text: what a training is compared with must have the same.
-        places: where the trials ran, as texts: times are compared only where that is one place, the same.
-    """
-
-    network: str
-    builder: str
-    data: str
-    label: str
-    target: str
-    method: str | None
-    stage: str | None
-    epochs: int
-    control: bool
-    values: Mapping[str, tuple[float, ...]]
-    unit: str | None = None
-    course: str = ""
-    places: tuple[str, ...] = ()
-
-    @property
-    def seeds(self) -> int:
-        """Number of trials."""
-        return len(self.values["seed"])
-
-    def mean(self, name: str) -> float | None:
-        """Mean over the seeds; None where a trial has no such value."""
-        return mean(self.values[name]) if len(self.values.get(name, ())) == self.seeds else None
-
-    @property
-    def judged(self) -> tuple[float, float] | None:
-        """Mean and half the 95 % interval of the accuracy in percent, or else of the loss; None without test data."""
-        scale, values = (100, self.values["accuracy"]) if "accuracy" in self.values else (1, self.values.get("loss"))
-        return (scale * mean(values), scale * (t_interval(values) or 0.0)) if values else None
-
-
-def normal_interval(values: Sequence[float]) -> float | None:
-    """1.96 sigma / sqrt(n), half the width of the interval that the papers print; None for a single value."""
-    return 1.96 * stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None
-
-
-def t_interval(values: Sequence[float]) -> float | None:
-    """Half the width of the 95 % interval by Student's t, which is right for few values; None for a single one."""
-    from scipy import stats  # takes a second
-
-    if len(values) < 2:
-        return None
-    return float(stats.t.ppf(0.975, len(values) - 1)) * stdev(values) / math.sqrt(len(values))
-
-
-def harmonic_mean(one: float, other: float) -> float:
-    """Of accuracy and weight sparsity, as in the SNIP-it paper's tables."""
-    return 2 * one * other / (one + other) if one + other > 0 else 0.0
-
-
-def measures_of(record: Mapping[str, Any]) -> dict[str, float]:
-    """What a trial is judged by, from its record; ratios are dense / small."""
-    d = record["document"]
-    training = d["training"]
-    found = {"seed": record["trial"]["seed"], "training_macs": training["macs"]}
-    found["train_seconds"] = sum(row["train_seconds"] for row in training["history"])
-    found["seconds"] = training["seconds"]
-    if (test := training["test"]) is not None:
-        found |= {"loss": test["loss"]} if test["accuracy"] is None else {"accuracy": test["accuracy"]}
-    if "method" in d:
-        for name in ("macs", "parameters", "weights", "tensor_bytes"):
-            found[name], found[f"{name}_x"] = d[name]["small"], d[name]["dense"] / max(1, d[name]["small"])
-        found |= {"node_sparsity": d["node_sparsity"]["reached"], "weight_sparsity": d["weight_sparsity"]}
-    else:
-        found |= {name: d["cost"][name] for name in ("macs", "parameters", "weights", "tensor_bytes")}
-        found |= {"macs_x": 1.0, "parameters_x": 1.0, "tensor_bytes_x": 1.0, "node_sparsity": 0.0, "weight_sparsity": 0.0}
-    if "accuracy" in found and "method" in d:
-        found["hm"] = harmonic_mean(found["accuracy"], found["weight_sparsity"])
-    return found | ({} if record.get("bench") is None else _gains_of(record["bench"]))
-
-
-def _gains_of(bench: Mapping[str, Any]) -> dict[str, float]:
-    """Dense / small of what was measured: median times, and the memory of a train step beyond what the libraries take."""
-    document = dict(bench)
-    found = {f"{c.what}_{c.engine}_x": c.ratio for c in comparisons(document) if not c.failed}
-    dense, small = (
-        next((m for m in document["memory"] if (m["network"], m["what"]) == (facts["name"], TRAIN_STEP)), None)
-        for facts in (dense_of(document), smalls_of(document)[0])
-    )
-    if dense and small and not dense["failed"] and not small["failed"]:
-        found["train_memory_x"] = _own(dense) / max(1, _own(small))
-    return found
-
-
-def _own(memory: Mapping[str, Any]) -> int:
-    """Bytes of a network's own: allocated on a GPU, above an empty process on a CPU."""
-    return int(memory["allocated"] if "allocated" in memory else memory["peak"] - memory["baseline"])
-
-
-def cells_of(document: Mapping[str, Any]) -> list[Cell]:
-    """A document's trials joined over their seeds."""
-    groups: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
-    for trial in sorted(document["trials"], key=lambda trial: trial["trial"]["seed"]):
-        rest = {name: value for name, value in trial["trial"].items() if name not in ("seed", "weights")}
-        groups[json.dumps(rest, sort_keys=True)].append(trial)
-    cells = []
-    for same in groups.values():
-        t, first = same[0]["trial"], same[0]
-        names = dict.fromkeys(name for one in same for name in one["measures"])
-        values = {name: tuple(one["measures"][name] for one in same if name in one["measures"]) for name in names}
-        named = t["network"], first.get("builder", t["network"]), data_name(t["data"]), t["label"], target_of(t), t["method"]
-        course = json.dumps([t.get(name) for name in ("recipe", "numbers")], sort_keys=True)
-        places = tuple(sorted({one.get("place", "") for one in same}))
-        control = "ablation" in t["pruning"]
-        stage = "after" if first["stage"] == "before" and t.get("weights") else first["stage"]  # it was trained already
-        cells.append(Cell(*named, stage, first["epochs"], control, values, first.get("unit"), course, places))
-    cells = _told_apart(cells, [same[0]["trial"] for same in groups.values()])
-    return sorted(cells, key=lambda c: (c.network, c.data, c.method is not None, c.label, c.target))
-
-
-def _told_apart(cells: list[Cell], trials: Sequence[Mapping[str, Any]]) -> list[Cell]:
-    """Those that a table would show under one label and target, with what they differ in."""
-    rows: dict[tuple[str, ...], list[int]] = defaultdict(list)
-    for place, c in enumerate(cells):
-        rows[c.network, c.data, c.label, c.target].append(place)
-    found = list(cells)
-    for places in rows.values():
-        settings = [_settings(trials[place]) for place in places]
-        names = sorted({name for one in settings for name in one if len({str(other.get(name)) for other in settings}) > 1})
-        for place, one in zip(places, settings, strict=True):
-            said = ", ".join(f"{name} {one[name]}" for name in names if name in one)
-            if len(places) > 1 and said:
-                found[place] = dataclasses.replace(cells[place], label=f"{cells[place].label} ({said})")
-    return found
-
-
-def _settings(trial: Mapping[str, Any]) -> dict[str, Any]:
-    """All that was set of a trial, by name."""
-    rest = {name: trial.get(name) for name in ("method", "recipe", "samples", "image_size", "loss", "device", "threads")}
-    rest["files"] = (trial.get("files") or "")[:6] or None
-    return {
-        **{name: value for name, value in rest.items() if value is not None},
-        **trial.get("numbers", {}),
-        **trial["pruning"],
-    }
-
-
-def data_name(path: str) -> str:
-    """The last part of a path or a hub's name."""
-    return path.rstrip("/").rpartition("/")[2]
-
-
-def name_of(trial: Mapping[str, Any]) -> str:
-    """For people: network, label, target, seed."""
-    return " ".join(filter(None, (data_name(trial["network"]), trial["label"], target_of(trial), f"seed {trial['seed']}")))
-
-
-def target_of(trial: Mapping[str, Any]) -> str:
-    """What was asked for, in words."""
-    if trial["sparsity"] is not None:
-        return f"{trial['sparsity']:g}"
-    for unit in ("macs", "parameters"):
-        if trial[unit] is not None:
-            return f"{trial[unit]:g} of {unit} left"
-    return ""
 
 
 def paper_row(cell: Cell) -> dict[str, Any] | None:
@@ -228,13 +56,52 @@ def tables(cells: Sequence[Cell]) -> list[tuple[str, Row, list[Row]]]:
     found = []
     for network, data in dict.fromkeys((c.network, c.data) for c in cells):
         mine = [c for c in cells if (c.network, c.data) == (network, data)]
-        epochs = " or ".join(str(n) for n in sorted({c.epochs for c in mine}))
         dense = {(c.epochs, c.course): c for c in mine if c.method is None}
         rows = [_row(c, dense.get((c.epochs, c.course))) for c in mine]
         shown = [i for i, name in enumerate(HEAD) if name not in MAY_LACK or any(row[i] for row in rows)]
         head, *rows = ([row[i] for i in shown] for row in (HEAD, *rows))
-        found.append((f"{data_name(network)} on {data}, {epochs} epoch{'' if epochs == '1' else 's'}", head, rows))
+        found.append((f"{data_name(network)} on {data}, {_epochs_text([c.epochs for c in mine])}", head, rows))
     return found
+
+
+def differences(cells: Sequence[Cell]) -> list[tuple[str, Row, list[Row]]]:
+    """(title, head, rows) for each target that several kinds have: the best first, how far each is ahead of those behind it."""
+    groups: dict[tuple[str, str, int, str], dict[str, list[Cell]]] = defaultdict(lambda: defaultdict(list))
+    for cell in sorted(cells, key=lambda c: c.target):
+        if cell.judged is not None:
+            groups[cell.network, cell.data, cell.epochs, cell.course][cell.target].append(cell)
+    found = []
+    for (network, data, epochs, _), kinds in groups.items():
+        dense = kinds.pop("", [])
+        for target, mine in kinds.items():
+            ranked = sorted((*mine, *dense), key=_standing, reverse=True)
+            gaps = [[ahead(one, other) for other in ranked[place + 1 :]] for place, one in enumerate(ranked[:-1])]
+            if len(mine) < 2 or not any(gap for row in gaps for gap in row):
+                continue
+            rows = [
+                [one.label, *[""] * place, *(_gap_text(gap, one) for gap in row)]
+                for place, (one, row) in enumerate(zip(ranked[:-1], gaps, strict=True))
+            ]
+            what = "points" if "accuracy" in ranked[0].values else "loss"
+            title = f"{data_name(network)} on {data}, {_epochs_text([epochs])}, at {target}: {what} ahead of"
+            found.append((title, ["method", *(c.label for c in ranked[1:])], rows))
+    return found
+
+
+def _standing(cell: Cell) -> float:
+    """Larger is better."""
+    assert cell.judged is not None
+    return cell.judged[0] if "accuracy" in cell.values else -cell.judged[0]
+
+
+def _gap_text(gap: tuple[float, float] | None, cell: Cell) -> str:
+    digits = 2 if "accuracy" in cell.values else 4
+    return "" if gap is None else f"{gap[0]:.{digits}f} ± {gap[1]:.{digits}f}"
+
+
+def _epochs_text(epochs: Collection[int]) -> str:
+    said = " or ".join(str(n) for n in sorted(set(epochs)))
+    return f"{said} epoch{'' if said == '1' else 's'}"
 
 
 MEASURED_HEAD = HEAD[11:15]
@@ -308,11 +175,19 @@ MEASURED_NOTE = (
 )
 
 
+AHEAD_NOTE = (
+    "Ahead of: mean difference of the same seeds, and its 95 % interval by Student's t; where that is the larger one, so few "
+    "seeds do not tell the two apart."
+)
+
+
 def _footnotes(found: Sequence[tuple[str, Row, list[Row]]]) -> list[str]:
     """What the columns that are shown mean."""
     first, second, third = FOOTNOTES
     measured = any(name in head for _, head, _ in found for name in MEASURED_HEAD)
-    return [first, " ".join([second, *([MEASURED_NOTE] if measured else []), third])]
+    compared = any(title.endswith("ahead of") for title, _, _ in found)
+    notes = [first, " ".join([second, *([MEASURED_NOTE] if measured else []), third])]
+    return [*notes, AHEAD_NOTE] if compared else notes
 
 
 def experiments_document(records: Sequence[Mapping[str, Any]], title: str) -> dict[str, Any]:
@@ -358,20 +233,24 @@ def render_experiments(document: Mapping[str, Any], suffix: str) -> str:
 
 def _to_markdown(document: dict[str, Any]) -> str:
     lines = [f"# {document['title']}", ""]
-    found = tables(cells_of(document))
+    found = _all_tables(document)
     for title, head, rows in found:
         lines += [f"## {title}", "", *markdown_table(head, rows), ""]
     lines += [*(f"{note}\n" for note in (*_footnotes(found), *_remarks(document))), "## Environment", ""]
     return "\n".join([*lines, *markdown_table(["", ""], _environment(document))]) + "\n"
 
 
+def _all_tables(document: Mapping[str, Any]) -> list[tuple[str, Row, list[Row]]]:
+    cells = cells_of(document)
+    return [*tables(cells), *differences(cells)]
+
+
 def _to_html(document: dict[str, Any]) -> str:
     from benchmarks.report.plots import experiment_plots
 
-    cells = cells_of(document)
-    plots = experiment_plots(cells, paper_row)
+    plots, found = experiment_plots(cells_of(document), paper_row), _all_tables(document)
     return page(
-        title=document["title"], headlines={}, plots=plots, tables=tables(cells), footnotes=_footnotes(tables(cells)),
+        title=document["title"], headlines={}, plots=plots, tables=found, footnotes=_footnotes(found),
         notes=_remarks(document), environment=_environment(document),
     )  # fmt: skip
 

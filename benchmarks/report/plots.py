@@ -30,7 +30,7 @@ from benchmarks.report.compare import (
 )
 
 if TYPE_CHECKING:
-    from benchmarks.report.experiments import Cell
+    from benchmarks.report.cells import Cell
 
 DENSE, SMALL = "#9aa5b1", ("#1663a7", "#d9822b", "#2b8a6b", "#8a4fbf", "#b23b57")
 INCH_OF_ROW = 0.24

@@ -22,7 +22,8 @@ from filelock import FileLock
 from PIL import Image
 
 from benchmarks.report import experiments_document, read, render
-from benchmarks.report.experiments import cells_of, harmonic_mean, normal_interval, paper_row, t_interval, tables
+from benchmarks.report.cells import cells_of, harmonic_mean, normal_interval, t_interval
+from benchmarks.report.experiments import differences, paper_row, tables
 from benchmarks.sweep import read_records, read_sweep, record_path, run_sweep
 from compressor import load
 from compressor.data import Preprocessing, hold, open_data
@@ -485,6 +486,37 @@ def test_the_papers_number_stands_beside_ours() -> None:
     for name, count in (("mlp5-mnist-weight_sparsity", 1), ("vgg16-cifar10-macs_x", 1)):
         picture = page.partition(f'id="{name}')[2].partition("</svg>")[0]
         assert len(re.findall(r'id="[\w-]*paper-\d+-\d+"', picture)) == count, name
+
+
+def test_methods_of_one_target_are_compared_seed_by_seed() -> None:
+    """The best first; seeds that only one of two has count for neither."""
+
+    def trained(label: str, *accuracies: float, sparsity: float | None = 0.9) -> list[dict]:
+        records = [a_record(label=label, seed=seed, sparsity=sparsity) for seed in range(len(accuracies))]
+        for record, accuracy in zip(records, accuracies, strict=True):
+            record["document"]["training"]["test"]["accuracy"] = accuracy
+        return records
+
+    one, other = trained("one", 0.90, 0.95, 0.94), trained("other", 0.89, 0.92, 0.93, 0.10)
+    document = experiments_document([*other, *one, *trained("alone", 0.5, 0.6, sparsity=0.8)], "t")
+    [(title, head, rows)] = differences(cells_of(document))
+    assert title == "mlp5 on mnist, 1 epoch, at 0.9: points ahead of"
+    assert head == ["method", "other"]
+    half = 4.302653 * stdev([1, 3, 1]) / math.sqrt(3)
+    assert rows == [["one", f"{5 / 3:.2f} ± {half:.2f}"]]
+    for suffix in (".md", ".html"):
+        page = render(document, suffix)
+        assert f"{5 / 3:.2f} ± {half:.2f}" in page
+        assert page.count("do not tell the two apart") == 1
+    lone = experiments_document([*trained("one", 0.9), *trained("other", 0.8)], "t")
+    assert differences(cells_of(lone)) == []
+    assert "do not tell the two apart" not in render(lone, ".md")
+    losses = [*trained("one", 0.9, 0.9), *trained("other", 0.9, 0.9)]
+    for record, loss in zip(losses, (0.1, 0.2, 0.4, 0.6), strict=True):
+        record["document"]["training"]["test"] = {"accuracy": None, "loss": loss}
+    [(title, head, rows)] = differences(cells_of(experiments_document(losses, "t")))
+    assert title.endswith(": loss ahead of")
+    assert (head[1], rows[0][0], rows[0][1][:6]) == ("other", "one", "0.3500")
 
 
 def test_times_are_compared_only_where_they_were_made_alike() -> None:
