@@ -1,0 +1,197 @@
+"""A sweep's trials as data: what each is judged by, and those that differ only in their seeds joined."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import mean, stdev
+from typing import Any
+
+from benchmarks.report.compare import TRAIN_STEP, comparisons, dense_of, smalls_of
+
+
+@dataclass(frozen=True)
+class Cell:
+    """Trials that differ only in their seeds.
+
+    Attributes:
+        builder: what the network is built by: its name, but where it came from a file.
+        control: an ablation in place of the method itself.
+        values: name of a measure -> its value of each seed.
+        unit: what was removed: nodes or weights.
+        course: the recipe, as text: what a training is compared with must have the same.
+        places: where the trials ran, as texts: times are compared only where that is one place, the same.
+    """
+
+    network: str
+    builder: str
+    data: str
+    label: str
+    target: str
+    method: str | None
+    stage: str | None
+    epochs: int
+    control: bool
+    values: Mapping[str, tuple[float, ...]]
+    unit: str | None = None
+    course: str = ""
+    places: tuple[str, ...] = ()
+
+    @property
+    def seeds(self) -> int:
+        """Number of trials."""
+        return len(self.values["seed"])
+
+    def mean(self, name: str) -> float | None:
+        """Mean over the seeds; None where a trial has no such value."""
+        return mean(self.values[name]) if len(self.values.get(name, ())) == self.seeds else None
+
+    @property
+    def judged(self) -> tuple[float, float] | None:
+        """Mean and half the 95 % interval of the accuracy in percent, or else of the loss; None without test data."""
+        scale, values = (100, self.values["accuracy"]) if "accuracy" in self.values else (1, self.values.get("loss"))
+        return (scale * mean(values), scale * (t_interval(values) or 0.0)) if values else None
+
+
+def normal_interval(values: Sequence[float]) -> float | None:
+    """1.96 sigma / sqrt(n), half the width of the interval that the papers print; None for a single value."""
+    return 1.96 * stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None
+
+
+def t_interval(values: Sequence[float]) -> float | None:
+    """Half the width of the 95 % interval by Student's t, which is right for few values; None for a single one."""
+    from scipy import stats  # takes a second
+
+    if len(values) < 2:
+        return None
+    return float(stats.t.ppf(0.975, len(values) - 1)) * stdev(values) / math.sqrt(len(values))
+
+
+def harmonic_mean(one: float, other: float) -> float:
+    """Of accuracy and weight sparsity, as in the SNIP-it paper's tables."""
+    return 2 * one * other / (one + other) if one + other > 0 else 0.0
+
+
+def ahead(one: Cell, other: Cell) -> tuple[float, float] | None:
+    """How far one kind is ahead of another, seed by seed: mean and half the 95 % interval by Student's t.
+
+    In points of accuracy, or in loss where there is no accuracy; None for fewer than two common seeds.
+    """
+    name, sign = ("accuracy", 100) if "accuracy" in one.values else ("loss", -1)
+    if not all(len(c.values.get(name, ())) == c.seeds for c in (one, other)):
+        return None
+    mine, theirs = (dict(zip(c.values["seed"], c.values[name], strict=True)) for c in (one, other))
+    gaps = [sign * (mine[seed] - theirs[seed]) for seed in sorted(mine.keys() & theirs.keys())]
+    half = t_interval(gaps)
+    return None if half is None else (mean(gaps), half)
+
+
+def measures_of(record: Mapping[str, Any]) -> dict[str, float]:
+    """What a trial is judged by, from its record; ratios are dense / small."""
+    d = record["document"]
+    training = d["training"]
+    found = {"seed": record["trial"]["seed"], "training_macs": training["macs"]}
+    found["train_seconds"] = sum(row["train_seconds"] for row in training["history"])
+    found["seconds"] = training["seconds"]
+    if (test := training["test"]) is not None:
+        found |= {"loss": test["loss"]} if test["accuracy"] is None else {"accuracy": test["accuracy"]}
+    if "method" in d:
+        for name in ("macs", "parameters", "weights", "tensor_bytes"):
+            found[name], found[f"{name}_x"] = d[name]["small"], d[name]["dense"] / max(1, d[name]["small"])
+        found |= {"node_sparsity": d["node_sparsity"]["reached"], "weight_sparsity": d["weight_sparsity"]}
+    else:
+        found |= {name: d["cost"][name] for name in ("macs", "parameters", "weights", "tensor_bytes")}
+        found |= {"macs_x": 1.0, "parameters_x": 1.0, "tensor_bytes_x": 1.0, "node_sparsity": 0.0, "weight_sparsity": 0.0}
+    if "accuracy" in found and "method" in d:
+        found["hm"] = harmonic_mean(found["accuracy"], found["weight_sparsity"])
+    return found | ({} if record.get("bench") is None else _gains_of(record["bench"]))
+
+
+def _gains_of(bench: Mapping[str, Any]) -> dict[str, float]:
+    """Dense / small of what was measured: median times, and the memory of a train step beyond what the libraries take."""
+    document = dict(bench)
+    found = {f"{c.what}_{c.engine}_x": c.ratio for c in comparisons(document) if not c.failed}
+    dense, small = (
+        next((m for m in document["memory"] if (m["network"], m["what"]) == (facts["name"], TRAIN_STEP)), None)
+        for facts in (dense_of(document), smalls_of(document)[0])
+    )
+    if dense and small and not dense["failed"] and not small["failed"]:
+        found["train_memory_x"] = _own(dense) / max(1, _own(small))
+    return found
+
+
+def _own(memory: Mapping[str, Any]) -> int:
+    """Bytes of a network's own: allocated on a GPU, above an empty process on a CPU."""
+    return int(memory["allocated"] if "allocated" in memory else memory["peak"] - memory["baseline"])
+
+
+def cells_of(document: Mapping[str, Any]) -> list[Cell]:
+    """A document's trials joined over their seeds."""
+    groups: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
+    for trial in sorted(document["trials"], key=lambda trial: trial["trial"]["seed"]):
+        rest = {name: value for name, value in trial["trial"].items() if name not in ("seed", "weights")}
+        groups[json.dumps(rest, sort_keys=True)].append(trial)
+    cells = []
+    for same in groups.values():
+        t, first = same[0]["trial"], same[0]
+        names = dict.fromkeys(name for one in same for name in one["measures"])
+        values = {name: tuple(one["measures"][name] for one in same if name in one["measures"]) for name in names}
+        named = t["network"], first.get("builder", t["network"]), data_name(t["data"]), t["label"], target_of(t), t["method"]
+        course = json.dumps([t.get(name) for name in ("recipe", "numbers")], sort_keys=True)
+        places = tuple(sorted({one.get("place", "") for one in same}))
+        control = "ablation" in t["pruning"]
+        stage = "after" if first["stage"] == "before" and t.get("weights") else first["stage"]  # it was trained already
+        cells.append(Cell(*named, stage, first["epochs"], control, values, first.get("unit"), course, places))
+    cells = _told_apart(cells, [same[0]["trial"] for same in groups.values()])
+    return sorted(cells, key=lambda c: (c.network, c.data, c.method is not None, c.label, c.target))
+
+
+def _told_apart(cells: list[Cell], trials: Sequence[Mapping[str, Any]]) -> list[Cell]:
+    """Those that a table would show under one label and target, with what they differ in."""
+    rows: dict[tuple[str, ...], list[int]] = defaultdict(list)
+    for place, c in enumerate(cells):
+        rows[c.network, c.data, c.label, c.target].append(place)
+    found = list(cells)
+    for places in rows.values():
+        settings = [_settings(trials[place]) for place in places]
+        names = sorted({name for one in settings for name in one if len({str(other.get(name)) for other in settings}) > 1})
+        for place, one in zip(places, settings, strict=True):
+            said = ", ".join(f"{name} {one[name]}" for name in names if name in one)
+            if len(places) > 1 and said:
+                found[place] = dataclasses.replace(cells[place], label=f"{cells[place].label} ({said})")
+    return found
+
+
+def _settings(trial: Mapping[str, Any]) -> dict[str, Any]:
+    """All that was set of a trial, by name."""
+    rest = {name: trial.get(name) for name in ("method", "recipe", "samples", "image_size", "loss", "device", "threads")}
+    rest["files"] = (trial.get("files") or "")[:6] or None
+    return {
+        **{name: value for name, value in rest.items() if value is not None},
+        **trial.get("numbers", {}),
+        **trial["pruning"],
+    }
+
+
+def data_name(path: str) -> str:
+    """The last part of a path or a hub's name."""
+    return path.rstrip("/").rpartition("/")[2]
+
+
+def name_of(trial: Mapping[str, Any]) -> str:
+    """For people: network, label, target, seed."""
+    return " ".join(filter(None, (data_name(trial["network"]), trial["label"], target_of(trial), f"seed {trial['seed']}")))
+
+
+def target_of(trial: Mapping[str, Any]) -> str:
+    """What was asked for, in words."""
+    if trial["sparsity"] is not None:
+        return f"{trial['sparsity']:g}"
+    for unit in ("macs", "parameters"):
+        if trial[unit] is not None:
+            return f"{trial[unit]:g} of {unit} left"
+    return ""
