@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from compressor.training import Row
 
 PROOF_SAMPLES = 64
+SUMMARY = 150
+"""Characters of a command's summary in the list of all."""
 SECONDS_PER_LINE = 30
 """Between two lines of progress where there is no terminal."""
 SEED = click.IntRange(0, 2**32 - 1)
@@ -51,13 +53,15 @@ class Commands(click.Group):
         with formatter.section("Methods: compress METHOD MODEL --sparsity S -o OUT"):
             formatter.write_dl(list(summaries().items()))
         with formatter.section("Commands"):
-            formatter.write_dl([(name, command.get_short_help_str()) for name, command in sorted(self.commands.items())])
+            formatter.write_dl(
+                [(name, command.get_short_help_str(limit=SUMMARY)) for name, command in sorted(self.commands.items())]
+            )
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="compressor")
 def cli() -> None:
-    """Make networks smaller by removing whole channels and neurons, and prove that the result is right.
+    """Make networks smaller by removing whole channels and neurons, or single weights, and prove that the result is right.
 
     compress snapit vgg16.pt --sparsity 0.93 -o small.onnx
     """
@@ -87,10 +91,10 @@ def _model_options(command: Callable[..., None]) -> Callable[..., None]:
             "--input", "inputs", multiple=True, metavar="[NAME:][DTYPE:]SHAPE",
             help="what MODEL takes, without the batch: 3x224x224, ids:int64:128; may be repeated",
         ),
-        click.option("--network-arg", "arguments", multiple=True, metavar="KEY=VALUE", help="argument of --network"),
+        click.option("--network-arg", "arguments", multiple=True, metavar="KEY=VALUE", help="argument of the builder"),
         click.option(
             "--network", metavar="BUILDER",
-            help="of a state dict: vgg16, torchvision:resnet50, timm:..., package.module:factory, file.py:factory",
+            help="of a state dict's network: vgg16, torchvision:resnet50, timm:..., package.module:factory, file.py:factory",
         ),
     ):  # fmt: skip
         command = decorate(command)
@@ -186,8 +190,7 @@ def new(
     mean: tuple[float, ...] | None, std: tuple[float, ...] | None, seed: int, inputs: tuple[str, ...],
     arguments: tuple[str, ...],
 ) -> None:  # fmt: skip
-    """Make a fresh network: one of the papers by its NAME, initialised as they do, or that of a BUILDER elsewhere,
-    torchvision:resnet18, timm:... or file.py:factory."""
+    """Make a fresh network: one of the papers by NAME, initialised as there, or a builder's: torchvision:resnet18, net.py:make."""
     from compressor import networks
     from compressor.checkpoint import SUFFIXES, save
     from compressor.files import check_target
@@ -302,7 +305,7 @@ def show(model: Path, as_json: bool, attention: Any, **model_options: Any) -> No
 @click.option(
     "-o", "--output", "outputs", multiple=True, type=click.Path(path_type=Path), help=".html, .md or .json; may be repeated"
 )
-@click.option("--batch", "batches", multiple=True, type=click.IntRange(1), help="batch size; 1 and 64 by default")
+@click.option("--batch", "batches", multiple=True, type=click.IntRange(1), help="samples; 1 and 64 by default; may be repeated")
 @click.option("--rounds", default=9, show_default=True, type=click.IntRange(2), help="values of each time")
 @click.option("--no-memory", is_flag=True, help="leave out peak memory, which starts fresh processes")
 @_loss_option

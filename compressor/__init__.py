@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from compressor.checkpoint import load, save
     from compressor.coupling import structure
+    from compressor.data import Columns
     from compressor.equivalence import Equivalence
     from compressor.errors import CompressError
     from compressor.fit import train
@@ -32,6 +33,7 @@ _HOMES = {
     "pipeline": ("apply_plan", "compress", "score"),
     "recipe": ("Recipe",),
     "coupling": ("structure",),
+    "data": ("Columns",),
     "fit": ("train",),
     "summary": ("Result", "Summary"),
     "types": ("Group", "Plan", "Scores", "Structure"),
@@ -39,6 +41,7 @@ _HOMES = {
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = [
+    "Columns",
     "CompressError",
     "Equivalence",
     "Group",

@@ -1,4 +1,4 @@
-"""Group-HS: the same penalty on rows and columns in training, then the smallest nodes go (Yang et al. 2020)."""
+"""Group-HS: HoyerSquare on rows and columns in training, then the smallest nodes go (Yang et al. 2020)."""
 
 from __future__ import annotations
 
