@@ -190,7 +190,7 @@ def new(
     mean: tuple[float, ...] | None, std: tuple[float, ...] | None, seed: int, inputs: tuple[str, ...],
     arguments: tuple[str, ...],
 ) -> None:  # fmt: skip
-    """Make a fresh network: one of the papers by NAME, initialised as there, or a builder's: torchvision:resnet18, net.py:make."""
+    """Make a fresh network: one of the papers by NAME, or a builder's, torchvision:resnet18, net.py:make."""
     from compressor import networks
     from compressor.checkpoint import SUFFIXES, save
     from compressor.files import check_target
