@@ -168,6 +168,13 @@ def _output_options(command: Callable[..., None]) -> Callable[..., None]:
     return command
 
 
+def _run_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Options of every command that trains."""
+    command = click.option("--resume", is_flag=True, help="go on where the training stopped")(command)
+    run = click.Path(path_type=Path)
+    return click.option("--run", type=run, help="folder of a training's state and history; OUT.run by default")(command)
+
+
 _plan_option = click.option("--plan", type=click.Path(path_type=Path), help="write what was kept as JSON, for `compress apply`")
 
 
@@ -423,8 +430,8 @@ def _recipe_options(command: Callable[..., None]) -> Callable[..., None]:
 @click.option("--interval", type=click.IntRange(1), help="epochs between events of stage during; 4 by default")
 @click.option("--prune-at", type=click.IntRange(0), help="epoch of the events of stage after; 7/8 of all by default")
 @_recipe_options
-@click.option("--run", type=click.Path(path_type=Path), help="folder of the run's state and history; OUT.run by default")
-@click.option("--resume", is_flag=True, help="go on where the run stopped")
+@_run_options
+@click.option("--train-zeros", is_flag=True, help="train weights that come as zeros; else they are masked ones, and stay zero")
 @click.option("--tensorboard", type=click.Path(path_type=Path), help="folder for TensorBoard's events")
 @_pruning_options
 @_output_options
@@ -434,9 +441,10 @@ def _recipe_options(command: Callable[..., None]) -> Callable[..., None]:
 @_shared_options
 def train(
     model: Path, method: str | None, given: tuple[str, ...], stage: Any, interval: int | None, prune_at: int | None,
-    recipe: str, run: Path | None, resume: bool, tensorboard: Path | None, outputs: tuple[Path, ...], report: Path | None,
-    plan: Path | None, opset: int | None, loss: str, samples: int, data: str | None, device: str, threads: int | None,
-    seed: int, as_json: bool, quiet: bool, mean: tuple[float, ...] | None, std: tuple[float, ...] | None, **rest: Any,
+    recipe: str, run: Path | None, resume: bool, train_zeros: bool, tensorboard: Path | None, outputs: tuple[Path, ...],
+    report: Path | None, plan: Path | None, opset: int | None, loss: str, samples: int, data: str | None, device: str,
+    threads: int | None, seed: int, as_json: bool, quiet: bool, mean: tuple[float, ...] | None, std: tuple[float, ...] | None,
+    **rest: Any,
 ) -> None:  # fmt: skip
     """Train NETWORK, a fresh one by its name or builder, or a file; with --method, prune it before, during or after."""
     numbers = {o.name: rest.pop(o.name) for o in options_of(Recipe)}
@@ -450,9 +458,7 @@ def train(
     elif rest_of := [name for name in (*PRUNING, "round_to") if how[name] not in (None, False, (), 1, "heads")]:
         raise WrongUsage(f"--{rest_of[0].replace('_', '-')} is for pruning: name a --method")
     _check_targets((model,), outputs, report, plan)
-    folder = run or outputs[0].with_suffix(".run")
-    if resume and not (folder / "state.pt").is_file() and not quiet:
-        click.echo(f"{folder}: there is no run to go on with; this one begins anew", err=True)
+    folder = _run_folder(run, outputs, resume, quiet)
     _prepare(device, threads)
 
     from compressor.objective import loss_named
@@ -466,7 +472,7 @@ def train(
     with _progress(quiet) as progress, _watched(tensorboard) as on_epoch:
         trained, source = _trained(
             dense, data, chosen, loss, samples if method else 1, seed, progress, folder=folder, resume=resume,
-            on_epoch=on_epoch, **pruning, **options,
+            on_epoch=on_epoch, keep_zeros=not train_zeros, **pruning, **options,
         )  # fmt: skip
         if trained.pruning is None:
             document = _finish_training(dense, trained, source, model, outputs, report, opset, device, seed, progress)
@@ -531,6 +537,14 @@ def _fresh_or_loaded(
     model = _fresh(str(network), data or "digits", None, None, size, seed)
     _choose(model, mean, std)
     return model
+
+
+def _run_folder(run: Path | None, outputs: tuple[Path, ...], resume: bool, quiet: bool) -> Path:
+    """Where a training keeps its state."""
+    folder = run or outputs[0].with_suffix(".run")
+    if resume and not (folder / "state.pt").is_file() and not quiet:
+        click.echo(f"{folder}: there is no run to go on with; this one begins anew", err=True)
+    return folder
 
 
 def _trained(
@@ -618,6 +632,7 @@ def _method_command(name: str) -> click.Command:
 )
 @click.option("--plots", type=click.Path(path_type=Path), help="folder for pictures of what is left, .svg")
 @click.option("--finetune", type=click.IntRange(1), metavar="EPOCHS", help="train the small network before it is written")
+@_run_options
 @_model_options
 @_shared_options
 def _prune_parameters() -> None:
@@ -629,14 +644,16 @@ _PRUNE_OPTIONS: list[click.Parameter] = list(reversed(vars(_prune_parameters)["_
 
 def _prune(
     name: str, options: dict[str, Any], *, model: Path, outputs: tuple[Path, ...], report: Path | None, plan: Path | None,
-    opset: int | None, loss: str, samples: int, batch_size: int, plots: Path | None, finetune: int | None, data: str | None,
-    device: str, threads: int | None, seed: int, as_json: bool, quiet: bool, mean: tuple[float, ...] | None,
-    std: tuple[float, ...] | None, **rest: Any,
+    opset: int | None, loss: str, samples: int, batch_size: int, plots: Path | None, finetune: int | None, run: Path | None,
+    resume: bool, data: str | None, device: str, threads: int | None, seed: int, as_json: bool, quiet: bool,
+    mean: tuple[float, ...] | None, std: tuple[float, ...] | None, **rest: Any,
 ) -> None:  # fmt: skip
     """Check everything that can be checked, then load, prune, export and report."""
     how, model_options = _pruning(rest)
     make(name, options)
     _check_targets((model,), outputs, report, plan)
+    if finetune is None and (run is not None or resume):
+        raise WrongUsage(f"--{'resume' if resume else 'run'} is for a training: give --finetune EPOCHS, too")
     if plots is not None and (not plots.parent.is_dir() or (plots.exists() and not plots.is_dir())):
         raise BadInput(f"{plots}: cannot be a folder for pictures; its parent must be a folder, and it must not be a file")
     _prepare(device, threads)
@@ -662,21 +679,10 @@ def _prune(
                 **options,
             )
         else:
-            recipe = Recipe(epochs=finetune)
             trained, source = _trained(
-                dense,
-                data,
-                recipe,
-                loss,
-                samples,
-                seed,
-                progress,
-                batch_size=batch_size,
-                method=name,
-                stage="before",
-                **how,
-                **options,
-            )
+                dense, data, Recipe(epochs=finetune), loss, samples, seed, progress, batch_size=batch_size, method=name,
+                stage="before", folder=_run_folder(run, outputs, resume, quiet), resume=resume, **how, **options,
+            )  # fmt: skip
             assert trained.pruning is not None
             result = trained.pruning
         document = _finish(
@@ -951,7 +957,8 @@ def main() -> None:
     except click.ClickException as error:
         code = _fail(error.format_message(), error.exit_code)
     except (KeyboardInterrupt, click.Abort):
-        resumable = "; `compress train ... --resume` goes on from the last epoch" if "train" in sys.argv[1:2] else ""
+        trains = "train" in sys.argv[1:2] or any(word.startswith("--finetune") for word in sys.argv)
+        resumable = "; the same command with --resume goes on from the last epoch" if trains else ""
         code = _fail(f"interrupted; no file was left half-written{resumable}", 130)
     except _Stopped as stop:
         code = 128 + stop.args[0]

@@ -19,7 +19,7 @@ from torch import nn
 from benchmarks.bench import bench
 from benchmarks.networks import open_network
 from benchmarks.report import make_document, training_document
-from compressor import load, save
+from compressor import load, networks, save
 from compressor.budget import Budget
 from compressor.data import Columns, Rows
 from compressor.environment import prepare
@@ -154,7 +154,10 @@ def run_trial(
     if trial.weights is not None and (origin := origin_of(model)) is not None:
         record["builder"] = trial.builder or origin.network
     if trial.rounds and trained.pruning is not None:
-        record["bench"] = _measured(trial, _network(trial, data, base), trained.model, held.source, progress)
+        try:
+            record["bench"] = _measured(trial, _network(trial, data, base), trained.model, held.source, loss, base, progress)
+        except CompressError as error:  # the training is worth more than its times
+            record["bench_failed"] = str(error)
     return record
 
 
@@ -201,16 +204,23 @@ MEASURED_BATCH = 64
 
 
 def _measured(
-    trial: Trial, dense: nn.Module, small: nn.Module, source: Source, progress: Callable[[str, int, int], None]
-) -> dict[str, Any]:
+    trial: Trial, dense: nn.Module, small: nn.Module, source: Source, loss: str, base: Path,
+    progress: Callable[[str, int, int], None],
+) -> dict[str, Any]:  # fmt: skip
     """Times and peak memory of the dense and the small network, as `compress bench` measures them."""
+    origin = origin_of(dense)
+    builder = None if origin is None else origin.network
+    elsewhere = builder is not None and builder not in networks.names()
+    loading: dict[str, Any] = {"network": found(builder, base)} if builder and elsewhere else {}
     with tempfile.TemporaryDirectory() as folder:
-        paths = [Path(folder) / "dense.safetensors", Path(folder) / "small.safetensors"]
+        suffix = ".pt" if builder is None else ".safetensors"
+        paths = [Path(folder) / f"{name}{suffix}" for name in ("dense", "small")]
         for model, path in zip((dense, small), paths, strict=True):
             save(model, path)
         document = bench(
-            [open_network(path) for path in paths], replace(source, name=trial.data, test=None), batches=(MEASURED_BATCH,),
-            rounds=trial.rounds, device=trial.device, threads=trial.threads, seed=trial.seed, progress=progress,
+            [open_network(path, **loading) for path in paths], replace(source, name=trial.data, test=None), loss=loss,
+            batches=(MEASURED_BATCH,), rounds=trial.rounds, device=trial.device, threads=trial.threads, seed=trial.seed,
+            loading=loading, progress=progress,
         )  # fmt: skip
     for network in document["networks"]:
         network["path"] = network["name"]  # the files were for this only

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Collection, Iterator, Mapping, Sized
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -13,7 +13,7 @@ from compressor.ablation import Ablation, shuffled_nodes, shuffled_weights
 from compressor.budget import Meter, Unit, prices
 from compressor.connectivity import Paths, paths
 from compressor.cost import count
-from compressor.data import Drawn
+from compressor.data import Drawn, length_of
 from compressor.dead import removable, steady, without_dead
 from compressor.equivalence import TORCH_TOLERANCE, Equivalence
 from compressor.errors import BadInput, UnreachableSparsity, UnsupportedNetwork, first_line
@@ -355,7 +355,7 @@ class _Counted:
 
     def __iter__(self) -> Iterator[Batch]:
         data = self.objective.data
-        total = len(data) if isinstance(data, Sized) else 0
+        total = length_of(data) or 0
         for done, batch in enumerate(self.objective.batches()):
             self.progress(self.what, done, total)
             yield batch

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import hashlib
 import time
-from collections.abc import Callable, Iterable, Mapping, Sized
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import CodeType
 from typing import Any
 
 import torch
@@ -19,7 +17,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from compressor.connectivity import paths
 from compressor.cost import count, weights_of
 from compressor.coupling import structure
-from compressor.data import Columns, Drawn, Rows, own_randomness, seed_all
+from compressor.data import Columns, Drawn, Rows, own_randomness
 from compressor.dead import steady
 from compressor.errors import BadInput, UnsupportedNetwork, WrongUsage
 from compressor.events import Progress
@@ -32,10 +30,11 @@ from compressor.precision import as_it_came, working_copy
 from compressor.pruner import Pruner, training_macs
 from compressor.recipe import Recipe
 from compressor.schedule import Stage
-from compressor.state import planned_masks, put_values, tensors_in, values_of
+from compressor.state import planned_masks, put_values, values_of
 from compressor.summary import Result
 from compressor.training import Row, Trainer
-from compressor.training.run import Run, fingerprint_of
+from compressor.training.fingerprint import fingerprint_of, fingerprint_of_data, loss_text
+from compressor.training.run import Run
 from compressor.training.trainer import Seen
 from compressor.types import Structure
 from compressor.weights import maskable, present, unset
@@ -87,6 +86,7 @@ def train(
     forward: Callable[[nn.Module, Batch], Any] = call,
     example_inputs: Tensor | Inputs | None = None,
     colour: bool = False,
+    keep_zeros: bool = True,
     seed: int = 0,
     folder: str | Path | None = None,
     resume: bool = False,
@@ -97,8 +97,8 @@ def train(
     """Train a copy of `model`; with a method, nodes or weights go on the way, and the optimizer's moments go with them.
 
     Args:
-        model: any network; intact afterwards. Where a weight has zeros beside other values, they stay zero. In a network in
-            train mode, a module in eval mode, such as a batch norm of a frozen part, stays in that.
+        model: any network; intact afterwards. In a network in train mode, a module in eval mode, such as a batch norm of a
+            frozen part, stays in that.
         data: columns, which are shuffled and batched as the recipe says, or batches to be read anew in each epoch.
         recipe: numbers of epochs, samples of a batch and all that; the SNIP-it paper's by default.
         test: looked at after each epoch.
@@ -108,6 +108,8 @@ def train(
             all by default; the rest is fine-tuning). The method's own by default.
         scoring: batches that the method scores; 2,560 samples of `data` where that is columns, else `data`.
         colour: the images are in colour, see the recipe's `flip` and `shift`.
+        keep_zeros: weights that are zero beside other values stay zero, as those of masked networks must; without it they are
+            trained, as an initialisation that has zeros wants, such as the identity. For training without a method only.
         seed: of shuffles, dropout, and a method's own draws. The same seed gives the same weights on the same machine.
         folder: where the run keeps its state and its history after every epoch.
         resume: go on where the folder's run stopped; from the start if there is none.
@@ -120,6 +122,10 @@ def train(
     recipe = recipe or Recipe()
     if method is None and (pruning or stage is not None or prune_at is not None):
         raise WrongUsage(f"without a method nothing is pruned: leave out {', '.join(pruning) or 'stage and prune_at'}")
+    if method is not None and not keep_zeros:
+        raise WrongUsage(
+            "zeros are trained without a method only, which counts them as gone: train the network first, then prune"
+        )
     mine = copy.deepcopy(model)
     with own_randomness(data), own_randomness(scoring):
         objective = Objective((), loss_named(loss), forward, device_of(model), seed)
@@ -141,7 +147,7 @@ def train(
             dense = pruner.state.model
         still = [name for name, module in model.named_modules() if model.training and not module.training]
         trainer = Trainer(dense, recipe, objective, recipe.flips(colour), recipe.shifts(colour), still)
-        course = _Course(trainer, pruner, epochs, tests, seed, progress)
+        course = _Course(trainer, pruner, epochs, tests, seed, progress, keep_zeros)
         run = None
         if folder is not None:
             run = Run(Path(folder), _configuration(recipe, course, model, data, test, method, sparsity, pruning, loss, scoring))
@@ -203,15 +209,18 @@ class _Course:
 
     def __init__(
         self, trainer: Trainer, pruner: Pruner | None, train: Iterable[Batch], test: Iterable[Batch] | None, seed: int,
-        progress: Progress,
+        progress: Progress, keep_zeros: bool,
     ) -> None:  # fmt: skip
         self.trainer, self.pruner, self.train, self.test = trainer, pruner, train, test
-        self.seed, self.progress = seed, progress
+        self.seed, self.progress, self.keep_zeros = seed, progress, keep_zeros
         assert trainer.objective.example is not None
         self.inputs = trainer.objective.example
         weights = pruner is not None and pruner.events.method.unit == "weight"  # the method's masks know those from before
-        self.sticky = _Sticky({}) if weights else _Sticky.of(trainer.model, self.inputs, self._structure())
+        free = weights or not keep_zeros
+        self.sticky = _Sticky({}) if free else _Sticky.of(trainer.model, self.inputs, self._structure())
         self.dense_weights = _weights(trainer.model) + unset(trainer.model, planned_masks(trainer.model))
+        if not keep_zeros:
+            self.dense_weights = sum(w.numel() for w in weights_of(trainer.model))
         self.rows: list[Row] = []
         self.macs = 0
         self._measure()
@@ -330,7 +339,11 @@ class _Course:
         stage = None if self.pruner is None else self.pruner.stage
         quality = self._quality(final)
         sticky = sum(int((~mask).sum()) for mask in self.sticky.held.values())
-        notes = [f"{sticky:,} weights that came as zeros, as masked ones do, stayed zero."] if sticky else []
+        notes = (
+            [f"{sticky:,} weights that came as zeros, as masked ones do, stayed zero; --train-zeros trains them."]
+            if sticky
+            else []
+        )
         if self.pruner is not None and max(self.pruner.due) >= epochs:
             notes.append("The last event came after the last epoch: fine-tune the network before judging its accuracy.")
         return Trained(final, tuple(self.rows), self.trainer.recipe, stage, quality, result, self.macs, seconds, tuple(notes))
@@ -366,39 +379,6 @@ def _to_score(data: Columns | Iterable[Batch], seed: int) -> Iterable[Batch]:
     return Rows(data, SCORED, 64, seed) if isinstance(data, Columns) else data
 
 
-def _fingerprint(data: Columns | Iterable[Batch], seed: int) -> str:
-    """A hash of the data; of what is not in memory, of the first batch, if that is the same at each look, and their number."""
-    if isinstance(data, Columns):
-        return fingerprint_of((data.inputs, data.targets))
-
-    def first() -> str:
-        if isinstance(data, Drawn):
-            data.skip_to(0)
-        seed_all(data, seed)  # loaders shuffle by it
-        return fingerprint_of(tensors_in(next(iter(data), None)))
-
-    with own_randomness(data):
-        one, again = first(), first()
-    size = f", {len(data)} batches" if isinstance(data, Sized) else ""
-    if isinstance(data, Drawn):
-        data.skip_to(0)
-    return f"{one if one == again else 'another at each look'}{size}"
-
-
-def _loss_text(loss: str | Loss, found: Loss) -> str:
-    """A loss by its name; of code of the user's own, with a hash of what it does."""
-    if isinstance(loss, str) and ":" not in loss:
-        return loss
-    name, code = (loss if isinstance(loss, str) else getattr(loss, "__name__", "a function")), getattr(found, "__code__", None)
-    return name if code is None else f"{name} {hashlib.sha256(_said_by(code)).hexdigest()[:12]}"
-
-
-def _said_by(code: CodeType) -> bytes:
-    inner = b"".join(_said_by(part) for part in code.co_consts if isinstance(part, CodeType))
-    plain = repr([part for part in code.co_consts if not isinstance(part, CodeType)])
-    return code.co_code + repr(code.co_names).encode() + plain.encode() + inner
-
-
 def _configuration(
     recipe: Recipe, course: _Course, model: nn.Module, data: Columns | Iterable[Batch],
     test: Columns | Iterable[Batch] | None, method: str | Method | None, sparsity: float, pruning: Mapping[str, Any],
@@ -412,13 +392,14 @@ def _configuration(
         **numbers,
         "seed": course.seed,
         "weights": fingerprint_of(model.state_dict().values()),
-        "data": _fingerprint(data, course.seed),
-        "test data": None if test is None else _fingerprint(test, course.seed),
+        "data": fingerprint_of_data(data, course.seed),
+        "test data": None if test is None else fingerprint_of_data(test, course.seed),
         "threads": torch.get_num_threads(),
         "device": course.trainer.objective.device,
-        "loss": _loss_text(loss, course.trainer.objective.loss),
+        "loss": loss_text(loss, course.trainer.objective.loss),
         "flip": course.trainer.flip,
         "shift": course.trainer.shift,
+        **({} if course.keep_zeros else {"zeros": "trained"}),
         "samples scored": scoring.size if isinstance(scoring, Drawn) else None,
     }
     if course.pruner is not None:

@@ -44,8 +44,7 @@ def nll_logits(outputs: Any, batch: Batch) -> Tensor:
 
 def bce(outputs: Any, batch: Batch) -> Tensor:
     """Binary cross-entropy of logits, each output a yes or no of its own: multi-label targets `(batch, labels)` in [0, 1]."""
-    logits = _only(outputs)
-    target = _alike(logits, batch[1])
+    logits, target = _alike(_only(outputs), batch[1])
     if not bool(((target >= 0) & (target <= 1)).all()):
         raise BadInput("bce needs targets in [0, 1]; for class labels use cross-entropy")
     return F.binary_cross_entropy_with_logits(logits, target)
@@ -53,8 +52,7 @@ def bce(outputs: Any, batch: Batch) -> Tensor:
 
 def mse(outputs: Any, batch: Batch) -> Tensor:
     """Mean squared error, for regression: targets shaped like the outputs."""
-    values = _only(outputs)
-    return F.mse_loss(values, _alike(values, batch[1]))
+    return F.mse_loss(*_alike(_only(outputs), batch[1]))
 
 
 LOSSES: dict[str, Loss] = {"cross-entropy": cross_entropy, "bce": bce, "mse": mse, "nll-logits": nll_logits}
@@ -111,13 +109,14 @@ def _check_probabilities(logits: Tensor, target: Tensor) -> None:
         )
 
 
-def _alike(values: Tensor, target: Tensor) -> Tensor:
-    """The target in the outputs' precision and, where only dimensions of size 1 differ, in their shape."""
+def _alike(values: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """Both in float32 at least, for half precision rounds; the target in the outputs' shape where only sizes of 1 differ."""
     if [n for n in target.shape if n != 1] == [n for n in values.shape if n != 1]:
         target = target.reshape(values.shape)
     if target.shape != values.shape:  # torch would broadcast, and compare every sample with every other
         raise BadInput(f"targets {tuple(target.shape)} do not fit the network's outputs {tuple(values.shape)}; make them alike")
-    return target.to(values.dtype)
+    precision = torch.promote_types(values.dtype, torch.float32)
+    return values.to(precision), target.to(precision)
 
 
 def inputs_of(batch: Batch) -> Inputs:
@@ -209,6 +208,24 @@ class Objective:
             raise BadInput(f"the loss must be one number per batch, a scalar tensor, not {got}")
         return loss
 
+    def hits(self, outputs: Any, batch: Batch) -> Tensor | None:
+        """How many of a batch's labels `(batch,)` are the arg-max of logits `(batch, classes)`, and how many there are, `(2,)`.
+
+        Labels of -100 are none, as in cross-entropy. None where targets are not one label per sample, or where a loss of the
+        user's own leaves open which part of the batch, or which output, that would be.
+        """
+        found = list(tensors_in(outputs))
+        if not isinstance(batch, (tuple, list)) or len(batch) < 2 or not found:
+            return None
+        if self.loss not in (cross_entropy, nll_logits) and (len(batch), len(found)) != (2, 1):
+            return None
+        logits, target = found[0], batch[1]
+        if not isinstance(target, Tensor) or target.dim() != 1 or target.is_floating_point():
+            return None
+        if logits.dim() != 2 or logits.shape[1] < 2:
+            return None
+        return torch.stack([torch.eq(logits.argmax(1), target).sum(), (target != IGNORED).sum()])
+
 
 def check_finite(batch: Any) -> None:
     """Refuse NaN and infinity in a batch, or in inputs.
@@ -243,10 +260,16 @@ def to_device(batch: Batch, device: str) -> Batch:
     if isinstance(batch, Tensor):
         return batch.to(device)
     if isinstance(batch, Mapping):
-        return {name: to_device(part, device) for name, part in batch.items()}
+        moved = {name: to_device(part, device) for name, part in batch.items()}
+        return batch if all(moved[name] is part for name, part in batch.items()) else moved
     if isinstance(batch, (tuple, list)):
-        return tuple(to_device(part, device) for part in batch)
+        return rebuilt(batch, (to_device(part, device) for part in batch))
     return batch
+
+
+def rebuilt(batch: Any, parts: Iterable[Any]) -> tuple[Any, ...]:
+    """A tuple of other parts; where the batch's have names, theirs have them, too."""
+    return type(batch)(*parts) if hasattr(batch, "_fields") else tuple(parts)
 
 
 @dataclass(frozen=True)
@@ -273,23 +296,9 @@ def evaluate(model: nn.Module, objective: Objective) -> Quality:
             outputs = objective.forward(twin, batch)
             loss += size * float(objective.loss_from(outputs, batch))
             total += size
-            if (hits := hits_in(outputs, batch)) is not None:
+            if (hits := objective.hits(outputs, batch)) is not None:
                 right, labelled, told = right + int(hits[0]), labelled + int(hits[1]), told + size
     return Quality(loss / total, right / labelled if labelled and told == total else None, total)
-
-
-def hits_in(outputs: Any, batch: Batch) -> Tensor | None:
-    """How many of a batch's labels `(batch,)` are the arg-max of logits `(batch, classes)`, and how many there are, `(2,)`.
-
-    Labels of -100 are none, as in cross-entropy. None where targets are not one label per sample.
-    """
-    logits = next(tensors_in(outputs), None)
-    target = batch[1] if isinstance(batch, (tuple, list)) and len(batch) > 1 else None
-    if not isinstance(target, Tensor) or target.dim() != 1 or target.is_floating_point():
-        return None
-    if logits is None or logits.dim() != 2 or logits.shape[1] < 2:
-        return None
-    return torch.stack([torch.eq(logits.argmax(1), target).sum(), (target != IGNORED).sum()])
 
 
 def suited_batch(model: nn.Module, batch: Batch) -> Batch:
@@ -301,4 +310,4 @@ def suited_batch(model: nn.Module, batch: Batch) -> Batch:
     pair = isinstance(batch, (tuple, list))
     single = isinstance(batch[0] if pair else batch, Tensor)
     given = tensors(inputs)[0] if single else inputs
-    return (given, *batch[1:]) if pair else given
+    return rebuilt(batch, (given, *batch[1:])) if pair else given

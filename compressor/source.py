@@ -33,6 +33,7 @@ class Source:
         test: batches for accuracy and loss, read from the start at each use; None for noise.
         inputs: up to 64 samples to trace and prove with.
         remarks: sentences for the reader.
+        opened: what the batches come from; None for noise.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Source:
     test: Iterable[Batch] | None
     inputs: Inputs
     remarks: tuple[str, ...] = ()
+    opened: Images | Arrays | Batches | None = None
 
 
 def source_for(
@@ -69,10 +71,12 @@ def _opened(
     except BadInput as error:
         raise error if named else BadInput(f"{error} (remembered by the checkpoint; name another with --data)") from error
     if isinstance(data, Images):
-        return _of_images(model, data, _known(origin), count, batch_size, seed, few)
-    if isinstance(data, Batches):
-        return _of_batches(model, data, count)
-    return _of_arrays(model, data, count, batch_size, seed, few)
+        source = _of_images(model, data, _known(origin), count, batch_size, seed, few)
+    elif isinstance(data, Batches):
+        source = _of_batches(model, data, count)
+    else:
+        source = _of_arrays(model, data, count, batch_size, seed, few)
+    return replace(source, opened=data)
 
 
 def noise_like(specs: tuple[InputSpec, ...], samples: int, generator: torch.Generator, highest: int = 2) -> Inputs:
@@ -222,7 +226,7 @@ def _limited(batches: Iterable[Batch], count: int) -> Iterable[Batch]:
             if left <= 0:
                 return
 
-    return list(taken()) if isinstance(batches, Iterator) else _Afresh(taken)
+    return list(taken()) if isinstance(batches, Iterator) else _Afresh(taken, batches)
 
 
 def _noise(model: nn.Module, origin: Origin, loss: str, count: int, batch_size: int, seed: int, few: int) -> Source:
@@ -278,9 +282,14 @@ class Noise:
 
 @dataclass(frozen=True)
 class _Afresh:
-    """The same batches at each iteration, whatever was drawn before."""
+    """The same batches at each iteration, whatever was drawn before.
+
+    Attributes:
+        source: what they come from, if that is of the user's own.
+    """
 
     make: Callable[[], Iterable[Batch]]
+    source: Iterable[Batch] | None = None
 
     def __iter__(self) -> Iterator[Batch]:
         return iter(self.make())

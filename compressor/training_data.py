@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from compressor.data import Arrays, Batches, Columns, Preprocessing, Rows, Samples, held_bytes, hold, open_data
+from compressor.data import Arrays, Batches, Columns, Preprocessing, Rows, Samples, held_bytes, hold
 from compressor.errors import BadInput
 from compressor.inputs import tensors
 from compressor.objective import Batch, call, inputs_of
@@ -50,9 +50,9 @@ def training_data_for(
     """
     origin = origin_of(model) or Origin(None, {})
     source = source_for(model, named, loss=loss, count=count, batch_size=batch_size, seed=seed)
-    if source.name == "synthetic":
+    data = source.opened  # the same object: code that splits at random would split anew
+    if data is None:
         raise BadInput("no data to train on: name some with --data")
-    data = open_data(source.name)
     if isinstance(data, Batches):
         if isinstance(data.train, Iterator):
             raise BadInput(f"data {data.name}: is an iterator, and training reads it in every epoch; return a list or a loader")

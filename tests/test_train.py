@@ -701,6 +701,23 @@ def test_tensorboard_can_follow(folder: Path) -> None:
     assert read.stdout.split() == [f"{row.epoch}:{row.train_loss:.4f}" for row in rows]
 
 
+def test_fine_tuning_goes_on_too(folder: Path, few) -> None:
+    """An export that fails after hours of it must not cost them."""
+    assert run("new", "lenet5", "-o", "net.safetensors", cwd=folder).returncode == 0
+    command = ("l1-filters", "net.safetensors", "--data", "few.npz", "--sparsity", "0.3", "--threads", "1", "--finetune")
+    assert run(*command, "1", "-o", "small.safetensors", cwd=folder).returncode == 0
+    assert [row.epoch for row in read_history(folder / "small.run" / "history.csv")] == [1]
+    further = run(*command, "3", "-o", "small.safetensors", "--resume", cwd=folder)
+    assert further.returncode == 0, further.stderr
+    whole = run(*command, "3", "-o", "whole.safetensors", "--run", "elsewhere", cwd=folder)
+    assert whole.returncode == 0, whole.stderr
+    assert (folder / "elsewhere" / "state.pt").is_file()
+    one, other = (load(folder / f"{name}.safetensors").state_dict() for name in ("small", "whole"))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    refused = run("l1-filters", "net.safetensors", "--sparsity", "0.3", "-o", "x.safetensors", "--resume", cwd=folder)
+    assert (refused.returncode, refused.stderr) == (2, "compress: --resume is for a training: give --finetune EPOCHS, too\n")
+
+
 @pytest.mark.parametrize(
     ("arguments", "kind", "words"),
     [

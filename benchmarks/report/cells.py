@@ -6,7 +6,7 @@ import dataclasses
 import json
 import math
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import mean, stdev
 from typing import Any
@@ -90,6 +90,13 @@ def ahead(one: Cell, other: Cell) -> tuple[float, float] | None:
     return None if half is None else (mean(gaps), half)
 
 
+def standing(cell: Cell, seeds: Collection[float]) -> float:
+    """What kinds are ranked by: their mean, larger where they are better, over these seeds, or all where there are none."""
+    name, sign = ("accuracy", 1) if "accuracy" in cell.values else ("loss", -1)
+    pairs = list(zip(cell.values["seed"], cell.values[name], strict=False))
+    return sign * mean([value for seed, value in pairs if seed in seeds] or [value for _, value in pairs])
+
+
 def measures_of(record: Mapping[str, Any]) -> dict[str, float]:
     """What a trial is judged by, from its record; ratios are dense / small."""
     d = record["document"]
@@ -131,12 +138,9 @@ def _own(memory: Mapping[str, Any]) -> int:
 
 def cells_of(document: Mapping[str, Any]) -> list[Cell]:
     """A document's trials joined over their seeds."""
-    groups: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
-    for trial in sorted(document["trials"], key=lambda trial: trial["trial"]["seed"]):
-        rest = {name: value for name, value in trial["trial"].items() if name not in ("seed", "weights")}
-        groups[json.dumps(rest, sort_keys=True)].append(trial)
-    cells = []
-    for same in groups.values():
+    trials = sorted(document["trials"], key=lambda trial: trial["trial"]["seed"])
+    cells, groups = [], [part for same in _alike(trials, "seed", "weights") for part in _of_one_seed_each(same)]
+    for same in groups:
         t, first = same[0]["trial"], same[0]
         names = dict.fromkeys(name for one in same for name in one["measures"])
         values = {name: tuple(one["measures"][name] for one in same if name in one["measures"]) for name in names}
@@ -146,8 +150,23 @@ def cells_of(document: Mapping[str, Any]) -> list[Cell]:
         control = "ablation" in t["pruning"]
         stage = "after" if first["stage"] == "before" and t.get("weights") else first["stage"]  # it was trained already
         cells.append(Cell(*named, stage, first["epochs"], control, values, first.get("unit"), course, places))
-    cells = _told_apart(cells, [same[0]["trial"] for same in groups.values()])
+    cells = _told_apart(cells, [same[0]["trial"] for same in groups])
     return sorted(cells, key=lambda c: (c.network, c.data, c.method is not None, c.label, c.target))
+
+
+def _alike(trials: Sequence[Mapping[str, Any]], *but: str) -> list[list[Mapping[str, Any]]]:
+    """Trials joined with those that differ in these values only."""
+    groups: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
+    for trial in trials:
+        rest = {name: value for name, value in trial["trial"].items() if name not in but}
+        groups[json.dumps(rest, sort_keys=True)].append(trial)
+    return list(groups.values())
+
+
+def _of_one_seed_each(same: list[Mapping[str, Any]]) -> list[list[Mapping[str, Any]]]:
+    """Trials that start from files, apart where a seed's file was made anew since: no seed counts twice."""
+    seeds = [trial["trial"]["seed"] for trial in same]
+    return [same] if len(set(seeds)) == len(seeds) else _alike(same, "seed")
 
 
 def _told_apart(cells: list[Cell], trials: Sequence[Mapping[str, Any]]) -> list[Cell]:
@@ -168,8 +187,11 @@ def _told_apart(cells: list[Cell], trials: Sequence[Mapping[str, Any]]) -> list[
 
 def _settings(trial: Mapping[str, Any]) -> dict[str, Any]:
     """All that was set of a trial, by name."""
-    rest = {name: trial.get(name) for name in ("method", "recipe", "samples", "image_size", "loss", "device", "threads")}
-    rest["files"] = (trial.get("files") or "")[:6] or None
+    rest = {
+        name: trial.get(name) for name in ("method", "recipe", "samples", "image_size", "loss", "device", "threads", "builder")
+    }
+    rest |= {name: (trial.get(name) or "")[:6] or None for name in ("files", "weights")}
+    rest |= {"inputs": ", ".join(trial.get("inputs") or ()) or None, "rounds": trial.get("rounds") or None}
     return {
         **{name: value for name, value in rest.items() if value is not None},
         **trial.get("numbers", {}),

@@ -9,7 +9,17 @@ from importlib.resources import files
 from statistics import mean
 from typing import Any
 
-from benchmarks.report.cells import Cell, ahead, cells_of, data_name, measures_of, name_of, normal_interval, t_interval
+from benchmarks.report.cells import (
+    Cell,
+    ahead,
+    cells_of,
+    data_name,
+    measures_of,
+    name_of,
+    normal_interval,
+    standing,
+    t_interval,
+)
 from benchmarks.report.page import markdown_table, page, to_json
 
 Row = list[str]
@@ -68,13 +78,15 @@ def differences(cells: Sequence[Cell]) -> list[tuple[str, Row, list[Row]]]:
     """(title, head, rows) for each target that several kinds have: the best first, how far each is ahead of those behind it."""
     groups: dict[tuple[str, str, int, str], dict[str, list[Cell]]] = defaultdict(lambda: defaultdict(list))
     for cell in sorted(cells, key=lambda c: c.target):
-        if cell.judged is not None:
-            groups[cell.network, cell.data, cell.epochs, cell.course][cell.target].append(cell)
+        if "accuracy" in cell.values or "loss" in cell.values:
+            groups[cell.network, cell.data, cell.epochs, cell.course][_aim_text(cell)].append(cell)
     found = []
     for (network, data, epochs, _), kinds in groups.items():
         dense = kinds.pop("", [])
-        for target, mine in kinds.items():
-            ranked = sorted((*mine, *dense), key=_standing, reverse=True)
+        for aim, mine in kinds.items():
+            several = [*mine, *dense]
+            shared = frozenset.intersection(*(frozenset(c.values["seed"]) for c in several))
+            ranked = sorted(several, key=lambda c: standing(c, shared), reverse=True)
             gaps = [[ahead(one, other) for other in ranked[place + 1 :]] for place, one in enumerate(ranked[:-1])]
             if len(mine) < 2 or not any(gap for row in gaps for gap in row):
                 continue
@@ -83,15 +95,14 @@ def differences(cells: Sequence[Cell]) -> list[tuple[str, Row, list[Row]]]:
                 for place, (one, row) in enumerate(zip(ranked[:-1], gaps, strict=True))
             ]
             what = "points" if "accuracy" in ranked[0].values else "loss"
-            title = f"{data_name(network)} on {data}, {_epochs_text([epochs])}, at {target}: {what} ahead of"
+            title = f"{data_name(network)} on {data}, {_epochs_text([epochs])}, at {aim}: {what} ahead of"
             found.append((title, ["method", *(c.label for c in ranked[1:])], rows))
     return found
 
 
-def _standing(cell: Cell) -> float:
-    """Larger is better."""
-    assert cell.judged is not None
-    return cell.judged[0] if "accuracy" in cell.values else -cell.judged[0]
+def _aim_text(cell: Cell) -> str:
+    """What was asked for, and of what: 0.9 of the nodes are other networks than 0.9 of the weights."""
+    return f"{cell.target} of the {cell.unit}s" if cell.target and " " not in cell.target else cell.target
 
 
 def _gap_text(gap: tuple[float, float] | None, cell: Cell) -> str:
@@ -207,7 +218,7 @@ def experiments_document(records: Sequence[Mapping[str, Any]], title: str) -> di
         }
         for r in done
     ]
-    notes = Counter(note for r in done for note in r["document"]["notes"])
+    notes = Counter(note for r in done for note in [*r["document"]["notes"], *_unmeasured(r)])
     failed = {f"{name_of(r['trial'])} ({r['key']})": r["error"] for r in records if r["status"] == "failed"}
     return {
         "schema": SCHEMA,
@@ -218,6 +229,10 @@ def experiments_document(records: Sequence[Mapping[str, Any]], title: str) -> di
         "notes": [f"{note} ({count} of {len(done)} trials)" for note, count in notes.most_common()],
         "environments": [*places.values()],
     }
+
+
+def _unmeasured(record: Mapping[str, Any]) -> list[str]:
+    return [f"Times and memory were not measured: {record['bench_failed']}"] if "bench_failed" in record else []
 
 
 def _place(environment: Mapping[str, Any]) -> str:

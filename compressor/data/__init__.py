@@ -10,7 +10,7 @@ from torch import Tensor
 
 from compressor.data._arrays import Arrays, Columns, Rows
 from compressor.data._batches import Batches
-from compressor.data._draw import Drawn
+from compressor.data._draw import Drawn, length_of
 from compressor.data._hold import held_bytes, hold
 from compressor.data._images import USUAL, Images, Preprocessing, Split
 from compressor.data._random import own_randomness, seed_all
@@ -29,6 +29,7 @@ __all__ = [
     "Split",
     "held_bytes",
     "hold",
+    "length_of",
     "open_data",
     "own_randomness",
     "seed_all",

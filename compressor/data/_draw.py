@@ -2,8 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import Any
+
 import torch
 from torch import Tensor
+
+
+def length_of(data: Iterable[Any]) -> int | None:
+    """The number of batches; None where that is not known, as of a loader over a stream."""
+    try:
+        return len(data)  # type: ignore[arg-type]
+    except (TypeError, NotImplementedError):
+        return None
 
 
 class Drawn:

@@ -16,6 +16,9 @@ def seed_all(data: Any, seed: int) -> None:
     torch.manual_seed(seed)
     random.seed(seed)
     np.random.seed(seed % 2**32)
+    for loader in _chain(data):
+        if getattr(loader, "persistent_workers", False):
+            loader._iterator = None  # workers that live on would never be seeded again
     for generator in _generators(data):
         generator.manual_seed(seed)
 
@@ -37,8 +40,21 @@ def own_randomness(data: Any) -> Iterator[None]:
 
 def _generators(data: Any) -> list[torch.Generator]:
     """Those of a loader, and of the samplers in it."""
-    loader = getattr(data, "source", data)  # `Stream` stands before the user's own
-    batches = getattr(loader, "batch_sampler", None)
-    holders = (loader, getattr(loader, "sampler", None), batches, getattr(batches, "sampler", None))
-    found = [getattr(holder, "generator", None) for holder in holders]
+    found = []
+    for loader in _chain(data):
+        batches = getattr(loader, "batch_sampler", None)
+        holders = (loader, getattr(loader, "sampler", None), batches, getattr(batches, "sampler", None))
+        found += [getattr(holder, "generator", None) for holder in holders]
     return list({id(g): g for g in found if isinstance(g, torch.Generator)}.values())
+
+
+def _chain(data: Any) -> list[Any]:
+    """Batches, and those that they come from: what is ours stands before the user's own."""
+    chain = [data]
+    while (inner := getattr(chain[-1], "source", None)) is not None and len(chain) < DEEPEST:
+        chain.append(inner)
+    return chain
+
+
+DEEPEST = 8
+"""Wrappers that are looked into."""

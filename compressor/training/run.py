@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
+import os
 import pickle
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from compressor.errors import BadInput, first_line
 from compressor.files import staged
@@ -18,6 +17,10 @@ from compressor.training.history import Row, write_history
 
 SCHEMA = 2
 STATE, HISTORY = "state.pt", "history.csv"
+
+
+class _Newer(BadInput):
+    """A run of a newer version."""
 
 
 class Run:
@@ -36,21 +39,25 @@ class Run:
         """Refuse a place where no folder can be, before any work is done.
 
         Raises:
-            BadInput: it is a file, or lies in no folder.
+            BadInput: it is a file, lies in no folder, or cannot be written to.
         """
         if self.folder.exists() and not self.folder.is_dir():
             raise BadInput(f"{self.folder}: is a file; name a folder for the run")
         if not self.folder.parent.is_dir():
             raise BadInput(f"{self.folder}: the folder {self.folder.parent} does not exist; make it first")
+        if not os.access(self.folder if self.folder.exists() else self.folder.parent, os.W_OK | os.X_OK):
+            raise BadInput(f"{self.folder}: cannot be written to; name another folder with --run")
 
     def check_new(self) -> None:
-        """Refuse to begin where an unfinished run is; what cannot be read is none, and goes when this one is kept.
+        """Refuse to begin where an unfinished run is; what is damaged is none, and goes when this one is kept.
 
         Raises:
-            BadInput: there is one.
+            BadInput: there is one, or one of a newer version, which may be unfinished.
         """
         try:
             held = self._read()
+        except _Newer:
+            raise
         except BadInput:
             held = None
         if held is not None and held["epoch"] < held["epochs"]:
@@ -102,7 +109,7 @@ class Run:
         try:
             held = torch.load(path, map_location="cpu", weights_only=True)
             if held["schema"] > SCHEMA:
-                raise BadInput(f"{path}: made by a newer version; update compressor")
+                raise _Newer(f"{path}: made by a newer version; update compressor, or name another folder with --run")
             if held["schema"] < SCHEMA:
                 raise BadInput(f"{path}: made by an older version, whose runs cannot go on; remove it to begin anew")
             if not {"configuration", "epoch", "epochs", "content"} <= held.keys():
@@ -110,12 +117,3 @@ class Run:
         except (RuntimeError, pickle.UnpicklingError, KeyError, TypeError, EOFError, ValueError, AttributeError) as error:
             raise BadInput(f"{path}: damaged ({first_line(error)}); remove it to begin anew") from error
         return held
-
-
-def fingerprint_of(tensors: Iterable[Tensor]) -> str:
-    """A hash of tensors' values."""
-    digest = hashlib.blake2b(digest_size=12)
-    for tensor in tensors:
-        digest.update(str((tuple(tensor.shape), tensor.dtype)).encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data if tensor.numel() else b"")
-    return digest.hexdigest()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from compressor.data import Drawn, seed_all
+from compressor.data import Drawn, length_of, seed_all
 from compressor.errors import BadInput, CompressError, UnsupportedNetwork, WrongUsage, first_line
 from compressor.fast import takes_channels_last
 from compressor.inputs import each
-from compressor.objective import Batch, Objective, check_finite, hits_in, not_finite, size_of, suited_batch, to_device
+from compressor.objective import Batch, Objective, check_finite, not_finite, rebuilt, size_of, suited_batch, to_device
 from compressor.recipe import Recipe
 from compressor.state import tensors_in
 
@@ -140,7 +140,7 @@ class Trainer:
         masks = [(p := self.model.get_parameter(name), mask.to(p.device)) for name, mask in held.items()]
         tally, largest = _Tally(number), 0
         normalises = any(isinstance(m, _BatchNorm) for m in self.model.modules())
-        started, total = time.perf_counter(), len(data) if isinstance(data, Sized) else 0
+        started, total = time.perf_counter(), length_of(data) or 0
         for step, given in enumerate(data):
             batch = suited_batch(self.model, to_device(given, self.objective.device))
             if size_of(batch) == 1 < largest and normalises:
@@ -187,7 +187,7 @@ class Trainer:
         if self.recipe.clip:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip)
         self.optimizer.step()
-        return loss.detach(), None if extra is None else extra.detach(), hits_in(outputs, batch)
+        return loss.detach(), None if extra is None else extra.detach(), self.objective.hits(outputs, batch)
 
     def _complete_momentum(self) -> None:
         """Momentum 0 for what has a gradient for the first time: torch's fused SGD cannot have some with and some without."""
@@ -226,7 +226,7 @@ class Trainer:
             return x if starts is None else _moved(x, self.shift, starts)
 
         given = augment(inputs) if isinstance(inputs, Tensor) else each(inputs, augment)
-        return (given, *rest) if isinstance(batch, (tuple, list)) else given
+        return rebuilt(batch, (given, *rest)) if isinstance(batch, (tuple, list)) else given
 
     def _explained(self, error: Exception, batch: Batch) -> CompressError:
         """Why a step failed, in one line with the way out.
@@ -298,7 +298,7 @@ def _first(batch: Batch, size: int) -> Batch:
     if isinstance(batch, Mapping):
         return {name: _first(part, size) for name, part in batch.items()}
     if isinstance(batch, (tuple, list)):
-        return tuple(_first(part, size) for part in batch)
+        return rebuilt(batch, (_first(part, size) for part in batch))
     return batch
 
 

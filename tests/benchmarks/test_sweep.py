@@ -236,6 +236,24 @@ def test_a_sweep_of_ones_own_network_data_and_loss(sweep: Path) -> None:
     assert all(losses[0][name] != losses[1][name] for name in losses[0])
 
 
+@pytest.mark.parametrize("network", ["own.py:make", "own.pt"])
+def test_networks_of_ones_own_are_measured_too(sweep: Path, network: str) -> None:
+    """By the loss that was said, and by the builder: after hours of training is no time to find that neither is known."""
+    (sweep / "own.py").write_text(OWN)
+    whole = object_named(f"{sweep / 'own.py'}:make", "--network")()
+    torch.save(whole, sweep / "own.pt")
+    (sweep / "sweep.toml").write_text(
+        f'data = "own.py:data"\nnetworks = ["{network}"]\nloss = "mse"\nmethods = ["snap"]\nsparsities = [0.5]\nrounds = 2\n'
+        'input = "4"\nrecipe = { epochs = 1 }\n'
+    )
+    assert run_sweep(read_sweep(sweep / "sweep.toml"), sweep / "results", sweep).errors == {}
+    [record] = read_records(sweep / "results")
+    assert "bench_failed" not in record, record["bench_failed"]
+    [(_, head, [row])] = tables(cells_of(experiments_document([record], "own")))
+    for name in ("inference, PyTorch", "inference, ONNX Runtime", "train step", "train memory"):
+        assert row[head.index(name)].endswith("x"), name
+
+
 def test_ones_own_network_sees_images_of_the_size_that_the_sweep_says(sweep: Path) -> None:
     (sweep / "own.py").write_text(
         "from torch import nn\n"
@@ -500,7 +518,7 @@ def test_methods_of_one_target_are_compared_seed_by_seed() -> None:
     one, other = trained("one", 0.90, 0.95, 0.94), trained("other", 0.89, 0.92, 0.93, 0.10)
     document = experiments_document([*other, *one, *trained("alone", 0.5, 0.6, sparsity=0.8)], "t")
     [(title, head, rows)] = differences(cells_of(document))
-    assert title == "mlp5 on mnist, 1 epoch, at 0.9: points ahead of"
+    assert title == "mlp5 on mnist, 1 epoch, at 0.9 of the weights: points ahead of"
     assert head == ["method", "other"]
     half = 4.302653 * stdev([1, 3, 1]) / math.sqrt(3)
     assert rows == [["one", f"{5 / 3:.2f} ± {half:.2f}"]]
@@ -517,6 +535,33 @@ def test_methods_of_one_target_are_compared_seed_by_seed() -> None:
     [(title, head, rows)] = differences(cells_of(experiments_document(losses, "t")))
     assert title.endswith(": loss ahead of")
     assert (head[1], rows[0][0], rows[0][1][:6]) == ("other", "one", "0.3500")
+
+
+def test_a_seed_whose_file_was_made_anew_does_not_count_twice() -> None:
+    """The records of the file of before are still there: a row each."""
+    made = [a_record(network="{seed}.pt", seed=seed, weights=f"{weights}{seed}" * 16) for weights in "ab" for seed in (0, 1)]
+    cells = cells_of(experiments_document([record | {"builder": "mlp5"} for record in made], "t"))
+    assert [c.seeds for c in cells] == [1] * 4
+    assert sorted(c.label for c in cells) == [f"SNIP (weights {one})" for one in ("a0a0a0", "a1a1a1", "b0b0b0", "b1b1b1")]
+    [cell] = cells_of(experiments_document([record | {"builder": "mlp5"} for record in made[:2]], "t"))
+    assert (cell.label, cell.seeds) == ("SNIP", 2)
+
+
+def test_nodes_and_weights_are_not_one_target() -> None:
+    """0.9 of the nodes leaves another network than 0.9 of the weights."""
+    nodes = [a_record(seed=seed, method="snapit", label="SNAP-it") for seed in (0, 1)]
+    for record in nodes:
+        record["document"]["masks"] = None
+    weights = [a_record(seed=seed) for seed in (0, 1)]
+    assert differences(cells_of(experiments_document([*nodes, *weights], "t"))) == []
+    rounds = [a_record(seed=seed, rounds=9) for seed in (0, 1)]
+    labels = [c.label for c in cells_of(experiments_document([*rounds, *weights], "t"))]
+    assert sorted(labels) == ["SNIP", "SNIP (rounds 9)"]
+
+
+def test_what_could_not_be_measured_is_said() -> None:
+    page = render(experiments_document([a_record() | {"bench_failed": "ONNX Runtime does not run here"}], "t"), ".md")
+    assert "Times and memory were not measured: ONNX Runtime does not run here (1 of 1 trials)" in page
 
 
 def test_times_are_compared_only_where_they_were_made_alike() -> None:

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import ast
+import os
+import subprocess
+import sys
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, Dataset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from compressor import Recipe, compress, train
 from compressor.data import Columns
 from compressor.errors import BadInput, WrongUsage
-from compressor.objective import Objective, evaluate
+from compressor.named import object_named
+from compressor.objective import Objective, evaluate, mse
 from compressor.training import Trainer
+from compressor.training_data import training_data_for
 
 ONCE = Recipe(epochs=1, lr=0.01)
 
@@ -162,8 +169,13 @@ def own_loader() -> DataLoader:
 
 @pytest.mark.parametrize(
     ("network", "loader"),
-    [(Scaled, own_loader), (Half, own_loader), (Scaled, lambda: DataLoader(Noisy(), batch_size=16, shuffle=True))],
-    ids=["own generator", "zero head", "numpy"],
+    [
+        (Scaled, own_loader),
+        (Half, own_loader),
+        (Scaled, lambda: DataLoader(Noisy(), batch_size=16, shuffle=True)),
+        (Scaled, lambda: DataLoader(Noisy(), batch_size=16, num_workers=1, persistent_workers=True)),
+    ],
+    ids=["own generator", "zero head", "numpy", "workers that live on"],
 )
 def test_a_run_goes_on_bit_by_bit_whatever_its_data_draw_from(network, loader, tmp_path: Path) -> None:
     torch.manual_seed(3)
@@ -180,6 +192,166 @@ def test_a_run_goes_on_bit_by_bit_whatever_its_data_draw_from(network, loader, t
     again = train(model, loader(), recipe, folder=tmp_path / "run", resume=True).model.state_dict()
     assert np.random.get_state()[1].tolist() == before
     assert all(torch.equal(whole[name], again[name]) for name in whole)
+
+
+OWN_DATA = """
+import torch
+from torch.utils.data import DataLoader, TensorDataset, random_split
+calls = []
+def data():
+    calls.append(1)
+    x = torch.arange(48.0)[:, None].repeat(1, 8)
+    train, test = random_split(TensorDataset(x, torch.arange(48) % 3), [32, 16])
+    own = torch.Generator().manual_seed(5)
+    return {"train": DataLoader(train, batch_size=8, shuffle=True, generator=own), "test": DataLoader(test, batch_size=8)}
+"""
+
+
+def test_data_of_code_are_made_once(tmp_path: Path) -> None:
+    """Made twice, a random split would put what was trained on into the report's test."""
+    (tmp_path / "own.py").write_text(OWN_DATA)
+    model = nn.Sequential(nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 3))
+    held = training_data_for(model, f"{tmp_path / 'own.py'}:data", count=16)
+    assert len(object_named(f"{tmp_path / 'own.py'}:calls", "--data")) == 1
+    seen = [{int(x[0]) for batch, _ in part for x in batch} for part in (held.train, held.source.test, held.test)]
+    assert seen[1] == seen[2]
+    assert not seen[0] & seen[1]
+
+
+def test_a_run_scores_the_same_samples_when_it_goes_on(tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text(OWN_DATA.replace("random_split(TensorDataset(x, torch.arange(48) % 3), [32, 16])", (
+        "[TensorDataset(x[a:b], torch.arange(48)[a:b] % 3) for a, b in ((0, 32), (32, 48))]"
+    )))  # fmt: skip
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 3))
+
+    def trained(folder: str, **how) -> dict[str, Tensor]:
+        held = training_data_for(model, f"{tmp_path / 'own.py'}:data", count=8, batch_size=8)
+        return train(
+            model, held.train, Recipe(epochs=4, lr=0.01), scoring=held.source.train, method="snipit", sparsity=0.6, steps=3,
+            stage="during", interval=1, folder=tmp_path / folder, **how,
+        ).model.state_dict()  # fmt: skip
+
+    def stopped(row) -> None:
+        if row.epoch == 2:
+            raise InterruptedError
+
+    whole = trained("whole")
+    with pytest.raises(InterruptedError):
+        trained("run", on_epoch=stopped)
+    again = trained("run", resume=True)
+    assert all(torch.equal(whole[name], again[name]) for name in whole)
+
+
+class Endless(IterableDataset):
+    """A stream: how long it is only reading it tells."""
+
+    def __iter__(self):
+        generator = torch.Generator().manual_seed(0)
+        for number in range(48):
+            yield torch.randn(8, generator=generator), number % 3
+
+
+def test_a_loader_over_a_stream_has_no_length() -> None:
+    loader = DataLoader(Endless(), batch_size=16)
+    model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 3))
+    assert train(model, loader, ONCE, method="snap", sparsity=0.5).history[0].steps == 3
+    assert compress(model, "snap", loader, 0.5).summary.reached == 0.5
+
+
+def test_half_precision_does_not_round_the_targets_of_a_regression() -> None:
+    outputs, target = torch.full((4, 1), 2000.0, dtype=torch.bfloat16), torch.full((4,), 2003.0)
+    assert mse(outputs, (None, target)) == 9
+    assert mse(outputs.double(), (None, target.double())).dtype == torch.float64
+
+
+def test_accuracy_is_not_guessed() -> None:
+    """Which part of a batch has the labels, only the loss knows; of ours, that is the second."""
+    model = nn.Sequential(nn.Flatten(), nn.Linear(192, 4))
+    three = [(x, torch.arange(len(y)), y) for x, y in images()]
+    own = train(model, three, ONCE, test=three, loss=lambda outputs, batch: F.cross_entropy(outputs, batch[2]))
+    assert own.history[0].train_accuracy is own.history[0].test_accuracy is None
+    plain = [(x, y, len(y)) for x, y in images()]
+    assert train(model, plain, ONCE, test=plain).history[0].test_accuracy is not None
+    two = nn.ModuleDict({"body": nn.Linear(192, 8), "head": nn.Linear(8, 4)})
+    two.forward = lambda x: ((h := two["body"](x.flatten(1))), two["head"](h))
+    quality = evaluate(two, Objective(images(), lambda outputs, batch: F.cross_entropy(outputs[1], batch[1])))
+    assert quality.accuracy is None, "the first output is no class"
+
+
+class Named(NamedTuple):
+    x: Tensor
+    y: Tensor
+
+
+def test_a_batch_with_names_keeps_them() -> None:
+    data = [Named(*batch) for batch in images()]
+    model = nn.Sequential(nn.Flatten(), nn.Linear(192, 16), nn.ReLU(), nn.Linear(16, 4))
+    how = {"forward": lambda network, batch: network(batch.x), "loss": lambda outputs, batch: F.cross_entropy(outputs, batch.y)}
+    trained = train(model, data, Recipe(epochs=1, flip=0.5), test=data, method="snap", sparsity=0.5, **how)
+    assert trained.pruning.summary.reached == 0.5
+    assert trained.history[0].test_accuracy is not None
+    assert compress(model.half(), "snap", data, 0.5, **how).summary.reached == 0.5
+
+
+LOSS = """
+import functools, sys
+import torch
+from torch import nn
+from compressor.training.fingerprint import loss_text
+def weighted(*weights):
+    held = torch.tensor(weights)
+    def loss(outputs, batch): return nn.functional.cross_entropy(outputs, batch[1], held) if "x" in {"train", "val"} else 0
+    return loss
+class Smooth(nn.Module):
+    def __init__(self, by): super().__init__(); self.by = nn.CrossEntropyLoss(label_smoothing=by)
+    def forward(self, outputs, batch): return self.by(outputs, batch[1])
+    def extra_repr(self): return str(self.by.label_smoothing)
+def scaled(outputs, batch, by): return by * outputs.sum()
+def itself(outputs, batch):
+    def inner(n): return inner(n - 1) if n else outputs.sum()
+    return inner(3)
+losses = [weighted(1.0, 9.0), weighted(9.0, 1.0), Smooth(0.1), Smooth(0.2), functools.partial(scaled, by=1),
+          functools.partial(scaled, by=2), itself]
+print([loss_text(loss, loss) for loss in losses])
+"""
+
+
+def test_a_loss_of_ones_own_is_known_again_in_another_process() -> None:
+    """By what it does and by what it holds, not by what Python's hashes are this time."""
+    said = [
+        subprocess.run(
+            [sys.executable, "-c", LOSS], capture_output=True, text=True, check=True, env={**os.environ, "PYTHONHASHSEED": seed}
+        ).stdout
+        for seed in ("1", "2")
+    ]
+    assert said[0] == said[1]
+    texts = ast.literal_eval(said[0])
+    assert len(set(texts)) == len(texts)
+
+
+def test_a_run_of_a_newer_version_is_not_written_over(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(192, 4))
+    train(model, images(), ONCE, folder=tmp_path / "run")
+    state = torch.load(tmp_path / "run" / "state.pt", weights_only=True)
+    torch.save({**state, "schema": state["schema"] + 1}, tmp_path / "run" / "state.pt")
+    with pytest.raises(BadInput, match="made by a newer version"):
+        train(model, images(), ONCE, folder=tmp_path / "run")
+
+
+def test_an_initialisation_with_zeros_can_be_trained() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 3))
+    nn.init.eye_(model[0].weight)
+    data = [(torch.randn(16, 8), torch.randint(3, (16,)))]
+    kept, free = (train(model, data, ONCE, keep_zeros=keep) for keep in (True, False))
+    assert torch.count_nonzero(kept.model[0].weight) == 8
+    assert "--train-zeros trains them" in kept.notes[0]
+    assert torch.count_nonzero(free.model[0].weight) == 64
+    assert free.notes == ()
+    assert free.history[0].weight_sparsity == 0
+    with pytest.raises(WrongUsage, match="without a method only"):
+        train(model, data, ONCE, method="random", keep_zeros=False)
 
 
 def test_the_generator_of_a_loader_is_left_as_it_was() -> None:
