@@ -339,11 +339,8 @@ class _Course:
         stage = None if self.pruner is None else self.pruner.stage
         quality = self._quality(final)
         sticky = sum(int((~mask).sum()) for mask in self.sticky.held.values())
-        notes = (
-            [f"{sticky:,} weights that came as zeros, as masked ones do, stayed zero; --train-zeros trains them."]
-            if sticky
-            else []
-        )
+        way = "" if result else "; --train-zeros trains them"
+        notes = [f"{sticky:,} weights that came as zeros, as masked ones do, stayed zero{way}."] if sticky else []
         if self.pruner is not None and max(self.pruner.due) >= epochs:
             notes.append("The last event came after the last epoch: fine-tune the network before judging its accuracy.")
         return Trained(final, tuple(self.rows), self.trainer.recipe, stage, quality, result, self.macs, seconds, tuple(notes))

@@ -240,6 +240,7 @@ def test_a_sweep_of_ones_own_network_data_and_loss(sweep: Path) -> None:
 def test_networks_of_ones_own_are_measured_too(sweep: Path, network: str) -> None:
     """By the loss that was said, and by the builder: after hours of training is no time to find that neither is known."""
     (sweep / "own.py").write_text(OWN)
+    torch.manual_seed(0)
     whole = object_named(f"{sweep / 'own.py'}:make", "--network")()
     torch.save(whole, sweep / "own.pt")
     (sweep / "sweep.toml").write_text(
