@@ -210,8 +210,7 @@ def _measured(
     """Times and peak memory of the dense and the small network, as `compress bench` measures them."""
     origin = origin_of(dense)
     builder = None if origin is None else origin.network
-    elsewhere = builder is not None and builder not in networks.names()
-    loading: dict[str, Any] = {"network": found(builder, base)} if builder and elsewhere else {}
+    loading: dict[str, Any] = {"network": found(builder, base)} if builder and networks.is_code(builder) else {}
     with tempfile.TemporaryDirectory() as folder:
         suffix = ".pt" if builder is None else ".safetensors"
         paths = [Path(folder) / f"{name}{suffix}" for name in ("dense", "small")]
