@@ -126,6 +126,8 @@ def train(
         raise WrongUsage(
             "zeros are trained without a method only, which counts them as gone: train the network first, then prune"
         )
+    if not keep_zeros and planned_masks(model):
+        raise WrongUsage("zeros of a network that was masked here belong to its plan: they stay; leave out --train-zeros")
     mine = copy.deepcopy(model)
     with own_randomness(data), own_randomness(scoring):
         objective = Objective((), loss_named(loss), forward, device_of(model), seed)
@@ -339,7 +341,7 @@ class _Course:
         stage = None if self.pruner is None else self.pruner.stage
         quality = self._quality(final)
         sticky = sum(int((~mask).sum()) for mask in self.sticky.held.values())
-        way = "" if result else "; --train-zeros trains them"
+        way = "" if result or planned_masks(model) else "; --train-zeros trains them"
         notes = [f"{sticky:,} weights that came as zeros, as masked ones do, stayed zero{way}."] if sticky else []
         if self.pruner is not None and max(self.pruner.due) >= epochs:
             notes.append("The last event came after the last epoch: fine-tune the network before judging its accuracy.")

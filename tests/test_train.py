@@ -371,9 +371,9 @@ def test_what_is_odd_about_a_training_is_said(few, lenet5) -> None:
     masked = compress(lenet5, "magnitude", None, 0.9, example_inputs=few[0].inputs[:4]).model
     gone = sum(int((p == 0).sum()) for p in masked.parameters() if p.dim() > 1)
     once = dataclasses.replace(QUICK, epochs=1)
-    assert train(masked, few[0], once).notes == (
-        f"{gone:,} weights that came as zeros, as masked ones do, stayed zero; --train-zeros trains them.",
-    )
+    assert train(masked, few[0], once).notes == (f"{gone:,} weights that came as zeros, as masked ones do, stayed zero.",)
+    with pytest.raises(WrongUsage, match="belong to its plan"):
+        train(masked, few[0], once, keep_zeros=False)
     [note] = train(lenet5, few[0], once, method="l1-filters", sparsity=0.3, stage="after").notes
     assert note.startswith("The last event came after the last epoch")
     assert train(lenet5, few[0], QUICK, method="l1-filters", sparsity=0.3, stage="after").notes == ()

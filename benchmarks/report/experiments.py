@@ -192,13 +192,12 @@ AHEAD_NOTE = (
 )
 
 
-def _footnotes(found: Sequence[tuple[str, Row, list[Row]]]) -> list[str]:
+def _footnotes(cells: Sequence[Cell]) -> list[str]:
     """What the columns that are shown mean."""
     first, second, third = FOOTNOTES
-    measured = any(name in head for _, head, _ in found for name in MEASURED_HEAD)
-    compared = any(title.endswith("ahead of") for title, _, _ in found)
+    measured = any(name in head for _, head, _ in tables(cells) for name in MEASURED_HEAD)
     notes = [first, " ".join([second, *([MEASURED_NOTE] if measured else []), third])]
-    return [*notes, AHEAD_NOTE] if compared else notes
+    return [*notes, AHEAD_NOTE] if differences(cells) else notes
 
 
 def experiments_document(records: Sequence[Mapping[str, Any]], title: str) -> dict[str, Any]:
@@ -248,24 +247,20 @@ def render_experiments(document: Mapping[str, Any], suffix: str) -> str:
 
 def _to_markdown(document: dict[str, Any]) -> str:
     lines = [f"# {document['title']}", ""]
-    found = _all_tables(document)
-    for title, head, rows in found:
-        lines += [f"## {title}", "", *markdown_table(head, rows), ""]
-    lines += [*(f"{note}\n" for note in (*_footnotes(found), *_remarks(document))), "## Environment", ""]
-    return "\n".join([*lines, *markdown_table(["", ""], _environment(document))]) + "\n"
-
-
-def _all_tables(document: Mapping[str, Any]) -> list[tuple[str, Row, list[Row]]]:
     cells = cells_of(document)
-    return [*tables(cells), *differences(cells)]
+    for title, head, rows in (*tables(cells), *differences(cells)):
+        lines += [f"## {title}", "", *markdown_table(head, rows), ""]
+    lines += [*(f"{note}\n" for note in (*_footnotes(cells), *_remarks(document))), "## Environment", ""]
+    return "\n".join([*lines, *markdown_table(["", ""], _environment(document))]) + "\n"
 
 
 def _to_html(document: dict[str, Any]) -> str:
     from benchmarks.report.plots import experiment_plots
 
-    plots, found = experiment_plots(cells_of(document), paper_row), _all_tables(document)
+    cells = cells_of(document)
     return page(
-        title=document["title"], headlines={}, plots=plots, tables=found, footnotes=_footnotes(found),
+        title=document["title"], headlines={}, plots=experiment_plots(cells, paper_row),
+        tables=[*tables(cells), *differences(cells)], footnotes=_footnotes(cells),
         notes=_remarks(document), environment=_environment(document),
     )  # fmt: skip
 
