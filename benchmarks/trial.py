@@ -156,8 +156,8 @@ def run_trial(
     if trial.rounds and trained.pruning is not None:
         try:
             record["bench"] = _measured(trial, _network(trial, data, base), trained.model, held.source, loss, base, progress)
-        except CompressError as error:  # the training is worth more than its times
-            record["bench_failed"] = str(error)
+        except (CompressError, RuntimeError, OSError, MemoryError) as error:  # the training is worth more than its times
+            record["bench_failed"] = first_line(error)
     return record
 
 
