@@ -242,7 +242,7 @@ def test_every_broken_file_is_named_and_nothing_is_shown(tmp_path: Path, capfd) 
     for name, content in BROKEN.items():
         (tmp_path / name).write_bytes(content)
         with pytest.raises(BadInput, match=f"{re.escape(name)}: not a readable image; remove or replace it"):
-            decode({"bytes": None, "path": str(tmp_path / name)}, "row 0")
+            decode([{"bytes": None, "path": str(tmp_path / name)}], ["row 0"])[0]
     gc.collect()  # an open file left behind would warn now
     assert capfd.readouterr() == ("", "")
 
@@ -251,10 +251,10 @@ def test_an_image_of_too_many_pixels(tmp_path: Path, monkeypatch, capfd) -> None
     (tmp_path / "large.png").write_bytes(png((30, 20)))
     stored = {"bytes": None, "path": str(tmp_path / "large.png")}
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 400)  # PIL warns above, and raises above twice as many
-    assert decode(stored, "row 0").shape == (3, 20, 30)
+    assert decode([stored], ["row 0"])[0].shape == (3, 20, 30)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 200)
     with pytest.raises(BadInput, match=r"large\.png: not a readable image, it has too many pixels"):
-        decode(stored, "row 0")
+        decode([stored], ["row 0"])[0]
     assert capfd.readouterr() == ("", "")
 
 
@@ -262,13 +262,13 @@ def test_a_damaged_exif_block_breaks_nothing(capfd) -> None:
     exif = Image.Exif()
     exif[0x0112], exif[0x010F] = 6, "maker" * 9
     whole = png(form="JPEG", exif=exif)
-    assert decode({"bytes": whole, "path": None}, "row 0").shape == (3, 8, 6)  # turned by a quarter
+    assert decode([{"bytes": whole, "path": None}], ["row 0"])[0].shape == (3, 8, 6)  # turned by a quarter
     place = whole.index(b"Exif")
     for offset in range(6, 40):
         content = bytearray(whole)
         content[place + offset] ^= 0xFF
         with contextlib.suppress(BadInput):
-            assert decode({"bytes": bytes(content), "path": None}, "row 0").dim() == 3
+            assert decode([{"bytes": bytes(content), "path": None}], ["row 0"])[0].dim() == 3
     assert capfd.readouterr() == ("", "")
 
 

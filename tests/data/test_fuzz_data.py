@@ -36,7 +36,7 @@ def test_images_of_a_folder(tmp_path: Path, form: str, capfd) -> None:
     for content in damages(image(form), MUTATIONS):
         path.write_bytes(content)
         try:
-            pixels = decode({"bytes": None, "path": str(path)}, "row 0")
+            pixels = decode([{"bytes": None, "path": str(path)}], ["row 0"])[0]
             assert torch.isfinite(convert(pixels, (3, 8, 8))).all()
         except BadInput as error:
             refused.append(str(error))
