@@ -137,7 +137,7 @@ class Trainer:
         for name, module in self.model.named_modules():
             if name in self.still:
                 module.training = False
-        masks = [(p := self.model.get_parameter(name), mask.to(p.device)) for name, mask in held.items()]
+        masks = [(p := self.model.get_parameter(name), mask.to(p)) for name, mask in held.items()]  # as booleans 7 times slower
         tally, largest = _Tally(number), 0
         normalises = any(isinstance(m, _BatchNorm) for m in self.model.modules())
         started, total = time.perf_counter(), length_of(data) or 0
