@@ -51,10 +51,16 @@ class Cell:
         return mean(self.values[name]) if len(self.values.get(name, ())) == self.seeds else None
 
     @property
+    def judge(self) -> tuple[str, int]:
+        """What it is judged by, and the factor with which more is better: accuracy in percent, or else the loss."""
+        return ("accuracy", 100) if "accuracy" in self.values else ("loss", -1)
+
+    @property
     def judged(self) -> tuple[float, float] | None:
-        """Mean and half the 95 % interval of the accuracy in percent, or else of the loss; None without test data."""
-        scale, values = (100, self.values["accuracy"]) if "accuracy" in self.values else (1, self.values.get("loss"))
-        return (scale * mean(values), scale * (t_interval(values) or 0.0)) if values else None
+        """Mean and half the 95 % interval of what it is judged by; None without test data."""
+        name, factor = self.judge
+        values = self.values.get(name)
+        return (abs(factor) * mean(values), abs(factor) * (t_interval(values) or 0.0)) if values else None
 
 
 def normal_interval(values: Sequence[float]) -> float | None:
@@ -81,20 +87,20 @@ def ahead(one: Cell, other: Cell) -> tuple[float, float] | None:
 
     In points of accuracy, or in loss where there is no accuracy; None for fewer than two common seeds.
     """
-    name, sign = ("accuracy", 100) if "accuracy" in one.values else ("loss", -1)
+    name, factor = one.judge
     if not all(len(c.values.get(name, ())) == c.seeds for c in (one, other)):
         return None
     mine, theirs = (dict(zip(c.values["seed"], c.values[name], strict=True)) for c in (one, other))
-    gaps = [sign * (mine[seed] - theirs[seed]) for seed in sorted(mine.keys() & theirs.keys())]
+    gaps = [factor * (mine[seed] - theirs[seed]) for seed in sorted(mine.keys() & theirs.keys())]
     half = t_interval(gaps)
     return None if half is None else (mean(gaps), half)
 
 
 def standing(cell: Cell, seeds: Collection[float]) -> float:
     """What kinds are ranked by: their mean, larger where they are better, over these seeds, or all where there are none."""
-    name, sign = ("accuracy", 1) if "accuracy" in cell.values else ("loss", -1)
+    name, factor = cell.judge
     pairs = list(zip(cell.values["seed"], cell.values[name], strict=False))
-    return sign * mean([value for seed, value in pairs if seed in seeds] or [value for _, value in pairs])
+    return factor * mean([value for seed, value in pairs if seed in seeds] or [value for _, value in pairs])
 
 
 def measures_of(record: Mapping[str, Any]) -> dict[str, float]:
