@@ -294,6 +294,8 @@ def run_sweep(
 ) -> Outcome:  # fmt: skip
     """Run what has no record yet, in processes of its own; failures are recorded, and tried again by the next call.
 
+    Of a trial whose times could not be measured, the state is kept: the next call measures it, and trains no more.
+
     Args:
         folder: gets `trials/`, a record each, and `runs/`, the states of those under way.
         base: where paths of data start.
@@ -317,7 +319,7 @@ def run_sweep(
 def _run(
     trials: Sequence[Trial], folder: Path, base: Path, jobs: int, progress: Callable[[str, int, int], None],
 ) -> Outcome:  # fmt: skip
-    waiting = [t for t in trials if not _is_done(record_path(t, folder))]
+    waiting = [t for t in trials if not _is_done(t, folder)]
     for trial in trials:
         if trial not in waiting:  # a sweep that was stopped may not have come to this
             shutil.rmtree(folder / RUNS / trial.key, ignore_errors=True)
@@ -341,7 +343,8 @@ def _run(
                         errors[f"{trial.name}-{trial.key}"] = record["error"]
                     else:
                         done += 1
-                        shutil.rmtree(folder / RUNS / trial.key, ignore_errors=True)
+                        if "bench_failed" not in record:
+                            shutil.rmtree(folder / RUNS / trial.key, ignore_errors=True)
                     worker.trial = None
                     if queue:
                         worker.start(queue.pop(0))
@@ -353,8 +356,13 @@ def _run(
     return Outcome(done, len(errors), skipped, errors)
 
 
-def _is_done(path: Path) -> bool:
-    return path.is_file() and read_record(path)["status"] == "done"
+def _is_done(trial: Trial, folder: Path) -> bool:
+    path = record_path(trial, folder)
+    if not path.is_file():
+        return False
+    record = read_record(path)
+    can_be_measured = "bench_failed" in record and (folder / RUNS / trial.key).is_dir()
+    return record["status"] == "done" and not can_be_measured
 
 
 def _relabel(trial: Trial, folder: Path) -> None:

@@ -223,6 +223,8 @@ def _measured(
         )  # fmt: skip
     for network in document["networks"]:
         network["path"] = network["name"]  # the files were for this only
+        if loading:
+            network["network"] = trial.builder or trial.network  # as the sweep says it, from its own folder
     return document
 
 

@@ -250,9 +250,34 @@ def test_networks_of_ones_own_are_measured_too(sweep: Path, network: str) -> Non
     assert run_sweep(read_sweep(sweep / "sweep.toml"), sweep / "results", sweep).errors == {}
     [record] = read_records(sweep / "results")
     assert "bench_failed" not in record, record["bench_failed"]
+    assert str(sweep) not in json.dumps(record)
     [(_, head, [row])] = tables(cells_of(experiments_document([record], "own")))
     for name in ("inference, PyTorch", "inference, ONNX Runtime", "train step", "train memory"):
         assert row[head.index(name)].endswith("x"), name
+
+
+def test_what_could_not_be_measured_is_measured_by_the_next_call(sweep: Path) -> None:
+    """The network was trained by then: that is not done again."""
+    code = "from pathlib import Path\n" + OWN.replace("def make(): return", "def whole(): return")
+    busy = "    if (here := Path(__file__).parent) / 'busy' in here.glob('*') and any(here.glob('results/runs/*/state.pt')):\n"
+    (sweep / "own.py").write_text(f"{code}def make():\n{busy}        raise RuntimeError('busy')\n    return whole()\n")
+    (sweep / "sweep.toml").write_text(
+        'data = "own.py:data"\nnetworks = ["own.py:make"]\nloss = "mse"\nmethods = ["snap"]\nsparsities = [0.5]\nrounds = 2\n'
+        'input = "4"\nrecipe = { epochs = 1 }\n'
+    )
+    (sweep / "busy").touch()
+    trials = read_sweep(sweep / "sweep.toml")
+    assert run_sweep(trials, sweep / "results", sweep).done == 1
+    [before] = read_records(sweep / "results")
+    assert "busy" in before["bench_failed"]
+    (sweep / "busy").unlink()
+    assert run_sweep(trials, sweep / "results", sweep).done == 1
+    [after] = read_records(sweep / "results")
+    assert "bench_failed" not in after
+    assert after["bench"]["times"]
+    assert after["document"]["training"]["history"] == before["document"]["training"]["history"]  # with its times: the same run
+    assert run_sweep(trials, sweep / "results", sweep).skipped == 1
+    assert [p.name for p in (sweep / "results" / "runs").iterdir()] == []
 
 
 def test_ones_own_network_sees_images_of_the_size_that_the_sweep_says(sweep: Path) -> None:
