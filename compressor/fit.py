@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import inspect
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -25,6 +26,7 @@ from compressor.inputs import Inputs
 from compressor.masked import over_channels
 from compressor.method import Method
 from compressor.objective import Batch, Loss, Objective, Quality, call, evaluate, loss_named
+from compressor.options import options_of
 from compressor.pipeline import architecture_of, check_weights, device_of, example_for, prepare
 from compressor.precision import as_it_came, working_copy
 from compressor.pruner import Pruner, training_macs
@@ -152,7 +154,8 @@ def train(
         course = _Course(trainer, pruner, epochs, tests, seed, progress, keep_zeros)
         run = None
         if folder is not None:
-            run = Run(Path(folder), _configuration(recipe, course, model, data, test, method, sparsity, pruning, loss, scoring))
+            said = _configuration(recipe, course, model, data, test, method, sparsity, pruning, loss, scoring)
+            run = Run(Path(folder), said, {} if pruner is None else _unsaid(type(pruner.events.method)))
             run.check_place()
             if not resume:
                 run.check_new()
@@ -406,3 +409,9 @@ def _configuration(
         rest = {name: str(value) for name, value in sorted(pruning.items())}
         held |= {"sparsity": sparsity, "stage": course.pruner.stage, "events": events, **rest}
     return held
+
+
+def _unsaid(method: type[Method]) -> dict[str, str]:
+    """What the arguments of a pruning are that nobody gave, as a configuration holds them."""
+    own = {o.name: str(o.default) for o in options_of(method)}
+    return own | {p.name: str(p.default) for p in inspect.signature(prepare).parameters.values() if p.default is not p.empty}

@@ -220,6 +220,8 @@ def test_a_run_goes_on_with_the_same_configuration_only(few, lenet5, tmp_path) -
         "was made with seed 0, now it is 1": ({"seed": 1}, QUICK, few[0], lenet5),
         "the data changed since": ({}, QUICK, Columns(few[0].inputs[1:], few[0].targets[1:]), lenet5),
         "was made with weights": ({}, QUICK, few[0], networks.build("lenet5", data="digits", seed=1)),
+        "was made with floor 1, now it is 2": ({"floor": 2}, QUICK, few[0], lenet5),
+        "was made with scope global, now it is layer": ({"scope": "layer"}, QUICK, few[0], lenet5),
     }
     for words, (more, recipe, data, model) in changed.items():
         arguments = {**how, **more}
@@ -227,6 +229,18 @@ def test_a_run_goes_on_with_the_same_configuration_only(few, lenet5, tmp_path) -
             arguments.pop("steps")
         with pytest.raises(BadInput, match=words):
             train(model, data, recipe, resume=True, **arguments)
+
+
+def test_saying_what_is_so_anyway_is_the_same_configuration(few, lenet5, tmp_path) -> None:
+    """The command line says all, a sweep what its file says: one goes on with the other's run."""
+    how = {"method": "snapit", "sparsity": 0.5, "steps": 0}
+    said = {**how, "floor": 1, "freeze": (), "ablation": None, "scope": "global", "gate": "read"}
+    whole = train(lenet5, few[0], dataclasses.replace(QUICK, epochs=2), **how)
+    for number, (first, then) in enumerate(((how, said), (said, how))):
+        folder = tmp_path / str(number)
+        train(lenet5, few[0], dataclasses.replace(QUICK, epochs=1), folder=folder, **first)
+        longer = train(lenet5, few[0], dataclasses.replace(QUICK, epochs=2), folder=folder, resume=True, **then)
+        assert states_equal(longer.model, whole.model)
 
 
 def test_a_loss_that_is_no_number_leaves_the_last_good_epoch(few, lenet5, tmp_path) -> None:

@@ -29,10 +29,11 @@ class Run:
     Attributes:
         folder: made when first needed.
         configuration: what must be the same for a run to go on: JSON values by name.
+        unsaid: what those are that a configuration does not name.
     """
 
-    def __init__(self, folder: Path, configuration: Mapping[str, Any]) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, configuration: Mapping[str, Any], unsaid: Mapping[str, Any]) -> None:
+        self.folder, self.unsaid = folder, unsaid
         self.configuration = json.loads(json.dumps(dict(configuration)))
 
     def check_place(self) -> None:
@@ -75,7 +76,7 @@ class Run:
             return None
         was = json.loads(state["configuration"])
         for name in {**self.configuration, **was}:
-            before, now = (held.get(name, "not given") for held in (was, self.configuration))
+            before, now = (held.get(name, self.unsaid.get(name, "not given")) for held in (was, self.configuration))
             if before != now and name == "data":
                 raise BadInput(
                     f"{self.folder / STATE}: the data changed since; give the same, or name another folder with --run"
