@@ -58,7 +58,7 @@ from compressor.types import (
 )
 from compressor.weights import maskable, masked
 
-FRESH_NORMS = "The batch norms never saw data before the scoring and did not normalise; --calibrate-bn gives them statistics first."
+FRESH_NORMS = "The batch norms never saw data before the scoring and did not normalise; --calibrate-bn gives statistics first."
 UNUSED_DATA = "The scores of this method need no data: what was given only says what the network takes."
 
 
