@@ -338,7 +338,9 @@ def _run(
                 record = worker.heard()
                 if record is not None:
                     trial = worker.trial
-                    write_record(record, record_path(trial, folder))
+                    path = record_path(trial, folder)
+                    if record["status"] == "done" or not _is_trained(path):  # what is only measured anew is not lost
+                        write_record(record, path)
                     if record["status"] == "failed":
                         errors[f"{trial.name}-{trial.key}"] = record["error"]
                     else:
@@ -356,13 +358,13 @@ def _run(
     return Outcome(done, len(errors), skipped, errors)
 
 
+def _is_trained(path: Path) -> bool:
+    return path.is_file() and read_record(path)["status"] == "done"
+
+
 def _is_done(trial: Trial, folder: Path) -> bool:
     path = record_path(trial, folder)
-    if not path.is_file():
-        return False
-    record = read_record(path)
-    can_be_measured = "bench_failed" in record and (folder / RUNS / trial.key).is_dir()
-    return record["status"] == "done" and not can_be_measured
+    return _is_trained(path) and ("bench_failed" not in read_record(path) or not (folder / RUNS / trial.key).is_dir())
 
 
 def _relabel(trial: Trial, folder: Path) -> None:

@@ -270,6 +270,11 @@ def test_what_could_not_be_measured_is_measured_by_the_next_call(sweep: Path) ->
     assert run_sweep(trials, sweep / "results", sweep).done == 1
     [before] = read_records(sweep / "results")
     assert "busy" in before["bench_failed"]
+    code = (sweep / "own.py").read_text()
+    (sweep / "own.py").write_text(f"{code}# changed\n")
+    assert run_sweep(trials, sweep / "results", sweep).failed == 1
+    assert read_records(sweep / "results") == [before]
+    (sweep / "own.py").write_text(code)
     (sweep / "busy").unlink()
     assert run_sweep(trials, sweep / "results", sweep).done == 1
     [after] = read_records(sweep / "results")
