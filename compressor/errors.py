@@ -15,9 +15,9 @@ from collections.abc import Collection
 
 
 def first_line(error: BaseException, length: int = 120) -> str:
-    """What a foreign exception says, short enough for a message of our own."""
+    """What an exception says in one line: a foreign one cut to a length, one of ours whole, as its reason comes last."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
-    return lines[0][:length]
+    return lines[0] if isinstance(error, CompressError) else lines[0][:length]
 
 
 def nearest(name: str, known: Collection[str], otherwise: str, count: int = 1) -> str:
