@@ -446,7 +446,7 @@ def test_labels_that_are_ignored_are_no_misses() -> None:
     y = torch.tensor([0, 1, -100, -100, 2, 0, -100, 1])
     model = nn.Linear(4, 3)
     found = evaluate(model, Objective([(x, y)]))
-    assert found.accuracy == float((model(x).argmax(1) == y)[y >= 0].float().mean())
+    assert found.accuracy == float((model(x).argmax(1) == y)[y >= 0].double().mean())
     assert train(model, [(x, y)], ONCE).history[0].train_accuracy == found.accuracy
     with pytest.raises(BadInput, match="all labels of a batch are -100"):
         train(model, [(x, torch.full((8,), -100))], ONCE)
