@@ -38,11 +38,11 @@ format: $(READY)
 	$(BIN)/ruff check --fix .
 
 bench: $(READY)  ## the numbers of the README, with their environment
-	$(BIN)/python -m benchmarks.main_job --data $(DATA)
-	$(BIN)/python -m benchmarks.peers --data $(DATA)
-	$(BIN)/python -m benchmarks.widths --data $(DATA)
-	$(BIN)/python -m benchmarks.leftover --data $(DATA)
-	$(BIN)/python -m benchmarks.methods --data $(DATA) --mnist $(MNIST)
+	$(BIN)/python -m benchmarks.studies.main_job --data $(DATA)
+	$(BIN)/python -m benchmarks.studies.peers --data $(DATA)
+	$(BIN)/python -m benchmarks.studies.widths --data $(DATA)
+	$(BIN)/python -m benchmarks.studies.leftover --data $(DATA)
+	$(BIN)/python -m benchmarks.studies.methods --data $(DATA) --mnist $(MNIST)
 
 tables: $(READY)  ## the pages of the sweeps, from their records; the sweeps themselves take hours
 	for trials in benchmarks/results/*/trials; do \
@@ -50,8 +50,8 @@ tables: $(READY)  ## the pages of the sweeps, from their records; the sweeps the
 	done
 
 zoo: $(READY)  ## networks that others wrote: torchvision, timm, transformers; half of their nodes
-	$(BIN)/python -m benchmarks.zoo
-	$(BIN)/python -m benchmarks.second_opinion
+	$(BIN)/python -m benchmarks.studies.zoo
+	$(BIN)/python -m benchmarks.studies.second_opinion
 
 clean:
 	rm -rf $(VENV) demo build *.egg-info

@@ -18,16 +18,16 @@ import click
 from compressor.errors import BadInput, CompressError, MissingEnvironment, WrongUsage, nearest
 from compressor.method import make, method_named, summaries
 from compressor.options import options_of
-from compressor.recipe import RECIPES, Recipe, recipe_named
+from compressor.training.recipe import RECIPES, Recipe, recipe_named
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from compressor.equivalence import Equivalence
-    from compressor.events import Progress
-    from compressor.fit import Trained
-    from compressor.source import Source
-    from compressor.summary import Result
+    from compressor.proof.equivalence import Equivalence
+    from compressor.pruning.events import Progress
+    from compressor.pruning.result import Result
+    from compressor.pruning.train import Trained
+    from compressor.sources.scoring import Source
     from compressor.training import Row
 
 PROOF_SAMPLES = 64
@@ -199,9 +199,9 @@ def new(
 ) -> None:  # fmt: skip
     """Make a fresh network: one of the papers by NAME, or a builder's, torchvision:resnet18, net.py:make."""
     from compressor import networks
-    from compressor.checkpoint import SUFFIXES, save
-    from compressor.files import check_target
-    from compressor.state import origin_of
+    from compressor.checkpoint.checkpoint import SUFFIXES, save
+    from compressor.model.origin import origin_of
+    from compressor.system.files import check_target
 
     check_target(output, SUFFIXES)
     model = _fresh(name, data, in_channels, classes, image_size, seed, arguments, inputs)
@@ -225,8 +225,8 @@ def _fresh(
 ) -> nn.Module:  # fmt: skip
     """A fresh network for some data, which it remembers."""
     from compressor import networks
-    from compressor.source import fresh_network
-    from compressor.types import InputSpec
+    from compressor.sources.fresh import fresh_network
+    from compressor.types.origin import InputSpec
 
     remembered: str | None = _remembered(data)
     if networks.is_builder(name):
@@ -255,10 +255,11 @@ def verify(
     seed: int, as_json: bool, quiet: bool, mean: tuple[float, ...] | None, std: tuple[float, ...] | None, **model_options: Any,
 ) -> None:  # fmt: skip
     """Check that two networks compute the same: exit 0 if so, 1 if not."""
-    from benchmarks.networks import source_of
-    from benchmarks.report import SCHEMA, proof_line
-    from compressor.environment import environment
-    from exporters.equivalence import check_equivalence
+    from compressor.benchmarks.measure.networks import source_of
+    from compressor.benchmarks.report.document import SCHEMA
+    from compressor.benchmarks.report.terminal import proof_line
+    from compressor.exporters.equivalence import check_equivalence
+    from compressor.system.environment import environment
 
     _prepare(device, threads)
     if tolerance is not None and tolerance != tolerance:
@@ -287,10 +288,10 @@ def verify(
 @click.option("--json", "as_json", is_flag=True, help="print it as JSON on stdout")
 def show(model: Path, as_json: bool, attention: Any, **model_options: Any) -> None:
     """Show a network: its layers, which of them are coupled, what stays whole and why."""
-    from benchmarks.report import describe, show_structure
-    from compressor.feasible import feasible
-    from compressor.precision import working_copy
-    from compressor.source import example_of
+    from compressor.benchmarks.report.network import describe, show_structure
+    from compressor.coupling.validate import feasible
+    from compressor.model.precision import working_copy
+    from compressor.sources.noise import example_of
 
     with _progress(quiet=as_json) as progress:
         progress("loading", 0, 0)
@@ -324,14 +325,16 @@ def bench(
     mean: tuple[float, ...] | None, std: tuple[float, ...] | None, **model_options: Any,
 ) -> None:  # fmt: skip
     """Measure a dense network against small ones: operations, times, memory, storage."""
-    from benchmarks.report import PAGES, headlines, render
+    from compressor.benchmarks.render import SUFFIXES as PAGES
+    from compressor.benchmarks.render import render
+    from compressor.benchmarks.report.page import headlines
 
     for path in (dense, *smalls):
         _check_targets((path,), outputs, None, None, suffixes=PAGES)
     _prepare(device, threads)
-    from benchmarks.bench import bench as measure
-    from benchmarks.networks import BATCH, open_network, source_of
-    from compressor.objective import loss_named
+    from compressor.benchmarks.measure.bench import bench as measure
+    from compressor.benchmarks.measure.networks import BATCH, open_network, source_of
+    from compressor.objective.losses import loss_named
 
     loss_named(loss)
     image_size = model_options.pop("image_size")
@@ -367,14 +370,15 @@ def bench(
 @click.option("--title", help="of a sweep's page; the folder's name by default")
 def report(document: Path, outputs: tuple[Path, ...], title: str | None) -> None:
     """Render a report of `compress bench`, which is its .json, or the folder of a sweep, as a page or as Markdown."""
-    from benchmarks.report import PAGES, read
+    from compressor.benchmarks.render import SUFFIXES as PAGES
+    from compressor.benchmarks.render import read
 
     _check_targets((document,), outputs, None, None, suffixes=PAGES)
     if not document.is_dir():
         _write_pages(outputs, _read(document, read))
         return
-    from benchmarks.report import experiments_document
-    from benchmarks.sweep import read_records
+    from compressor.benchmarks.experiments.sweep import read_records
+    from compressor.benchmarks.experiments.tables import experiments_document
 
     records = read_records(document)
     _write_pages(outputs, experiments_document(records, title or document.resolve().name))
@@ -396,10 +400,10 @@ def apply(
     _check_targets((plan, model), outputs, report, None)
     _prepare(device, threads)
 
-    from compressor.objective import loss_named
-    from compressor.pipeline import replay
-    from compressor.source import source_for
-    from compressor.types import Plan
+    from compressor.objective.losses import loss_named
+    from compressor.pruning.replay import replay
+    from compressor.sources.scoring import source_for
+    from compressor.types.plan import Plan
 
     loss_named(loss)
     decided = _read(plan, Plan.from_json)
@@ -461,8 +465,8 @@ def train(
     folder = _run_folder(run, outputs, resume, quiet)
     _prepare(device, threads)
 
-    from compressor.objective import loss_named
-    from compressor.state import origin_of, set_origin
+    from compressor.model.origin import origin_of, set_origin
+    from compressor.objective.losses import loss_named
 
     loss_named(loss)
     dense = _fresh_or_loaded(model, data, seed, mean, std, model_options).to(device)
@@ -494,7 +498,7 @@ def sweep(file: Path, folder: Path, jobs: int, as_json: bool, quiet: bool) -> No
     """Run networks x methods x sparsities x seeds; what is done already is not done again."""
     from dataclasses import asdict
 
-    from benchmarks.sweep import read_sweep, run_sweep
+    from compressor.benchmarks.experiments.sweep import read_sweep, run_sweep
 
     trials = read_sweep(file)
     if not folder.parent.is_dir() or (folder.exists() and not folder.is_dir()):
@@ -552,8 +556,8 @@ def _trained(
     batch_size: int = 64, **how: Any,
 ) -> tuple[Trained, Source]:  # fmt: skip
     """Train on named data, or on those that the network remembers."""
-    from compressor.fit import train as train_network
-    from compressor.training_data import training_data_for
+    from compressor.pruning.train import train as train_network
+    from compressor.sources.training import training_data_for
 
     held = training_data_for(
         model, data, loss=loss, count=samples, batch_size=batch_size, step_size=recipe.batch_size, seed=seed, progress=progress,
@@ -594,7 +598,7 @@ def _finish_training(
     opset: int | None, device: str, seed: int, progress: Progress,
 ) -> dict[str, Any]:  # fmt: skip
     """Write and prove what was trained, not pruned."""
-    from benchmarks.report import training_document
+    from compressor.benchmarks.report.document import training_document
 
     def document_of(proofs: list[Equivalence], sizes: dict[Path, int]) -> dict[str, Any]:
         return training_document(
@@ -658,9 +662,9 @@ def _prune(
         raise BadInput(f"{plots}: cannot be a folder for pictures; its parent must be a folder, and it must not be a file")
     _prepare(device, threads)
 
-    from compressor.objective import loss_named
-    from compressor.pipeline import compress
-    from compressor.source import source_for
+    from compressor.objective.losses import loss_named
+    from compressor.pruning.compress import compress
+    from compressor.sources.scoring import source_for
 
     loss_named(loss)
     dense = _load(model, mean, std, **model_options).to(device)
@@ -696,8 +700,8 @@ PRUNING = ("per", "freeze", "only", "attention", "floor", "calibrate_bn", "allow
 
 def _pruning(values: dict[str, Any], needed: bool = True) -> tuple[dict[str, Any], dict[str, Any]]:
     """Arguments of `compress`, checked, from those of `_pruning_options`; and what else was among the values."""
-    from compressor.budget import Budget
-    from compressor.select import check_sparsity
+    from compressor.selection.budget import Budget
+    from compressor.selection.select import check_sparsity
 
     rest = dict(values)
     sparsity, round_to = rest.pop("sparsity"), rest.pop("round_to")
@@ -722,9 +726,10 @@ def _finish(
     trained: Trained | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """See how well it does, export what came out and prove the files; all of them appear, with the report, or none."""
-    from benchmarks.report import make_document
-    from compressor.cost import tensor_bytes
-    from compressor.objective import Objective, evaluate, loss_named
+    from compressor.benchmarks.report.document import make_document
+    from compressor.model.cost import tensor_bytes
+    from compressor.objective.losses import loss_named
+    from compressor.objective.objective import Objective, evaluate
 
     qualities = None
     if source.test is not None:
@@ -752,8 +757,8 @@ def _write(
     progress: Progress, constant: bool = False,
 ) -> dict[str, Any]:  # fmt: skip
     """Export a network and prove the files; they appear with the report and the texts, or nothing does."""
-    import exporters
-    from compressor.files import staged
+    from compressor import exporters
+    from compressor.system.files import staged
 
     progress("exporting and proving", 0, 0)
     providers = ("cpu", "cuda") if device.startswith("cuda") else ("cpu",)
@@ -772,7 +777,7 @@ def _write(
 
 def _pictures(result: Result, folder: Path) -> dict[Path, str]:
     """Path -> picture of what the pruning did; the folder is made."""
-    from benchmarks.report.plots import pruning_plots
+    from compressor.benchmarks.report.plots import pruning_plots
 
     s, masks = result.summary, result.plan.masks
     left = s.weights.by_layer if s.weights else s.widths
@@ -783,7 +788,7 @@ def _pictures(result: Result, folder: Path) -> dict[Path, str]:
 
 
 def _tell(document: dict[str, Any], as_json: bool, quiet: bool) -> None:
-    from benchmarks.report import show, show_training
+    from compressor.benchmarks.report.terminal import show, show_training
 
     if as_json:
         _print_json(document)
@@ -806,8 +811,8 @@ def _load(
     arguments: tuple[str, ...], inputs: tuple[str, ...], image_size: int | None, key: str | None, trust_pickle: bool,
 ) -> nn.Module:  # fmt: skip
     """The network in a file, with what the user said of it."""
-    from compressor.checkpoint import load
-    from compressor.types import InputSpec
+    from compressor.checkpoint.checkpoint import load
+    from compressor.types.origin import InputSpec
 
     specs = tuple(InputSpec.parse(text) for text in inputs)
     model = load(
@@ -820,8 +825,8 @@ def _load(
 
 def _adapt(model: nn.Module, image_size: int | None, mean: tuple[float, ...] | None, std: tuple[float, ...] | None) -> None:
     """Let the network remember, in place, what the user said of its images."""
-    from compressor.state import origin_of, set_origin
-    from compressor.types import InputSpec
+    from compressor.model.origin import origin_of, set_origin
+    from compressor.types.origin import InputSpec
 
     origin = origin_of(model)
     if image_size is not None and origin is not None:
@@ -834,7 +839,7 @@ def _adapt(model: nn.Module, image_size: int | None, mean: tuple[float, ...] | N
 def _choose(model: nn.Module, mean: tuple[float, ...] | None, std: tuple[float, ...] | None) -> None:
     """Let the network remember, in place, how its images are normalised, if the user said so."""
     from compressor.data import Preprocessing
-    from compressor.state import origin_of, set_origin
+    from compressor.model.origin import origin_of, set_origin
 
     origin = origin_of(model)
     if (mean or std) and origin is not None:
@@ -857,10 +862,10 @@ def _check_targets(
     suffixes: tuple[str, ...] | None = None,
 ) -> None:  # fmt: skip
     """Refuse targets that cannot be written; by default they are networks."""
-    from compressor.files import check_target
+    from compressor.system.files import check_target
 
     if suffixes is None:
-        from exporters import SUFFIXES as suffixes
+        from compressor.exporters import SUFFIXES as suffixes
     for target in outputs:
         check_target(target, suffixes)
     told = [path for path in (report, plan) if path is not None]
@@ -872,7 +877,7 @@ def _check_targets(
 
 
 def _prepare(device: str, threads: int | None) -> None:
-    from compressor.environment import prepare
+    from compressor.system.environment import prepare
 
     prepare(device, threads)
 
@@ -896,8 +901,8 @@ def _print_json(document: dict[str, Any]) -> None:
 
 def _write_pages(paths: tuple[Path, ...], document: dict[str, Any]) -> None:
     """A benchmark's document in every form asked for: all of them or none."""
-    from benchmarks.report import render
-    from compressor.files import staged
+    from compressor.benchmarks.render import render
+    from compressor.system.files import staged
 
     with staged(*paths) as files:
         for file in files:

@@ -10,32 +10,41 @@ Names are imported when they are first used, so that `compress --help` does not 
 from __future__ import annotations
 
 import importlib
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from compressor.checkpoint import load, save
+    from compressor.checkpoint.checkpoint import load, save
     from compressor.coupling import structure
     from compressor.data import Columns
-    from compressor.equivalence import Equivalence
     from compressor.errors import CompressError
-    from compressor.fit import train
-    from compressor.method import Method, option
-    from compressor.pipeline import apply_plan, compress, score
-    from compressor.recipe import Recipe
-    from compressor.summary import Result, Summary
-    from compressor.types import Group, Plan, Scores, Structure
+    from compressor.method import Method
+    from compressor.options import option
+    from compressor.proof.equivalence import Equivalence
+    from compressor.pruning.compress import compress, score
+    from compressor.pruning.replay import apply_plan
+    from compressor.pruning.result import Result, Summary
+    from compressor.pruning.train import train
+    from compressor.training.recipe import Recipe
+    from compressor.types.plan import Plan
+    from compressor.types.scores import Scores
+    from compressor.types.structure import Group, Structure
+
+if not (_HERE := Path(__file__).parent).joinpath("exporters").is_dir():  # a checkout, where those folders lie beside this one
+    __path__.append(str(_HERE.parent))
 
 _HOMES = {
-    "checkpoint": ("load", "save"),
-    "equivalence": ("Equivalence",),
+    "checkpoint.checkpoint": ("load", "save"),
+    "proof.equivalence": ("Equivalence",),
     "errors": ("CompressError",),
     "method": ("Method", "option"),
-    "pipeline": ("apply_plan", "compress", "score"),
-    "recipe": ("Recipe",),
+    "pruning.compress": ("compress", "score"),
+    "pruning.replay": ("apply_plan",),
+    "training.recipe": ("Recipe",),
     "coupling": ("structure",),
     "data": ("Columns",),
-    "fit": ("train",),
-    "summary": ("Result", "Summary"),
+    "pruning.train": ("train",),
+    "pruning.result": ("Result", "Summary"),
     "types": ("Group", "Plan", "Scores", "Structure"),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}

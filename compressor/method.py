@@ -18,15 +18,16 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from compressor.errors import WrongUsage, first_line, nearest
 from compressor.options import checked, option, options_of
-from compressor.schedule import Stage
+from compressor.selection.schedule import Stage
 
 __all__ = ["Method", "Stage", "make", "method_named", "option", "options_of", "summaries", "table"]
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from compressor.objective import Objective
-    from compressor.types import Scores, Structure
+    from compressor.objective.objective import Objective
+    from compressor.types.scores import Scores
+    from compressor.types.structure import Structure
 
 FOLDER_VARIABLE = "COMPRESSOR_METHODS"
 ENTRY_POINTS = "compressor.methods"

@@ -9,15 +9,15 @@ from typing import NamedTuple
 
 from torch import nn
 
-from compressor.checkpoint import SUFFIXES as CHECKPOINTS
-from compressor.checkpoint import load
-from compressor.checkpoint import write as write_checkpoint
-from compressor.equivalence import Equivalence
+from compressor.checkpoint.checkpoint import SUFFIXES as CHECKPOINTS
+from compressor.checkpoint.checkpoint import load
+from compressor.checkpoint.checkpoint import write as write_checkpoint
 from compressor.errors import CompressError, NotEquivalent
-from compressor.files import check_target, staged
-from compressor.inputs import Inputs, as_inputs, scaled
-from compressor.state import origin_of
-from exporters.equivalence import check_equivalence
+from compressor.exporters.equivalence import check_equivalence
+from compressor.model.inputs import Inputs, as_inputs, scaled
+from compressor.model.origin import origin_of
+from compressor.proof.equivalence import Equivalence
+from compressor.system.files import check_target, staged
 
 __all__ = ["SUFFIXES", "check_equivalence", "export", "exporting"]
 
@@ -89,12 +89,12 @@ def _written(
 ) -> list[Equivalence]:
     """Write one file and prove it."""
     if path.suffix == ".onnx":
-        from exporters.onnx import write as write_onnx
+        from compressor.exporters.onnx import write as write_onnx
 
         write_onnx(model, path, inputs, opset)
         return [_proven(model, path, target, inputs, constant, provider) for provider in providers]
     if path.suffix == ".pt2":
-        from exporters.torch_export import write as write_program
+        from compressor.exporters.torch_export import write as write_program
 
         write_program(model, path, inputs)
         return [_proven(model, path, target, inputs, constant)]

@@ -9,11 +9,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from compressor.checkpoint import load
-from compressor.equivalence import TORCH_TOLERANCE, Equivalence
+from compressor.checkpoint.checkpoint import load
 from compressor.errors import BadInput, CompressError, first_line
-from compressor.inputs import Inputs, as_inputs, each, precision_of, samples, suited
-from compressor.state import outputs_of
+from compressor.model.inputs import Inputs, as_inputs, each, precision_of, samples, suited
+from compressor.model.observe import outputs_of
+from compressor.proof.equivalence import TORCH_TOLERANCE, Equivalence
 
 BATCHES = (1, 2, 7)
 """Batch sizes of a proof, after which the rest of the samples follows in batches of the last size."""
@@ -75,11 +75,11 @@ def _opened(network: Network, provider: str) -> tuple[Runner, float]:
         return lambda inputs: outputs_of(network, suited(network, inputs)), allowed
     path = Path(network)
     if path.suffix == ".onnx":
-        from exporters.onnx import Session
+        from compressor.exporters.onnx import Session
 
         return Session(path, provider), ONNX_TOLERANCE[provider]
     if path.suffix == ".pt2":
-        from exporters.torch_export import program_runner
+        from compressor.exporters.torch_export import program_runner
 
         return program_runner(path), TORCH_TOLERANCE
     return _opened(load(path), provider)

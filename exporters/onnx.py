@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from compressor.errors import BadInput, MissingEnvironment, UnsupportedNetwork, first_line
-from compressor.inputs import Inputs, arguments, each, suited, tensors
-from compressor.quiet import quiet
-from compressor.state import observed
-from compressor.types import InputSpec
+from compressor.model.inputs import Inputs, arguments, each, suited, tensors
+from compressor.model.observe import observed
+from compressor.system.quiet import quiet
+from compressor.types.origin import InputSpec
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 

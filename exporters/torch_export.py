@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from compressor.errors import BadInput, UnsupportedNetwork, first_line
-from compressor.inputs import Inputs, arguments, each, suited
-from compressor.quiet import quiet
-from compressor.state import observed, tensors_in
+from compressor.model.inputs import Inputs, arguments, each, suited
+from compressor.model.observe import observed, tensors_in
+from compressor.system.quiet import quiet
 
 LEAKING = ("stack_trace", "torch_fn", "source_fn_stack")
 """What the tracer notes at each operator: among it the paths of whoever exported."""

@@ -341,7 +341,7 @@ def shared() -> Path:
 @pytest.fixture(params=sorted(BLOCKS))
 def block_network(request) -> nn.Module:
     """Each small network, with weights and norms that hide nothing."""
-    from compressor.proof import randomised
+    from compressor.proof.prove import randomised
 
     torch.manual_seed(0)
     return randomised(BLOCKS[request.param]()).eval()

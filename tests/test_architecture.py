@@ -14,23 +14,23 @@ FOLDERS = ("compressor", "exporters", "benchmarks")
 SOURCES = [*sorted(p for folder in FOLDERS for p in (ROOT / folder).rglob("*.py")), ROOT / "cli.py"]
 
 LEVELS = (
-    {"compressor.errors", "compressor.quiet"},
-    {"compressor.options", "compressor.schedule"},
-    {"compressor.recipe"},
-    {"compressor.types", "compressor.equivalence", "compressor.files", "compressor.environment"},
-    {"compressor.weights", "compressor.named", "compressor.inputs", "compressor.intact"},
-    {"compressor.state"},
-    {"compressor.objective", "compressor.precision", "compressor.unpickle",
-     "compressor.fast", "compressor.surgery", "compressor.masked", "compressor.networks",
+    {"compressor.errors", "compressor.system.quiet"},
+    {"compressor.options", "compressor.selection.schedule"},
+    {"compressor.training.recipe"},
+    {"compressor.types.structure", "compressor.proof.equivalence", "compressor.system.files", "compressor.system.environment"},
+    {"compressor.model.weights", "compressor.system.user_code", "compressor.model.inputs", "compressor.checkpoint.check_module"},
+    {"compressor.model.observe"},
+    {"compressor.objective.objective", "compressor.model.precision", "compressor.checkpoint.unpickle",
+     "compressor.model.speed", "compressor.surgery.shrink", "compressor.proof.reference", "compressor.networks",
      "compressor.data", "compressor.training"},
-    {"compressor.coupling", "compressor.criteria", "compressor.select", "compressor.budget", "compressor.method",
-     "compressor.cost", "compressor.checkpoint", "compressor.calibrate", "compressor.proof",
-     "compressor.feasible", "compressor.source", "compressor.training_data", "compressor.events",
-     "compressor.connectivity", "compressor.dead", "compressor.ablation", "compressor.summary"},
+    {"compressor.coupling", "compressor.criteria", "compressor.selection.select", "compressor.selection.budget", "compressor.method",
+     "compressor.model.cost", "compressor.checkpoint.checkpoint", "compressor.objective.calibrate", "compressor.proof.prove",
+     "compressor.coupling.validate", "compressor.sources.scoring", "compressor.sources.training", "compressor.pruning.events",
+     "compressor.surgery.paths", "compressor.surgery.dead_nodes", "compressor.pruning.controls", "compressor.pruning.result"},
     {"compressor.methods"},
-    {"compressor.pipeline"},
-    {"compressor.pruner"},
-    {"compressor.fit"},
+    {"compressor.pruning.compress"},
+    {"compressor.pruning.in_training"},
+    {"compressor.pruning.train"},
     {"compressor"},
     {"exporters"},
     {"benchmarks"},
@@ -121,7 +121,7 @@ def test_only_the_command_line_prints() -> None:
         for n in ast.walk(ast.parse(p.read_text()))
         if isinstance(n, ast.Call) and getattr(n.func, "id", "") == "print"
     }
-    assert printing <= {"cli", "benchmarks.memory", *(f"benchmarks.{name}" for name in RUN_BY_HAND)}
+    assert printing <= {"cli", "compressor.benchmarks.measure.memory", *(f"benchmarks.{name}" for name in RUN_BY_HAND)}
 
 
 def test_a_methods_name_is_known_in_one_place() -> None:

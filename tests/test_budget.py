@@ -12,15 +12,16 @@ from hypothesis import strategies as st
 from test_select import chain
 
 from compressor import compress, networks
-from compressor.budget import Budget, Meter, prices
-from compressor.cost import cost
 from compressor.coupling import structure
+from compressor.coupling.validate import feasible
 from compressor.errors import UnreachableSparsity, WrongUsage
-from compressor.fast import FAST_MULTIPLE
-from compressor.feasible import feasible
-from compressor.select import rounded, select
-from compressor.surgery import shrink
-from compressor.types import Plan, Scores
+from compressor.model.cost import cost
+from compressor.model.speed import FAST_MULTIPLE
+from compressor.selection.budget import Budget, Meter, prices
+from compressor.selection.select import rounded, select
+from compressor.surgery.shrink import shrink
+from compressor.types.plan import Plan
+from compressor.types.scores import Scores
 
 
 @pytest.mark.parametrize(

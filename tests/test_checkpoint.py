@@ -15,7 +15,7 @@ from torch import nn
 
 from compressor import compress, load, networks, save
 from compressor.errors import BadInput, WrongUsage
-from compressor.state import origin_of
+from compressor.model.origin import origin_of
 
 SUFFIXES = (".pt", ".safetensors")
 

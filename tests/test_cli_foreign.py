@@ -393,7 +393,7 @@ def test_bfloat16_has_no_onnx_but_a_way_out(folder: Path, tmp_path: Path) -> Non
 
 def test_more_than_an_onnx_file_holds() -> None:
     from compressor.errors import UnsupportedNetwork
-    from exporters.onnx import check_size
+    from compressor.exporters.onnx import check_size
 
     with pytest.raises(UnsupportedNetwork, match=r"2\.0 GiB, one ONNX file holds less than 2; write \.safetensors"):
         check_size(nn.Linear(23_200, 23_200, device="meta"))

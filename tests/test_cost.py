@@ -10,7 +10,7 @@ from scipy.sparse import csr_matrix
 from test_libraries import IMPORT, python
 from torch import nn
 
-from compressor.cost import cost, count, count_training, csr_int32, weights_of
+from compressor.model.cost import cost, count, count_training, csr_int32, weights_of
 
 T, B, W = 5, 3, 16
 
@@ -145,7 +145,7 @@ def test_a_real_csr_is_as_large_as_scipys() -> None:
 
 
 KNOWN = """
-from compressor.cost import count
+from compressor.model.cost import count
 for name, millions in (("resnet50", 4089.18), ("vgg16_bn", 15470.26), ("mobilenet_v2", 300.77)):
     model = torchvision.models.get_model(name, weights=None)
     counted = count(model, (torch.randn(1, 3, 224, 224),))

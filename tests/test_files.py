@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from compressor.errors import BadInput, WrongUsage
-from compressor.files import check_target, staged
+from compressor.system.files import check_target, staged
 
 
 def test_all_appear_together(tmp_path: Path) -> None:

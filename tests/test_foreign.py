@@ -12,9 +12,9 @@ from torch import nn
 
 from compressor import compress, load, networks, save
 from compressor.errors import BadInput, CompressError, WrongUsage
-from compressor.source import source_for
-from compressor.state import origin_of
-from compressor.types import InputSpec
+from compressor.model.origin import origin_of
+from compressor.sources.scoring import source_for
+from compressor.types.origin import InputSpec
 
 FACTORY = """
 import torch

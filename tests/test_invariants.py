@@ -10,16 +10,17 @@ from conftest import BLOCKS, Stubborn
 from torch import nn
 
 from compressor import networks
-from compressor.cost import macs
 from compressor.coupling import structure as traced
-from compressor.equivalence import Equivalence
-from compressor.feasible import feasible, prove_else_freeze
-from compressor.masked import norms_over_kept, reference_outputs
-from compressor.proof import prove, prove_randomised, randomised
-from compressor.select import highest_reachable, select
-from compressor.state import outputs_of
-from compressor.surgery import shrink
-from compressor.types import Scores, Structure
+from compressor.coupling.validate import feasible, prove_else_freeze
+from compressor.model.cost import macs
+from compressor.model.observe import outputs_of
+from compressor.proof.equivalence import Equivalence
+from compressor.proof.prove import prove, prove_randomised, randomised
+from compressor.proof.reference import norms_over_kept, reference_outputs
+from compressor.selection.select import highest_reachable, select
+from compressor.surgery.shrink import shrink
+from compressor.types.scores import Scores
+from compressor.types.structure import Structure
 
 INPUT = (3, 8, 8)
 PAPERS = (

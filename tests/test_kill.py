@@ -82,7 +82,7 @@ def test_killed_fifty_times(tmp_path: Path) -> None:
 def test_killed_between_the_first_byte_and_the_last(tmp_path: Path) -> None:
     """The very moment in which a temporary file is there."""
     code = (
-        "import os, signal; from pathlib import Path; from compressor.files import staged\n"
+        "import os, signal; from pathlib import Path; from compressor.system.files import staged\n"
         "with staged(Path('a.onnx'), Path('b.pt')) as files:\n"
         "    files[0].write_bytes(b'half'); assert len(list(Path().iterdir())) == 4; os.kill(os.getpid(), signal.SIGKILL)\n"
     )
@@ -101,7 +101,7 @@ FULL = """
 import resource, sys, torch
 from compressor import networks, save
 from compressor.errors import BadInput
-from exporters import export
+from compressor.exporters import export
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
 model = networks.build("lenet5").eval()
 try:

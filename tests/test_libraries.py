@@ -26,7 +26,7 @@ import timm
 ROUND = """
 import sys
 from compressor import compress, load, save
-from compressor.types import InputSpec
+from compressor.types.structure import InputSpec
 
 kind, name, folder = sys.argv[1:]
 torch.manual_seed(0)
@@ -72,7 +72,7 @@ def test_saved_whole_and_as_state_dict(kind: str, name: str, libraries: None, tm
 ZOO = """
 import sys
 import torch
-from benchmarks.zoo import FAMILIES, row_of
+from compressor.benchmarks.studies.zoo import FAMILIES, row_of
 
 family, name = sys.argv[1:]
 row = row_of(FAMILIES[family]()[name])
@@ -129,7 +129,7 @@ def test_a_vision_transformer_keeps_its_heads_in_a_file(libraries: None, tmp_pat
 BOTH_GRAPHS = """
 import sys
 import torch
-from benchmarks.zoo import import_torchvision
+from compressor.benchmarks.studies.zoo import import_torchvision
 from compressor.coupling.label_flow import Traced
 from compressor.coupling.torch_pruning_graph import by_torch_pruning
 

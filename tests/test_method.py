@@ -14,9 +14,10 @@ from torch import nn
 
 from compressor.coupling import structure
 from compressor.errors import WrongUsage
-from compressor.method import FOLDER_VARIABLE, RESERVED, make, method_named, options_of, summaries
-from compressor.objective import Objective
-from compressor.weights import maskable
+from compressor.method import FOLDER_VARIABLE, RESERVED, make, method_named, summaries
+from compressor.model.weights import maskable
+from compressor.objective.objective import Objective
+from compressor.options import options_of
 
 METHODS = sorted(summaries())
 OWN = '''"""Widest: keep the nodes that come first."""
@@ -118,7 +119,7 @@ def test_the_command_shows_its_options_and_its_paper(name: str) -> None:
 
 
 def test_random_removes_the_same_share_everywhere_and_follows_the_seed(image_batches) -> None:
-    from compressor.select import select
+    from compressor.selection.select import select
 
     model = a_network()
     found = structure(model, (image_batches[0][0],))

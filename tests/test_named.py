@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from compressor.errors import WrongUsage
-from compressor.named import is_named, object_named
+from compressor.system.user_code import is_named, object_named
 
 
 def written(path: Path, text: str) -> Path:

@@ -10,10 +10,11 @@ from torch import nn
 from torch.nn import functional as F
 
 from compressor import apply_plan, compress, score
-from compressor.calibrate import is_fresh
 from compressor.errors import BadInput, WrongUsage
-from compressor.objective import Objective, bce, cross_entropy, evaluate, loss_named, mse
-from compressor.precision import working_copy
+from compressor.model.precision import working_copy
+from compressor.objective.calibrate import is_fresh
+from compressor.objective.losses import bce, cross_entropy, loss_named, mse
+from compressor.objective.objective import Objective, evaluate
 
 
 class TwoInTwoOut(nn.Module):

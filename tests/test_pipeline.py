@@ -8,9 +8,9 @@ from conftest import BLOCKS, Stubborn
 from torch import nn
 
 from compressor import Plan, apply_plan, compress, networks, score
-from compressor.calibrate import is_fresh
 from compressor.errors import BadInput, NotEquivalent, UnreachableSparsity, UnsupportedNetwork, WrongUsage
-from compressor.state import origin_of
+from compressor.model.origin import origin_of
+from compressor.objective.calibrate import is_fresh
 
 
 def widths(model: nn.Module) -> list[int]:

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.sweep import read_sweep
 from compressor import networks
+from compressor.benchmarks.experiments.sweep import read_sweep
 from compressor.method import table
 
 ROOT = Path(__file__).parent.parent

@@ -15,13 +15,15 @@ from conftest import SHARED
 from torch import nn
 
 from compressor import networks
-from compressor.cost import csr_bits, macs
 from compressor.coupling import structure
 from compressor.criteria.elasticity import node_elasticity, weight_elasticity
-from compressor.objective import Objective, nll_logits
-from compressor.select import select, select_weights
-from compressor.surgery import shrink
-from compressor.types import Scores, Structure
+from compressor.model.cost import csr_bits, macs
+from compressor.objective.losses import nll_logits
+from compressor.objective.objective import Objective
+from compressor.selection.select import select, select_weights
+from compressor.surgery.shrink import shrink
+from compressor.types.scores import Scores
+from compressor.types.structure import Structure
 
 COPIED = Path(__file__).parent / "reference"
 NODE_CASES = (

@@ -12,10 +12,10 @@ from compressor import compress
 from compressor.coupling import structure
 from compressor.criteria.elasticity import node_elasticity
 from compressor.errors import BadInput, UnsupportedNetwork
-from compressor.fast import fold_norms
-from compressor.objective import Objective
-from compressor.proof import randomised
-from compressor.types import Structure
+from compressor.model.speed import fold_norms
+from compressor.objective.objective import Objective
+from compressor.proof.prove import randomised
+from compressor.types.structure import Structure
 
 
 def conv(inputs: int, outputs: int, **options) -> nn.Conv2d:

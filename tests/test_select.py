@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 
 from compressor.coupling import structure
 from compressor.errors import UnreachableSparsity, WrongUsage
-from compressor.schedule import halving
-from compressor.select import check_sparsity, highest_reachable, select
-from compressor.types import Group, Scores, Slice, Structure
+from compressor.selection.schedule import halving
+from compressor.selection.select import check_sparsity, highest_reachable, select
+from compressor.types.scores import Scores
+from compressor.types.structure import Group, Slice, Structure
 
 
 def chain(*widths: int) -> Structure:

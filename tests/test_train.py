@@ -21,9 +21,9 @@ from cli import cli as command_line
 from compressor import compress, load, networks, train
 from compressor.data import Columns, Preprocessing, hold, open_data
 from compressor.errors import BadInput, WrongUsage
-from compressor.objective import Objective, evaluate
-from compressor.recipe import Recipe
+from compressor.objective.objective import Objective, evaluate
 from compressor.training import Diverged, read_history
+from compressor.training.recipe import Recipe
 from tests.command import main
 from tests.test_cli import run
 
@@ -284,7 +284,7 @@ def test_a_rewind_brings_the_early_weights_back(few, lenet5, rewind) -> None:
         held["what"] = what
 
     still = Recipe(epochs=3, batch_size=64, lr=2e-3)
-    from compressor.pruner import Pruner
+    from compressor.pruning.in_training import Pruner
 
     seen = {}
     original = Pruner.before

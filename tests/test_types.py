@@ -7,9 +7,11 @@ import torch
 from conftest import BLOCKS
 
 from compressor.coupling import structure
-from compressor.equivalence import Equivalence
 from compressor.errors import BadInput
-from compressor.types import Group, Plan, Scores, Slice
+from compressor.proof.equivalence import Equivalence
+from compressor.types.plan import Plan
+from compressor.types.scores import Scores
+from compressor.types.structure import Group, Slice
 
 X = (torch.randn(1, 3, 8, 8),)
 

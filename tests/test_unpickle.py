@@ -19,8 +19,8 @@ import torch
 from torch import nn
 
 from compressor import networks
+from compressor.checkpoint.unpickle import read
 from compressor.errors import BadInput
-from compressor.unpickle import read
 
 
 class Call:
@@ -214,7 +214,7 @@ import sys
 from pathlib import Path
 from damage import damages
 from compressor.errors import BadInput
-from compressor.unpickle import read
+from compressor.checkpoint.unpickle import read
 
 path, refused = Path(sys.argv[1]), 0
 for content in damages(path.read_bytes(), int(sys.argv[2])):
@@ -258,7 +258,9 @@ class OfPointers:
 
 def test_bytes_never_become_pointers(tmp_path: Path) -> None:
     torch.save({"state_dict": {"w": torch.zeros(2)}, "x": OfPointers()}, tmp_path / "evil.pt")
-    code = "import sys; from compressor.unpickle import read; from pathlib import Path; print(read(Path(sys.argv[1])))"
+    code = (
+        "import sys; from compressor.checkpoint.unpickle import read; from pathlib import Path; print(read(Path(sys.argv[1])))"
+    )
     done = subprocess.run([sys.executable, "-c", code, tmp_path / "evil.pt"], capture_output=True, text=True)
     assert done.returncode == 1, done.stderr
     assert "BadInput" in done.stderr

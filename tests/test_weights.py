@@ -16,17 +16,19 @@ from hypothesis import strategies as st
 from torch import nn
 
 from compressor import compress, load, networks, save
-from compressor.connectivity import paths
 from compressor.coupling import structure
-from compressor.dead import removable, steady, without_dead
 from compressor.errors import BadInput, UnreachableSparsity, WrongUsage
-from compressor.masked import over_channels
-from compressor.method import method_named, options_of, summaries
-from compressor.pipeline import apply_plan
-from compressor.select import per_part, select_weights
-from compressor.state import outputs_of
-from compressor.types import Mask, Plan, Scores
-from compressor.weights import maskable, masked
+from compressor.method import method_named, summaries
+from compressor.model.observe import outputs_of
+from compressor.model.weights import maskable, masked
+from compressor.options import options_of
+from compressor.proof.reference import over_channels
+from compressor.pruning.replay import apply_plan
+from compressor.selection.select import per_part, select_weights
+from compressor.surgery.dead_nodes import removable, steady, without_dead
+from compressor.surgery.paths import paths
+from compressor.types.plan import Mask, Plan
+from compressor.types.scores import Scores
 
 X = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 BATCHES = [(X, torch.tensor([0, 1, 2, 0]))]
@@ -315,8 +317,8 @@ from dataclasses import dataclass
 import torch
 
 from compressor import Method
-from compressor.types import Scores
-from compressor.weights import maskable
+from compressor.types.structure import Scores
+from compressor.model.weights import maskable
 
 
 @dataclass(frozen=True, kw_only=True)

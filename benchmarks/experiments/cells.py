@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from statistics import mean, stdev
 from typing import Any
 
-from benchmarks.report.compare import TRAIN_STEP, comparisons, dense_of, smalls_of
+from compressor.benchmarks.measure.runs import TRAIN_STEP
+from compressor.benchmarks.report.compare import comparisons, dense_of, smalls_of
 
 
 @dataclass(frozen=True)

@@ -15,19 +15,30 @@ from typing import Any, get_args
 
 from filelock import FileLock, Timeout
 
-from benchmarks.trial import SCHEMA, Trial, failed, files_of, found, network_file, serve, weights_of, write_record
 from compressor import networks
-from compressor.ablation import Ablation
-from compressor.budget import Unit
+from compressor.benchmarks.experiments.trial import (
+    SCHEMA,
+    Trial,
+    failed,
+    files_of,
+    found,
+    network_file,
+    serve,
+    weights_of,
+    write_record,
+)
 from compressor.errors import BadInput, WrongUsage, first_line, nearest
 from compressor.method import make, method_named
-from compressor.named import object_named
-from compressor.objective import loss_named
+from compressor.objective.losses import loss_named
 from compressor.options import options_of
-from compressor.recipe import recipe_named
-from compressor.schedule import Stage
-from compressor.select import check_sparsity
-from compressor.types import Attention, InputSpec
+from compressor.pruning.controls import Ablation
+from compressor.selection.budget import Unit
+from compressor.selection.schedule import Stage
+from compressor.selection.select import check_sparsity
+from compressor.system.user_code import object_named
+from compressor.training.recipe import recipe_named
+from compressor.types.origin import InputSpec
+from compressor.types.structure import Attention
 
 TRIALS, RUNS = "trials", "runs"
 DENSE = "dense"

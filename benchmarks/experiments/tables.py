@@ -9,7 +9,7 @@ from importlib.resources import files
 from statistics import mean
 from typing import Any
 
-from benchmarks.report.cells import (
+from compressor.benchmarks.experiments.cells import (
     Cell,
     ahead,
     cells_of,
@@ -20,7 +20,7 @@ from benchmarks.report.cells import (
     standing,
     t_interval,
 )
-from benchmarks.report.page import markdown_table, page, to_json
+from compressor.benchmarks.report.page import markdown_table, page
 
 Row = list[str]
 KIND = "experiments"
@@ -34,7 +34,7 @@ FEW = 10
 
 def paper_row(cell: Cell) -> dict[str, Any] | None:
     """The row of a paper's table that is nearest to a cell: same network, data, method, stage and unit."""
-    text = files("benchmarks.report").joinpath("paper_training.json").read_text(encoding="utf-8")
+    text = files("compressor.benchmarks.report").joinpath("paper_training.json").read_text(encoding="utf-8")
     if cell.control:
         return None
     rows = [
@@ -240,12 +240,7 @@ def _place(environment: Mapping[str, Any]) -> str:
     return json.dumps(said | {"torch": environment["packages"].get("torch")}, sort_keys=True)
 
 
-def render_experiments(document: Mapping[str, Any], suffix: str) -> str:
-    """The text of a file with that suffix: `.html`, `.md` or `.json`."""
-    return {".html": _to_html, ".md": _to_markdown, ".json": to_json}[suffix](dict(document))
-
-
-def _to_markdown(document: dict[str, Any]) -> str:
+def to_markdown(document: dict[str, Any]) -> str:
     lines = [f"# {document['title']}", ""]
     cells = cells_of(document)
     for title, head, rows in (*tables(cells), *differences(cells)):
@@ -254,8 +249,8 @@ def _to_markdown(document: dict[str, Any]) -> str:
     return "\n".join([*lines, *markdown_table(["", ""], _environment(document))]) + "\n"
 
 
-def _to_html(document: dict[str, Any]) -> str:
-    from benchmarks.report.plots import experiment_plots
+def to_html(document: dict[str, Any]) -> str:
+    from compressor.benchmarks.experiments.curves import experiment_plots
 
     cells = cells_of(document)
     return page(

@@ -16,22 +16,23 @@ from typing import Any
 
 from torch import nn
 
-from benchmarks.bench import bench
-from benchmarks.networks import open_network
-from benchmarks.report import make_document, training_document
 from compressor import load, networks, save
-from compressor.budget import Budget
+from compressor.benchmarks.measure.bench import bench
+from compressor.benchmarks.measure.networks import open_network
+from compressor.benchmarks.report.document import make_document, training_document
 from compressor.data import Columns, Rows
-from compressor.environment import prepare
 from compressor.errors import BadInput, CompressError, first_line
-from compressor.files import staged
-from compressor.fit import train
-from compressor.objective import LOSSES
-from compressor.recipe import recipe_named
-from compressor.source import Source, fresh_network
-from compressor.state import origin_of
-from compressor.training_data import TrainingData, training_data_for
-from compressor.types import InputSpec
+from compressor.model.origin import origin_of
+from compressor.objective.losses import LOSSES
+from compressor.pruning.train import train
+from compressor.selection.budget import Budget
+from compressor.sources.fresh import fresh_network
+from compressor.sources.scoring import Source
+from compressor.sources.training import TrainingData, training_data_for
+from compressor.system.environment import prepare
+from compressor.system.files import staged
+from compressor.training.recipe import recipe_named
+from compressor.types.origin import InputSpec
 
 SCHEMA = 1
 

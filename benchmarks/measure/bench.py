@@ -14,13 +14,16 @@ from typing import Any
 import torch
 from torch import nn
 
-import exporters
-from benchmarks.latency import OUT_OF_MEMORY, Job, attempt, clock_for, in_turn
-from benchmarks.memory import Probe, cuda_peak, peak_of_fresh_process
-from benchmarks.networks import ENGINES, Network, repeated, too_large
-from benchmarks.report.compare import INFERENCE, KIND, SCHEMA, TRAIN_STEP
-from compressor import networks
-from compressor.cost import (
+from compressor import exporters, networks
+from compressor.benchmarks.measure.latency import OUT_OF_MEMORY, Job, attempt, clock_for, in_turn
+from compressor.benchmarks.measure.memory import Probe, cuda_peak, peak_of_fresh_process
+from compressor.benchmarks.measure.networks import ENGINES, Network, repeated, too_large
+from compressor.benchmarks.measure.runs import INFERENCE, KIND, SCHEMA, TRAIN_STEP
+from compressor.coupling import structure
+from compressor.errors import BadInput, CompressError, UnsupportedNetwork, first_line
+from compressor.exporters.onnx import available, file_bytes, fixed_batch
+from compressor.exporters.onnx import count as count_onnx
+from compressor.model.cost import (
     LAYERS,
     cost,
     count,
@@ -31,17 +34,15 @@ from compressor.cost import (
     tensor_bytes,
     weights_of,
 )
-from compressor.coupling import structure
-from compressor.environment import environment
-from compressor.errors import BadInput, CompressError, UnsupportedNetwork, first_line
-from compressor.inputs import Inputs, several
-from compressor.objective import Batch, Objective, evaluate, inputs_of, loss_named
-from compressor.precision import working_copy
-from compressor.source import Source
-from compressor.state import origin_of
-from compressor.types import total_by_layer
-from exporters.onnx import available, file_bytes, fixed_batch
-from exporters.onnx import count as count_onnx
+from compressor.model.inputs import Inputs, several
+from compressor.model.origin import origin_of
+from compressor.model.precision import working_copy
+from compressor.objective.batches import Batch, inputs_of
+from compressor.objective.losses import loss_named
+from compressor.objective.objective import Objective, evaluate
+from compressor.sources.scoring import Source
+from compressor.system.environment import environment
+from compressor.types.structure import total_by_layer
 
 Progress = Callable[[str, int, int], None]
 

@@ -1,6 +1,7 @@
 """Peak memory: resident memory of a fresh process on a CPU, allocated and reserved memory on a GPU.
 
-`python -m benchmarks.memory` is that fresh process: it reads what to do as JSON from stdin, and answers on its last line.
+`python -m compressor.benchmarks.measure.memory` is that fresh process: it reads what to do as JSON from stdin, and answers on
+its last line.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from benchmarks.latency import OUT_OF_MEMORY, attempt
+from compressor.benchmarks.measure.latency import OUT_OF_MEMORY, attempt
 from compressor.errors import CompressError, first_line
 
 
@@ -31,7 +32,7 @@ class Probe:
         size: samples to run on: those of the batch, as often as needed.
         loss: name of the loss of a train step.
         threads: of torch and of the runtime.
-        loading: how the file is read, see `benchmarks.networks.open_network`.
+        loading: how the file is read, see `compressor.benchmarks.measure.networks.open_network`.
     """
 
     engine: str
@@ -52,7 +53,14 @@ def peak_of_fresh_process(probe: Probe) -> int:
         RuntimeError: it failed in another way; the message says how.
     """
     done = subprocess.run(
-        [sys.executable, "-P", "-W", "ignore", "-m", "benchmarks.memory"],  # -P: the working folder holds no module of ours
+        [
+            sys.executable,
+            "-P",
+            "-W",
+            "ignore",
+            "-m",
+            "compressor.benchmarks.measure.memory",
+        ],  # -P: the working folder holds no module of ours
         input=json.dumps(asdict(probe)),
         capture_output=True,
         text=True,
@@ -125,7 +133,7 @@ def _work(probe: Probe) -> None:
     import torch
 
     torch.set_num_threads(probe.threads)
-    from benchmarks.networks import open_network, repeated
+    from compressor.benchmarks.measure.networks import open_network, repeated
 
     network = open_network(Path(probe.model), **probe.loading)
     inputs, target = repeated(torch.load(probe.batch, weights_only=True), probe.size)

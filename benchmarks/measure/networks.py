@@ -12,15 +12,19 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
-from benchmarks.latency import Job, attempt
-from compressor.checkpoint import load
+from compressor.benchmarks.measure.latency import Job, attempt
+from compressor.checkpoint.checkpoint import load
 from compressor.errors import BadInput
-from compressor.inputs import Inputs, each, run, samples, suited
-from compressor.objective import Batch, Objective, inputs_of, loss_named, to_device
-from compressor.source import NOISE, Source, noise_like, source_for
-from compressor.state import origin_of, outputs_of, tensors_in
-from compressor.types import InputSpec
-from exporters.onnx import Session, input_specs
+from compressor.exporters.onnx import Session, input_specs
+from compressor.model.inputs import Inputs, each, run, samples, suited
+from compressor.model.observe import outputs_of, tensors_in
+from compressor.model.origin import origin_of
+from compressor.objective.batches import Batch, inputs_of, to_device
+from compressor.objective.losses import loss_named
+from compressor.objective.objective import Objective
+from compressor.sources.noise import NOISE, noise_like
+from compressor.sources.scoring import Source, source_for
+from compressor.types.origin import InputSpec
 
 ENGINES = ("torch", "onnxruntime")
 

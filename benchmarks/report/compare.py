@@ -9,12 +9,10 @@ from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any
 
-from benchmarks.latency import quartiles
+from compressor.benchmarks.measure.latency import quartiles
+from compressor.benchmarks.measure.runs import INFERENCE, KIND, SCHEMA, TRAIN_STEP
 from compressor.errors import BadInput
 
-SCHEMA = 1
-KIND = "bench"
-INFERENCE, TRAIN_STEP = "inference", "train_step"
 NEAR = 1.0
 """Percentage points of node sparsity within which a row of the paper is shown."""
 
@@ -190,7 +188,7 @@ def paper_rows(document: dict[str, Any]) -> Iterator[tuple[dict[str, Any], dict[
 
 def paper() -> dict[str, Any]:
     """The tables of the paper for structured pruning, as printed."""
-    return json.loads(files("benchmarks.report").joinpath("paper.json").read_text(encoding="utf-8"))
+    return json.loads(files("compressor.benchmarks.report").joinpath("paper.json").read_text(encoding="utf-8"))
 
 
 def disk_meant(row: dict[str, Any]) -> float:

@@ -8,13 +8,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from compressor.cost import cost
-from compressor.environment import environment
-from compressor.equivalence import Equivalence
-from compressor.fit import Trained
-from compressor.inputs import Inputs, suited
-from compressor.objective import Quality
-from compressor.summary import Result, Summary
+from compressor.model.cost import cost
+from compressor.model.inputs import Inputs, suited
+from compressor.objective.objective import Quality
+from compressor.proof.equivalence import Equivalence
+from compressor.pruning.result import Result, Summary
+from compressor.pruning.train import Trained
+from compressor.system.environment import environment
 
 SCHEMA = 1
 UNTRAINED = "A pruned network that was not trained afterwards is expected to be poor: train it before judging its accuracy."

@@ -11,10 +11,10 @@ from rich.markup import escape
 from rich.tree import Tree
 from torch import Tensor, nn
 
-from compressor.cost import cost
-from compressor.inputs import Inputs, precision_of
-from compressor.state import origin_of
-from compressor.types import Group, Role, Structure, total_by_layer
+from compressor.model.cost import cost
+from compressor.model.inputs import Inputs, precision_of
+from compressor.model.origin import origin_of
+from compressor.types.structure import Group, Role, Structure, total_by_layer
 
 SCHEMA = 1
 WIDE = 500

@@ -8,9 +8,8 @@ from collections.abc import Callable, Iterator
 from importlib.resources import files
 from typing import Any
 
-from benchmarks.report.compare import (
+from compressor.benchmarks.report.compare import (
     ENGINE_NAMES,
-    check,
     comparisons,
     dense_of,
     disk_meant,
@@ -23,42 +22,10 @@ from benchmarks.report.compare import (
     smalls_of,
     times,
 )
-from compressor.errors import BadInput, first_line
 
 Row = list[str]
 Table = tuple[str, Row, list[Row]]
 """(title, head, rows), all text."""
-
-
-def render(document: dict[str, Any], suffix: str) -> str:
-    """The text of a file with that suffix: `.html`, `.md` or `.json`."""
-    if _is_experiments(document):
-        from benchmarks.report.experiments import render_experiments
-
-        return render_experiments(document, suffix)
-    return {".html": to_html, ".md": to_markdown, ".json": to_json}[suffix](document)
-
-
-SUFFIXES = (".html", ".md", ".json")
-
-
-def read(text: str) -> dict[str, Any]:
-    """A document that was written before, if all of it can be shown.
-
-    Raises:
-        BadInput: not a benchmark report, one of another schema version, or a damaged one.
-    """
-    try:
-        raw = json.loads(text)
-        document = raw if isinstance(raw, dict) and _is_experiments(raw) else check(raw)
-        render(document, ".md")
-    except (ArithmeticError, AttributeError, LookupError, RecursionError, StopIteration, TypeError, ValueError) as error:
-        raise BadInput(f"not a report, or a damaged one ({type(error).__name__} {first_line(error)})") from error
-    return document
-
-
-def _is_experiments(raw: dict[str, Any]) -> bool:
-    return raw.get("kind") == "experiments" and raw.get("schema") == 1
 
 
 def to_json(document: dict[str, Any]) -> str:
@@ -68,7 +35,7 @@ def to_json(document: dict[str, Any]) -> str:
 
 def to_html(document: dict[str, Any]) -> str:
     """One self-contained page: no script, no file beside it, no network."""
-    from benchmarks.report.plots import all_plots
+    from compressor.benchmarks.report.plots import all_plots
 
     return page(**_parts(document), plots=all_plots(document))
 
@@ -77,7 +44,7 @@ def page(**parts: Any) -> str:
     """The page's template, filled."""
     from jinja2 import Environment, StrictUndefined
 
-    template = files("benchmarks.report").joinpath("page.html.j2").read_text(encoding="utf-8")
+    template = files("compressor.benchmarks.report").joinpath("page.html.j2").read_text(encoding="utf-8")
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     return environment.from_string(template).render(**parts)
 

@@ -1,4 +1,4 @@
-"""Where the time of a pruned network goes: `python -m benchmarks.leftover --data CIFAR10`.
+"""Where the time of a pruned network goes: `python -m compressor.benchmarks.studies.leftover --data CIFAR10`.
 
 VGG16 at 93 % with widths in multiples of 8, beside the dense network, on one thread: each layer's time in ONNX Runtime, from
 its own profile, against what its multiply-adds would need at the dense network's pace; and PyTorch in several memory layouts.
@@ -20,16 +20,16 @@ import onnxruntime
 import torch
 from torch import Tensor, nn
 
-from benchmarks.latency import Job, cpu_clock, in_turn
-from benchmarks.peers import build
 from compressor import compress
-from compressor.cost import count
+from compressor.benchmarks.measure.latency import Job, cpu_clock, in_turn
+from compressor.benchmarks.studies.peers import build
 from compressor.coupling import structure
 from compressor.data import Images, Samples, open_data
-from compressor.environment import environment
-from compressor.fast import best_layouts, fold_norms
-from compressor.files import staged
-from exporters import export
+from compressor.exporters import export
+from compressor.model.cost import count
+from compressor.model.speed import best_layouts, fold_norms
+from compressor.system.environment import environment
+from compressor.system.files import staged
 
 RESULTS = Path(__file__).parent / "results" / "leftover.json"
 BATCHES = (1, 64)

@@ -1,4 +1,4 @@
-"""The numbers of the main job: `python -m benchmarks.main_job --data CIFAR10`, as `make bench` runs it.
+"""The numbers of the main job: `python -m compressor.benchmarks.studies.main_job --data CIFAR10`, as `make bench` runs it.
 
 Scoring and removing of VGG16 at 0.93 against its bound, the bare passes: forward, and backward to the activations, on each
 event's network, parameters frozen, default memory layout. Both on the same samples, one thread, in pairs. Then the command
@@ -21,16 +21,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from benchmarks.latency import quartiles
-from benchmarks.memory import peak_of_command
 from compressor import networks
+from compressor.benchmarks.measure.latency import quartiles
+from compressor.benchmarks.measure.memory import peak_of_command
 from compressor.coupling import structure
 from compressor.data import Images, Samples, open_data
-from compressor.environment import environment
 from compressor.method import make
-from compressor.objective import Objective
-from compressor.select import select
-from compressor.surgery import shrink
+from compressor.objective.objective import Objective
+from compressor.selection.select import select
+from compressor.surgery.shrink import shrink
+from compressor.system.environment import environment
 
 SPARSITY = 0.93
 MIB = 2**20

@@ -1,4 +1,4 @@
-"""All methods side by side: `python -m benchmarks.methods --data CIFAR10 --mnist MNIST`, as `make bench` runs it.
+"""All methods side by side: `python -m compressor.benchmarks.studies.methods --data CIFAR10 --mnist MNIST`.
 
 Cost: seconds and peak memory of one scoring of VGG16 and ResNet18, each in a process of its own, on one thread. Product: SNIP's
 score and GraSP's product with the Hessian, in turn. Flow: the squared norm of the gradient after keeping a tenth of the
@@ -23,17 +23,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from benchmarks.latency import cpu_clock, in_turn
-from benchmarks.memory import peak_resident_bytes
 from compressor import compress, networks
+from compressor.benchmarks.measure.latency import cpu_clock, in_turn
+from compressor.benchmarks.measure.memory import peak_resident_bytes
 from compressor.coupling import structure
 from compressor.criteria.variables import gradient, hessian_product, variables
 from compressor.data import Images, Samples, open_data
-from compressor.environment import environment
-from compressor.files import staged
-from compressor.method import make, method_named, options_of, summaries
-from compressor.objective import Objective
-from compressor.weights import maskable
+from compressor.method import make, method_named, summaries
+from compressor.model.weights import maskable
+from compressor.objective.objective import Objective
+from compressor.options import options_of
+from compressor.system.environment import environment
+from compressor.system.files import staged
 
 RESULTS = Path(__file__).parent / "results" / "methods.json"
 COSTS = ("vgg16", "resnet18")
@@ -243,7 +244,7 @@ def main() -> None:
 
 
 def _in_a_process(question: dict[str, Any]) -> dict[str, Any]:
-    command = [sys.executable, "-m", "benchmarks.methods", "--one", json.dumps(question)]
+    command = [sys.executable, "-m", "compressor.benchmarks.studies.methods", "--one", json.dumps(question)]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return answer

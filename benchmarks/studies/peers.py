@@ -1,4 +1,4 @@
-"""Beside the peers, in one run: `python -m benchmarks.peers --data CIFAR10`, as `make bench` runs it.
+"""Beside the peers, in one run: `python -m compressor.benchmarks.studies.peers --data CIFAR10`, as `make bench` runs it.
 
 The same networks, the same data, one thread: ours against torch-pruning's pruner (group magnitude, Taylor) and the
 structured masks of `torch.nn.utils.prune`; asked for the same node sparsity, and once more for our multiply-adds, since a
@@ -24,21 +24,22 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import prune
 
-from benchmarks.latency import cpu_clock, in_turn, quartiles
-from benchmarks.memory import peak_resident_bytes
-from benchmarks.networks import Network
-from benchmarks.report.compare import INFERENCE, TRAIN_STEP, Comparison, times
-from benchmarks.resnet50 import resnet50
 from compressor import compress, networks
-from compressor.cost import LAYERS, count
+from compressor.benchmarks.measure.latency import cpu_clock, in_turn, quartiles
+from compressor.benchmarks.measure.memory import peak_resident_bytes
+from compressor.benchmarks.measure.networks import Network
+from compressor.benchmarks.measure.runs import INFERENCE, TRAIN_STEP
+from compressor.benchmarks.report.compare import Comparison, times
+from compressor.benchmarks.studies.resnet50 import resnet50
 from compressor.coupling import structure
 from compressor.data import Images, Samples, open_data
-from compressor.environment import environment
-from compressor.equivalence import TORCH_TOLERANCE, Equivalence
 from compressor.errors import first_line
-from compressor.state import outputs_of
-from compressor.surgery import shrink
-from compressor.types import Structure
+from compressor.model.cost import LAYERS, count
+from compressor.model.observe import outputs_of
+from compressor.proof.equivalence import TORCH_TOLERANCE, Equivalence
+from compressor.surgery.shrink import shrink
+from compressor.system.environment import environment
+from compressor.types.structure import Structure
 
 SHAPE = {"resnet50": (3, 64, 64)}
 SPARSITY = 0.93
@@ -207,7 +208,9 @@ def compared(name: str, data: str, samples: int, rounds: int, folder: Path, say:
         if equal:
             arguments += ["--macs", str(ours_macs)]
         done = subprocess.run(
-            [sys.executable, "-P", "-W", "ignore", "-m", "benchmarks.peers", *arguments], capture_output=True, text=True
+            [sys.executable, "-P", "-W", "ignore", "-m", "compressor.benchmarks.studies.peers", *arguments],
+            capture_output=True,
+            text=True,
         )
         if done.returncode:
             reason = first_line(RuntimeError((done.stderr.strip().splitlines() or ["died"])[-1]))

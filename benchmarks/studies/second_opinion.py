@@ -1,4 +1,4 @@
-"""Our graph and torch-pruning's on every network of torchvision: `python -m benchmarks.second_opinion`.
+"""Our graph and torch-pruning's on every network of torchvision: `python -m compressor.benchmarks.studies.second_opinion`.
 
 A node is the set of all tensor entries that live or die with it. One row per network in `benchmarks/results/`;
 rows that are there are not made again.
@@ -18,13 +18,13 @@ from typing import Any
 
 import torch
 
-from benchmarks.zoo import torchvision_networks
+from compressor.benchmarks.studies.zoo import torchvision_networks
 from compressor.coupling.label_flow import Traced
 from compressor.coupling.torch_pruning_graph import by_torch_pruning
-from compressor.environment import environment
 from compressor.errors import CompressError
-from compressor.files import staged
-from compressor.types import Structure
+from compressor.system.environment import environment
+from compressor.system.files import staged
+from compressor.types.structure import Structure
 
 RESULTS = Path(__file__).parent / "results" / "second_opinion.json"
 SECONDS = 120

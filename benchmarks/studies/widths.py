@@ -1,4 +1,4 @@
-"""Widths that run fast, in one run: `python -m benchmarks.widths --data CIFAR10`.
+"""Widths that run fast, in one run: `python -m compressor.benchmarks.studies.widths --data CIFAR10`.
 
 Each network is pruned to the same node sparsity three times: exact widths, multiples of 8, multiples of 16. Then the dense
 network and the three small ones are timed in turn on one thread, in PyTorch and in ONNX Runtime, whose dense network has its
@@ -18,17 +18,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks.latency import cpu_clock, in_turn, quartiles
-from benchmarks.networks import Network
-from benchmarks.peers import SHAPE, build
-from benchmarks.report.compare import INFERENCE, TRAIN_STEP
-from benchmarks.zoo import import_torchvision
 from compressor import compress
-from compressor.cost import count
+from compressor.benchmarks.measure.latency import cpu_clock, in_turn, quartiles
+from compressor.benchmarks.measure.networks import Network
+from compressor.benchmarks.measure.runs import INFERENCE, TRAIN_STEP
+from compressor.benchmarks.studies.peers import SHAPE, build
+from compressor.benchmarks.studies.zoo import import_torchvision
 from compressor.data import Images, Samples, open_data
-from compressor.environment import environment
-from compressor.files import staged
-from exporters import export
+from compressor.exporters import export
+from compressor.model.cost import count
+from compressor.system.environment import environment
+from compressor.system.files import staged
 
 RESULTS = Path(__file__).parent / "results" / "widths.json"
 CASES = (

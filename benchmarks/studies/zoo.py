@@ -1,4 +1,4 @@
-"""Networks that others wrote, each pruned to half of its nodes and proven: `python -m benchmarks.zoo`.
+"""Networks that others wrote, each pruned to half of its nodes and proven: `python -m compressor.benchmarks.studies.zoo`.
 
 One row per network in `benchmarks/results/zoo.json`, and a table. Each network has a process of its own, so that one that is
 killed takes no other with it; rows that are there are not made again, so that a long run can be continued.
@@ -25,9 +25,9 @@ from torch import Tensor, nn
 
 from compressor import compress
 from compressor.coupling import structure
-from compressor.environment import environment
 from compressor.errors import CompressError
-from compressor.files import staged
+from compressor.system.environment import environment
+from compressor.system.files import staged
 
 RESULTS = Path(__file__).parent / "results" / "zoo.json"
 SPARSITY = 0.5

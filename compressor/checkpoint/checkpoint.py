@@ -22,13 +22,15 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
-from compressor import networks, unpickle
+from compressor import networks
+from compressor.checkpoint import unpickle
 from compressor.data import Preprocessing
 from compressor.errors import BadInput, WrongUsage, first_line
-from compressor.files import check_target, staged
-from compressor.state import origin_of, set_origin
-from compressor.surgery import is_depthwise, refit, remember
-from compressor.types import InputSpec, Origin, Plan
+from compressor.model.origin import origin_of, set_origin
+from compressor.surgery.shrink import is_depthwise, refit, remember
+from compressor.system.files import check_target, staged
+from compressor.types.origin import InputSpec, Origin
+from compressor.types.plan import Plan
 
 SUFFIXES = (".pt", ".safetensors")
 KEY = "compressor"

@@ -18,9 +18,9 @@ import numpy as np
 import torch
 from torch import nn
 
+from compressor.checkpoint.check_module import made_intact
 from compressor.errors import BadInput, first_line
-from compressor.intact import made_intact
-from compressor.quiet import quiet
+from compressor.system.quiet import quiet
 
 NETWORKS = (
     "torch.nn",
@@ -29,7 +29,7 @@ NETWORKS = (
     "timm.models",
     "timm.layers",
     "transformers.models",
-    "compressor",
+    "compressor.networks",
 )
 """Packages whose `nn.Module` classes may be named by a file."""
 
@@ -40,8 +40,10 @@ NEVER = (
 
 HELPERS = frozenset(
     [
-        "argparse.Namespace", "compressor.types.Event", "compressor.types.InputSpec", "compressor.types.Origin",
-        "compressor.types.Plan", "collections.defaultdict", "datetime.date", "datetime.datetime", "datetime.timedelta",
+        "argparse.Namespace", "collections.defaultdict", "datetime.date", "datetime.datetime", "datetime.timedelta",
+        "compressor.types.Event", "compressor.types.InputSpec", "compressor.types.Origin", "compressor.types.Plan",  # until 0.1
+        "compressor.types.plan.Event", "compressor.types.plan.Plan",
+        "compressor.types.origin.InputSpec", "compressor.types.origin.Origin",
         "functools.partial", "numpy.core.multiarray._reconstruct", "numpy.core.multiarray.scalar",
         "numpy._core.multiarray._reconstruct", "numpy._core.multiarray.scalar", "numpy.dtype", "numpy.ndarray",
         "pathlib.PosixPath", "pathlib.PurePosixPath", "timm.layers.format.Format",

@@ -9,9 +9,9 @@ from torch import nn
 
 from compressor.coupling.label_flow import Traced, Untraceable
 from compressor.errors import BadInput, UnsupportedNetwork, first_line
-from compressor.inputs import Inputs, as_inputs, each
-from compressor.state import outputs_of
-from compressor.types import Attention, Bound, Structure
+from compressor.model.inputs import Inputs, as_inputs, each
+from compressor.model.observe import outputs_of
+from compressor.types.structure import Attention, Bound, Structure
 
 __all__ = ["Traced", "check_prunable", "structure", "trace"]
 

@@ -11,7 +11,7 @@ from torch import Tensor, fx, nn
 
 from compressor.coupling.grouping import Axis
 from compressor.coupling.labels import FILLER, Labels, compact, constant_along
-from compressor.types import Attention, Role
+from compressor.types.structure import Attention, Role
 
 NOT_A_CHANNEL = "it works along a dimension that carries no channels of its own"
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from compressor.coupling.labels import FILLER, Solution
-from compressor.types import Group, Role, Slice
+from compressor.types.structure import Group, Role, Slice
 
 
 @dataclass(frozen=True)

@@ -24,10 +24,10 @@ from compressor.coupling.operators import apply
 from compressor.coupling.products import PRODUCTS
 from compressor.coupling.splits import before_products
 from compressor.errors import BadInput, CompressError, first_line
-from compressor.inputs import Inputs, arguments, each
-from compressor.quiet import quiet
-from compressor.state import observed
-from compressor.types import NOT_IN_EVAL, OUTPUT, Attention, Bound, Group, Slice, Structure
+from compressor.model.inputs import Inputs, arguments, each
+from compressor.model.observe import observed
+from compressor.system.quiet import quiet
+from compressor.types.structure import NOT_IN_EVAL, OUTPUT, Attention, Bound, Group, Slice, Structure
 
 LAYERS = (_ConvNd, nn.Linear, nn.RNNBase)
 """Modules whose outputs are nodes."""

@@ -10,7 +10,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
-from compressor.types import OUTPUT
+from compressor.types.structure import OUTPUT
 
 FILLER = 0
 """Label of positions that belong to no node, such as padding. It ties nothing."""

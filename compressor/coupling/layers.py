@@ -142,7 +142,7 @@ def _batch_norm_of_a_layer(flow: Flow, node: fx.Node, arguments: list[Any], opti
 
 
 def _layer_norm(flow: Flow, node: fx.Node, arguments: list[Any], options: dict[str, Any]) -> Any:
-    """A norm over the last dimensions. What is left after removal is normed over what is left (see `compressor.masked`)."""
+    """A norm over the last dimensions. After removal it norms over what is left (see `compressor.proof.reference`)."""
     x, shape = arguments[0], arguments[1]
     stored = [a for a in arguments[2:4] if isinstance(a, Parameter)]
     dims = range(x.dim() - len(shape), x.dim())

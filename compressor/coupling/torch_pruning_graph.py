@@ -16,10 +16,10 @@ from torch.nn.modules.conv import _ConvNd
 from compressor.coupling.flow import Flow, Parameter
 from compressor.coupling.grouping import groups_of
 from compressor.errors import UnsupportedNetwork, first_line
-from compressor.inputs import Inputs
-from compressor.quiet import quiet
-from compressor.state import observed
-from compressor.types import OUTPUT, Role, Structure
+from compressor.model.inputs import Inputs
+from compressor.model.observe import observed
+from compressor.system.quiet import quiet
+from compressor.types.structure import OUTPUT, Role, Structure
 
 
 def by_torch_pruning(model: nn.Module, example_inputs: Inputs) -> Structure:

@@ -18,12 +18,12 @@ from torch import Tensor, nn
 
 from compressor.coupling import trace
 from compressor.errors import UnsupportedNetwork, first_line
-from compressor.inputs import Inputs, each, run
-from compressor.masked import in_branches
-from compressor.proof import prove_randomised
-from compressor.state import observed, outputs_of
-from compressor.surgery import shrink, tensors_of
-from compressor.types import Attention, Bound, Group, Structure
+from compressor.model.branches import in_branches
+from compressor.model.inputs import Inputs, each, run
+from compressor.model.observe import observed, outputs_of
+from compressor.proof.prove import prove_randomised
+from compressor.surgery.shrink import shrink, tensors_of
+from compressor.types.structure import Attention, Bound, Group, Structure
 
 DRAWS = 2
 """Random removals that a group must survive before it may be pruned."""

@@ -8,8 +8,9 @@ import torch
 from torch import nn
 
 from compressor.criteria.elasticity import node_elasticity, weight_elasticity
-from compressor.objective import Objective
-from compressor.types import Scores, Structure
+from compressor.objective.objective import Objective
+from compressor.types.scores import Scores
+from compressor.types.structure import Structure
 
 
 def combined_elasticity(model: nn.Module, structure: Structure, objective: Objective) -> Scores:

@@ -16,10 +16,12 @@ from torch import Tensor, nn
 
 from compressor.criteria.variables import Unit, finite, gradient, input_channels, variables
 from compressor.errors import BadInput, UnsupportedNetwork
-from compressor.fast import best_layouts, fold_norms
-from compressor.objective import Objective, size_of
-from compressor.state import observed
-from compressor.types import Scores, Slice, Structure
+from compressor.model.observe import observed
+from compressor.model.speed import best_layouts, fold_norms
+from compressor.objective.batches import size_of
+from compressor.objective.objective import Objective
+from compressor.types.scores import Scores
+from compressor.types.structure import Slice, Structure
 
 GatePlace = Literal["read", "post-norm", "pre-norm"]
 Aggregate = Literal["signed", "batch", "sample"]

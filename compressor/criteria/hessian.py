@@ -7,8 +7,9 @@ from torch import nn
 
 from compressor.criteria.variables import Unit, gradient, hessian_product, variables
 from compressor.errors import BadInput
-from compressor.objective import Objective
-from compressor.types import Scores, Structure
+from compressor.objective.objective import Objective
+from compressor.types.scores import Scores
+from compressor.types.structure import Structure
 
 
 def gradient_flow(model: nn.Module, structure: Structure, objective: Objective, unit: Unit) -> Scores:

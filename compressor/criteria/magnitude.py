@@ -9,9 +9,10 @@ from torch import Tensor, nn
 
 from compressor.criteria.variables import Unit
 from compressor.errors import UnsupportedNetwork
-from compressor.surgery import tensors_of
-from compressor.types import Group, Scores, Structure
-from compressor.weights import maskable
+from compressor.model.weights import maskable
+from compressor.surgery.shrink import tensors_of
+from compressor.types.scores import Scores
+from compressor.types.structure import Group, Structure
 
 
 def weight_magnitude(model: nn.Module) -> Scores:

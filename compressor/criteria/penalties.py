@@ -7,9 +7,9 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from compressor.surgery import tensors_of
-from compressor.types import Structure
-from compressor.weights import maskable
+from compressor.model.weights import maskable
+from compressor.surgery.shrink import tensors_of
+from compressor.types.structure import Structure
 
 SMALLEST = 1e-12
 """Added to the squares, so that a weight of zeros costs nothing and has a derivative."""

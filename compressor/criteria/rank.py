@@ -8,9 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from compressor.criteria.variables import input_channels
-from compressor.objective import Objective, size_of
-from compressor.state import observed
-from compressor.types import Group, Scores, Slice, Structure
+from compressor.model.observe import observed
+from compressor.objective.batches import size_of
+from compressor.objective.objective import Objective
+from compressor.types.scores import Scores
+from compressor.types.structure import Group, Slice, Structure
 
 
 def map_ranks(model: nn.Module, structure: Structure, objective: Objective) -> Scores:

@@ -13,9 +13,10 @@ from torch.utils.checkpoint import checkpoint
 
 from compressor.criteria.variables import Unit, variables
 from compressor.errors import BadInput, UnsupportedNetwork
-from compressor.inputs import Inputs, each, run
-from compressor.state import tensors_in
-from compressor.types import Scores, Structure
+from compressor.model.inputs import Inputs, each, run
+from compressor.model.observe import tensors_in
+from compressor.types.scores import Scores
+from compressor.types.structure import Structure
 
 
 def synaptic_flow(model: nn.Module, structure: Structure, inputs: Inputs, unit: Unit) -> Scores:

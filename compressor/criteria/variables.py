@@ -16,10 +16,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.conv import _ConvNd
 
 from compressor.errors import BadInput, UnsupportedNetwork, first_line
-from compressor.objective import Objective, size_of
-from compressor.state import observed
-from compressor.types import Slice, Structure
-from compressor.weights import maskable
+from compressor.model.observe import observed
+from compressor.model.weights import maskable
+from compressor.objective.batches import size_of
+from compressor.objective.objective import Objective
+from compressor.types.structure import Slice, Structure
 
 Unit = Literal["node", "weight"]
 Variables = dict[str, Tensor]

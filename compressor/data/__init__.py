@@ -15,7 +15,7 @@ from compressor.data._hold import held_bytes, hold
 from compressor.data._images import USUAL, Images, Preprocessing, Split
 from compressor.data._random import own_randomness, seed_all
 from compressor.errors import BadInput
-from compressor.named import is_named
+from compressor.system.user_code import is_named
 
 __all__ = [
     "Arrays",

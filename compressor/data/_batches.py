@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from compressor.errors import BadInput, CompressError, first_line
-from compressor.named import object_named
+from compressor.system.user_code import object_named
 
 
 @dataclass(frozen=True)

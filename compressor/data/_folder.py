@@ -18,7 +18,7 @@ from torch import Tensor
 
 from compressor.data._images import Images, Split, held_out
 from compressor.errors import BadInput, first_line
-from compressor.quiet import quiet
+from compressor.system.quiet import quiet
 
 TEST_SPLITS = ("test", "validation", "val")
 HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?", re.ASCII)

@@ -8,9 +8,11 @@ from typing import ClassVar
 from torch import nn
 
 from compressor.criteria.magnitude import norm_scales, without_norm
-from compressor.method import Method, Stage
-from compressor.objective import Objective
-from compressor.types import Scores, Structure
+from compressor.method import Method
+from compressor.objective.objective import Objective
+from compressor.selection.schedule import Stage
+from compressor.types.scores import Scores
+from compressor.types.structure import Structure
 
 
 @dataclass(frozen=True, kw_only=True)

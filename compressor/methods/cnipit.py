@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from compressor.method import option
 from compressor.methods.cnip import Cnip
-from compressor.schedule import halving
+from compressor.options import option
+from compressor.selection.schedule import halving
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,9 +9,11 @@ from torch import nn
 
 from compressor.criteria.hessian import gradient_flow
 from compressor.criteria.variables import Unit
-from compressor.method import Method, option
-from compressor.objective import Objective
-from compressor.types import Scores, Structure
+from compressor.method import Method
+from compressor.objective.objective import Objective
+from compressor.options import option
+from compressor.types.scores import Scores
+from compressor.types.structure import Structure
 
 
 @dataclass(frozen=True, kw_only=True)

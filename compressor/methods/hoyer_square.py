@@ -9,9 +9,12 @@ from torch import Tensor, nn
 
 from compressor.criteria.magnitude import weight_magnitude
 from compressor.criteria.penalties import hoyer_square, weights_of
-from compressor.method import Method, Stage, option
-from compressor.objective import Objective
-from compressor.types import Scores, Structure
+from compressor.method import Method
+from compressor.objective.objective import Objective
+from compressor.options import option
+from compressor.selection.schedule import Stage
+from compressor.types.scores import Scores
+from compressor.types.structure import Structure
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,10 +8,12 @@ from typing import ClassVar
 from torch import nn
 
 from compressor.criteria.rank import map_ranks, without_maps
-from compressor.method import Method, Stage
-from compressor.objective import Objective
-from compressor.select import per_part
-from compressor.types import Scores, Structure
+from compressor.method import Method
+from compressor.objective.objective import Objective
+from compressor.selection.schedule import Stage
+from compressor.selection.select import per_part
+from compressor.types.scores import Scores
+from compressor.types.structure import Structure
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,10 +8,12 @@ from typing import ClassVar, Literal
 from torch import nn
 
 from compressor.criteria.magnitude import weight_magnitude
-from compressor.method import Method, Stage, option
-from compressor.objective import Objective
-from compressor.schedule import exponential
-from compressor.types import Scores, Structure
+from compressor.method import Method
+from compressor.objective.objective import Objective
+from compressor.options import option
+from compressor.selection.schedule import Stage, exponential
+from compressor.types.scores import Scores
+from compressor.types.structure import Structure
 
 
 @dataclass(frozen=True, kw_only=True)

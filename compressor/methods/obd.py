@@ -9,9 +9,12 @@ from torch import nn
 
 from compressor.criteria.hessian import damage
 from compressor.criteria.variables import Unit
-from compressor.method import Method, Stage, option
-from compressor.objective import Objective
-from compressor.types import Scores, Structure
+from compressor.method import Method
+from compressor.objective.objective import Objective
+from compressor.options import option
+from compressor.selection.schedule import Stage
+from compressor.types.scores import Scores
+from compressor.types.structure import Structure
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,11 +9,13 @@ import torch
 from torch import nn
 
 from compressor.criteria.variables import Unit
-from compressor.method import Method, option
-from compressor.objective import Objective
-from compressor.select import Scope
-from compressor.types import Scores, Structure
-from compressor.weights import maskable
+from compressor.method import Method
+from compressor.model.weights import maskable
+from compressor.objective.objective import Objective
+from compressor.options import option
+from compressor.selection.select import Scope
+from compressor.types.scores import Scores
+from compressor.types.structure import Structure
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from compressor.criteria.penalties import norm_scales_l1
-from compressor.method import option
 from compressor.methods.bn_scale import BnScale
-from compressor.types import Structure
+from compressor.options import option
+from compressor.types.structure import Structure
 
 
 @dataclass(frozen=True, kw_only=True)

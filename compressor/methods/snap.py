@@ -8,10 +8,12 @@ from typing import ClassVar
 from torch import nn
 
 from compressor.criteria.elasticity import Aggregate, GatePlace, node_elasticity
-from compressor.method import Method, option
-from compressor.objective import Objective
-from compressor.select import Scope, within
-from compressor.types import Scores, Structure
+from compressor.method import Method
+from compressor.objective.objective import Objective
+from compressor.options import option
+from compressor.selection.select import Scope, within
+from compressor.types.scores import Scores
+from compressor.types.structure import Structure
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,8 +9,9 @@ from torch import nn
 
 from compressor.criteria.elasticity import weight_elasticity
 from compressor.method import Method
-from compressor.objective import Objective
-from compressor.types import Scores, Structure
+from compressor.objective.objective import Objective
+from compressor.types.scores import Scores
+from compressor.types.structure import Structure
 
 
 @dataclass(frozen=True, kw_only=True)

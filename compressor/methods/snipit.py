@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from compressor.method import option
 from compressor.methods.snip import Snip
-from compressor.schedule import halving
+from compressor.options import option
+from compressor.selection.schedule import halving
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,9 +13,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
-from compressor.inputs import Inputs, each, run, tensors
-from compressor.quiet import quiet
-from compressor.state import observed, tensors_in
+from compressor.model.inputs import Inputs, each, run, tensors
+from compressor.model.observe import observed, tensors_in
+from compressor.system.quiet import quiet
 
 Size = Sequence[int]
 

@@ -12,8 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from compressor.inputs import Inputs, arguments
-from compressor.types import Mask, Origin
+from compressor.model.inputs import Inputs, arguments
 
 
 @contextmanager
@@ -48,12 +47,6 @@ def _in_full() -> Iterator[None]:
             backend.allow_tf32 = allowed
 
 
-def origin_of(model: nn.Module) -> Origin | None:
-    """Where a network comes from; None for one that is not ours."""
-    origin = getattr(model, "origin", None)
-    return origin if isinstance(origin, Origin) else None
-
-
 def values_of(model: nn.Module) -> dict[str, Tensor]:
     """All parameters and buffers by name, those that a checkpoint leaves out too; the network's own tensors, not copies."""
     return {**dict(model.named_buffers()), **model.state_dict()}
@@ -67,17 +60,6 @@ def put_values(model: nn.Module, values: Mapping[str, Tensor]) -> None:
         if name not in there and name in values:
             owner, _, attribute = name.rpartition(".")
             model.get_submodule(owner)._buffers[attribute] = values[name].to(buffer.device, copy=True)
-
-
-def planned_masks(model: nn.Module) -> Mapping[str, Mask]:
-    """The masks of the weights that the network's plan, if it has one, set to zero."""
-    origin = origin_of(model)
-    return origin.plan.masks if origin and origin.plan else {}
-
-
-def set_origin(model: nn.Module, origin: Origin) -> None:
-    """Note, in place, where a network comes from; copies of it carry the note along."""
-    model.__dict__["origin"] = origin
 
 
 def outputs_of(

@@ -7,7 +7,7 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from compressor.inputs import Inputs, each, tensors
+from compressor.model.inputs import Inputs, each, tensors
 
 
 def working_copy(model: nn.Module, inputs: Inputs) -> nn.Module:

@@ -1,4 +1,4 @@
-"""Faster passes over a frozen twin (see `compressor.state.observed`): same values, less memory traffic."""
+"""Faster passes over a frozen twin (see `compressor.model.observe.observed`): same values, less memory traffic."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights, fuse_linear_bn_weights
 
-from compressor.inputs import Inputs, each, run, suited, tensors
-from compressor.masked import in_branches
-from compressor.state import observed
+from compressor.model.branches import in_branches
+from compressor.model.inputs import Inputs, each, run, suited, tensors
+from compressor.model.observe import observed
 
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 PLAIN = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -28,8 +28,9 @@ layout; 512 channels at 4x4 at 116 and 182, at 2x2 at 48 and 158.
 FAST_MULTIPLE = 8
 """The multiple that kernels like widths to be: the float32 entries of one AVX2 register and half an AVX-512 one.
 
-Measured on VGG16 at 93 % (`benchmarks.widths`, ONNX Runtime, AVX-512): multiples of 8 run 1.45x as fast as exact widths with
-one sample and 1.60x with 64, within 8 % of their multiply-adds. Multiples of 16 run another 1.5x as fast, but miss the
+Measured on VGG16 at 93 % (`benchmarks/studies/widths.py`, ONNX Runtime, AVX-512): multiples of 8 run 1.45x as fast as exact
+widths with one sample and 1.60x with 64, within 8 % of their multiply-adds. Multiples of 16 run another 1.5x as fast, but miss
+the
 multiply-adds by 18 % on some seeds. Unmeasured on a GPU, whose tensor cores take 16-bit operands in steps of 8.
 """
 

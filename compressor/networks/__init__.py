@@ -16,11 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from compressor.errors import WrongUsage, first_line, nearest
+from compressor.model.origin import set_origin
 from compressor.networks._foreign import inputs_of, is_code
 from compressor.networks._foreign import make as make_foreign
 from compressor.networks._initialise import initialise
-from compressor.state import set_origin
-from compressor.types import InputSpec, Origin
+from compressor.types.origin import InputSpec, Origin
 
 __all__ = [
     "build",

@@ -11,9 +11,9 @@ import torch
 from torch import nn
 
 from compressor.errors import BadInput, MissingEnvironment, WrongUsage, first_line, nearest
-from compressor.named import LIBRARIES, object_named
-from compressor.quiet import quiet
-from compressor.types import InputSpec
+from compressor.system.quiet import quiet
+from compressor.system.user_code import LIBRARIES, object_named
+from compressor.types.origin import InputSpec
 
 FETCHING = frozenset(["pretrained", "weights", "weights_backbone", "checkpoint_path", "cache_dir", "pretrained_cfg"])
 """Arguments with which a builder would fetch or read other files; the weights come from the checkpoint alone."""

@@ -9,7 +9,8 @@ from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from compressor.data import own_randomness, seed_all
-from compressor.objective import Objective, size_of
+from compressor.objective.batches import size_of
+from compressor.objective.objective import Objective
 
 
 def is_fresh(model: nn.Module) -> bool:

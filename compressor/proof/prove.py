@@ -15,13 +15,14 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from compressor.equivalence import TORCH_TOLERANCE, Equivalence
-from compressor.inputs import Inputs, each
-from compressor.masked import in_branches, reference_outputs
-from compressor.state import outputs_of
-from compressor.surgery import shrink
-from compressor.types import Kept, Structure
-from compressor.weights import masked
+from compressor.model.branches import in_branches
+from compressor.model.inputs import Inputs, each
+from compressor.model.observe import outputs_of
+from compressor.model.weights import masked
+from compressor.proof.equivalence import TORCH_TOLERANCE, Equivalence
+from compressor.proof.reference import reference_outputs
+from compressor.surgery.shrink import shrink
+from compressor.types.structure import Kept, Structure
 
 
 def prove(model: nn.Module, small: nn.Module, structure: Structure, kept: Kept, inputs: Inputs) -> Equivalence:

@@ -12,9 +12,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from compressor.model.origin import origin_of
 from compressor.networks import initialised
-from compressor.state import origin_of
-from compressor.types import Kept, Structure
+from compressor.types.structure import Kept, Structure
 
 Ablation = Literal["shuffle", "reinit", "invert"]
 """`shuffle`: as many, but random ones of each layer. `reinit`: the small network with fresh weights. `invert`: the best go."""

@@ -9,24 +9,28 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from compressor.ablation import Ablation, shuffled_nodes, shuffled_weights
-from compressor.budget import Meter, Unit, prices
-from compressor.connectivity import Paths, paths
-from compressor.cost import count
+from compressor.coupling.validate import Wrong, all_at_fault
 from compressor.data import Drawn, length_of
-from compressor.dead import removable, steady, without_dead
-from compressor.equivalence import TORCH_TOLERANCE, Equivalence
 from compressor.errors import BadInput, UnreachableSparsity, UnsupportedNetwork, first_line
-from compressor.feasible import Wrong, all_at_fault
-from compressor.inputs import Inputs, unlike
-from compressor.masked import over_channels
 from compressor.method import Method
-from compressor.objective import Batch, Objective
-from compressor.select import Selection, highest_reachable, select, select_weights
-from compressor.state import outputs_of, planned_masks
-from compressor.surgery import shrink
-from compressor.types import Group, Plan, Scores, Structure
-from compressor.weights import maskable, masked, present
+from compressor.model.cost import count
+from compressor.model.inputs import Inputs, unlike
+from compressor.model.observe import outputs_of
+from compressor.model.origin import planned_masks
+from compressor.model.weights import maskable, masked, present
+from compressor.objective.batches import Batch
+from compressor.objective.objective import Objective
+from compressor.proof.equivalence import TORCH_TOLERANCE, Equivalence
+from compressor.proof.reference import over_channels
+from compressor.pruning.controls import Ablation, shuffled_nodes, shuffled_weights
+from compressor.selection.budget import Meter, Unit, prices
+from compressor.selection.select import Selection, highest_reachable, select, select_weights
+from compressor.surgery.dead_nodes import removable, steady, without_dead
+from compressor.surgery.paths import Paths, paths
+from compressor.surgery.shrink import shrink
+from compressor.types.plan import Plan
+from compressor.types.scores import Scores
+from compressor.types.structure import Group, Structure
 
 Progress = Callable[[str, int, int], None]
 """(what is being done, steps done, steps in all); 0 in all where that is unknown."""

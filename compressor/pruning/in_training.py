@@ -12,22 +12,25 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from compressor.cost import count_training
 from compressor.data import seed_all
-from compressor.equivalence import Equivalence
 from compressor.errors import UnsupportedNetwork, WrongUsage, first_line
-from compressor.events import State
-from compressor.inputs import Inputs
 from compressor.method import Method
-from compressor.pipeline import FRESH_NORMS, UNUSED_DATA, Setup, proven, refreshed
-from compressor.schedule import Stage, placed
-from compressor.state import planned_masks, put_values, values_of
-from compressor.summary import Result
-from compressor.surgery import shrink, sliced
+from compressor.model.cost import count_training
+from compressor.model.inputs import Inputs
+from compressor.model.observe import put_values, values_of
+from compressor.model.origin import planned_masks
+from compressor.model.weights import first_names, masked, unset
+from compressor.proof.equivalence import Equivalence
+from compressor.pruning.events import State
+from compressor.pruning.proofs import proven
+from compressor.pruning.result import Result
+from compressor.pruning.setup import FRESH_NORMS, UNUSED_DATA, Setup, refreshed
+from compressor.selection.schedule import Stage, placed
+from compressor.surgery.shrink import shrink, sliced
 from compressor.training import Trainer
 from compressor.training.trainer import Moments
-from compressor.types import Event, Kept, Plan, Structure
-from compressor.weights import first_names, masked, unset
+from compressor.types.plan import Event, Plan
+from compressor.types.structure import Kept, Structure
 
 
 @dataclass(frozen=True)

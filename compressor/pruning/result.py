@@ -10,15 +10,16 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from compressor.ablation import Ablation
-from compressor.budget import Unit
-from compressor.cost import Cost, cost, tensor_bytes
-from compressor.equivalence import Equivalence
 from compressor.errors import NotEquivalent
-from compressor.events import State
-from compressor.inputs import Inputs
-from compressor.precision import as_it_came
-from compressor.types import Plan, Structure, total_by_layer
+from compressor.model.cost import Cost, cost, tensor_bytes
+from compressor.model.inputs import Inputs
+from compressor.model.precision import as_it_came
+from compressor.proof.equivalence import Equivalence
+from compressor.pruning.controls import Ablation
+from compressor.pruning.events import State
+from compressor.selection.budget import Unit
+from compressor.types.plan import Plan
+from compressor.types.structure import Structure, total_by_layer
 
 NEAR_COLLAPSE = 4
 """A group with fewer nodes than this is reported by name."""

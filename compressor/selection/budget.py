@@ -10,10 +10,10 @@ from typing import Literal, get_args
 
 from torch import nn
 
-from compressor.cost import count
 from compressor.errors import WrongUsage
-from compressor.inputs import Inputs
-from compressor.types import Group, Structure
+from compressor.model.cost import count
+from compressor.model.inputs import Inputs
+from compressor.types.structure import Group, Structure
 
 Unit = Literal["nodes", "macs", "parameters", "bytes"]
 

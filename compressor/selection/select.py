@@ -14,9 +14,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from compressor.budget import Meter
 from compressor.errors import UnreachableSparsity, WrongUsage
-from compressor.types import Group, Scores, Structure, total_by_layer
+from compressor.selection.budget import Meter
+from compressor.types.scores import Scores
+from compressor.types.structure import Group, Structure, total_by_layer
 
 
 @dataclass(frozen=True)

@@ -10,11 +10,11 @@ from torch import nn
 
 from compressor.data import Arrays, Batches, Columns, Preprocessing, Rows, Samples, held_bytes, hold
 from compressor.errors import BadInput
-from compressor.inputs import tensors
-from compressor.objective import Batch, call, inputs_of
-from compressor.source import Source, source_for
-from compressor.state import origin_of
-from compressor.types import Origin
+from compressor.model.inputs import tensors
+from compressor.model.origin import origin_of
+from compressor.objective.batches import Batch, call, inputs_of
+from compressor.sources.scoring import Source, source_for
+from compressor.types.origin import Origin
 
 
 @dataclass(frozen=True)

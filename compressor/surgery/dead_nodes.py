@@ -17,11 +17,11 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
-from compressor.connectivity import Paths
-from compressor.inputs import Inputs, run, unlike
-from compressor.state import observed
-from compressor.surgery import shrink
-from compressor.types import Group, Kept, Slice, Structure
+from compressor.model.inputs import Inputs, run, unlike
+from compressor.model.observe import observed
+from compressor.surgery.paths import Paths
+from compressor.surgery.shrink import shrink
+from compressor.types.structure import Group, Kept, Slice, Structure
 
 ALIKE = 1e-6
 """Spread of a value, as a fraction of its size, up to which it counts as constant."""

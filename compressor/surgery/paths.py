@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from compressor.types import ASKED, OUTPUT, Structure
+from compressor.types.structure import ASKED, OUTPUT, Structure
 
 NOBODY = -1
 """The owner of a row or column that belongs to no node: of the network's inputs."""
@@ -61,7 +61,7 @@ def paths(model: nn.Module, structure: Structure, kept: Mapping[str, Tensor], mi
 
     Args:
         model: only the names of its parameters are looked at.
-        mixed: names of the weights of norms over channels, see `compressor.masked.over_channels`.
+        mixed: names of the weights of norms over channels, see `compressor.proof.reference.over_channels`.
         kept: weight -> booleans of its shape; other weights are whole.
     """
     first, total = {}, 0

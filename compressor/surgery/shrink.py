@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
-from compressor.types import Kept, Structure
+from compressor.types.structure import Kept, Structure
 
 
 def shrink(model: nn.Module, structure: Structure, kept: Kept) -> nn.Module:

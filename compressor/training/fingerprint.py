@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from compressor.data import Columns, Drawn, length_of, own_randomness, seed_all
-from compressor.objective import Batch, Loss
-from compressor.state import tensors_in
+from compressor.model.observe import tensors_in
+from compressor.objective.batches import Batch
+from compressor.objective.losses import Loss
 
 
 def fingerprint_of(tensors: Iterable[Tensor]) -> str:

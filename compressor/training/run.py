@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from compressor.errors import BadInput, first_line
-from compressor.files import staged
+from compressor.system.files import staged
 from compressor.training.history import Row, write_history
 
 SCHEMA = 2

@@ -15,11 +15,13 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from compressor.data import Drawn, length_of, seed_all
 from compressor.errors import BadInput, CompressError, UnsupportedNetwork, WrongUsage, first_line
-from compressor.fast import takes_channels_last
-from compressor.inputs import each
-from compressor.objective import Batch, Objective, check_finite, not_finite, rebuilt, size_of, suited_batch, to_device
-from compressor.recipe import Recipe
-from compressor.state import tensors_in
+from compressor.model.check import not_finite
+from compressor.model.inputs import each
+from compressor.model.observe import tensors_in
+from compressor.model.speed import takes_channels_last
+from compressor.objective.batches import Batch, check_finite, rebuilt, size_of, suited_batch, to_device
+from compressor.objective.objective import Objective
+from compressor.training.recipe import Recipe
 
 Moments = dict[str, dict[str, Tensor]]
 """Parameter -> the optimizer's state of it: tensors of its shape, and scalars."""

@@ -14,10 +14,11 @@ import pytest
 import torch
 from command import main
 
-from benchmarks.bench import bench
-from benchmarks.networks import open_network, source_of
-from benchmarks.report import headlines, render
 from compressor import networks, save
+from compressor.benchmarks.measure.bench import bench
+from compressor.benchmarks.measure.networks import open_network, source_of
+from compressor.benchmarks.render import render
+from compressor.benchmarks.report.page import headlines
 
 COMMAND = [sys.executable, "-m", "cli"]
 

@@ -8,7 +8,7 @@ import time
 import pytest
 import torch
 
-from benchmarks.latency import OUT_OF_MEMORY, attempt, cpu_clock, cuda_clock, in_turn, quartiles
+from compressor.benchmarks.measure.latency import OUT_OF_MEMORY, attempt, cpu_clock, cuda_clock, in_turn, quartiles
 from compressor.errors import BadInput
 
 

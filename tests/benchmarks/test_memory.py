@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks.memory import Probe, cuda_peak, peak_of_command, peak_of_fresh_process
 from compressor import networks, save
+from compressor.benchmarks.measure.memory import Probe, cuda_peak, peak_of_command, peak_of_fresh_process
 
 MIB = 2**20
 
@@ -20,7 +20,7 @@ def test_a_known_allocation() -> None:
     """A process that starts from a larger one, takes 300 MiB and gives them back; only its own peak counts."""
     ballast = torch.ones(400 * MIB // 4)
     code = (
-        "from benchmarks.memory import peak_resident_bytes as peak\n"
+        "from compressor.benchmarks.measure.memory import peak_resident_bytes as peak\n"
         "before = peak(); block = bytearray(300 * 2**20); del block; print(before, peak())"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks.report import headlines, read, render
-from benchmarks.report.compare import comparisons, disk_meant, mac_reduction, paper, paper_rows, times
+from compressor.benchmarks.render import read, render
+from compressor.benchmarks.report.compare import comparisons, disk_meant, mac_reduction, paper, paper_rows, times
+from compressor.benchmarks.report.page import headlines
 from compressor.errors import BadInput
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")

@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.peers import at_macs, build, by_torch_pruning, kept_by, masked, node_sparsity, table
-from benchmarks.resnet50 import resnet50
-from compressor.cost import count
+from compressor.benchmarks.studies.peers import at_macs, build, by_torch_pruning, kept_by, masked, node_sparsity, table
+from compressor.benchmarks.studies.resnet50 import resnet50
 from compressor.coupling import structure
-from compressor.equivalence import TORCH_TOLERANCE, Equivalence
-from compressor.state import outputs_of
-from compressor.surgery import shrink
+from compressor.model.cost import count
+from compressor.model.observe import outputs_of
+from compressor.proof.equivalence import TORCH_TOLERANCE, Equivalence
+from compressor.surgery.shrink import shrink
 
 
 def test_our_resnet50_is_the_real_one() -> None:
@@ -48,7 +48,9 @@ def test_masks_remove_nothing() -> None:
 def test_one_network_beside_the_peers(tmp_path: Path) -> None:
     output = tmp_path / "peers.json"
     arguments = ["--network", "resnet18", "--samples", "64", "--rounds", "2", "--output", str(output)]
-    done = subprocess.run([sys.executable, "-m", "benchmarks.peers", *arguments], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "compressor.benchmarks.studies.peers", *arguments], capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     document = json.loads(output.read_text())
     assert done.stdout.strip() == table(document)

@@ -21,14 +21,14 @@ import torch
 from filelock import FileLock
 from PIL import Image
 
-from benchmarks.report import experiments_document, read, render
-from benchmarks.report.cells import cells_of, harmonic_mean, normal_interval, t_interval
-from benchmarks.report.experiments import differences, paper_row, tables
-from benchmarks.sweep import read_records, read_sweep, record_path, run_sweep
 from compressor import load
+from compressor.benchmarks.experiments.cells import cells_of, harmonic_mean, normal_interval, t_interval
+from compressor.benchmarks.experiments.sweep import read_records, read_sweep, record_path, run_sweep
+from compressor.benchmarks.experiments.tables import differences, experiments_document, paper_row, tables
+from compressor.benchmarks.render import read, render
 from compressor.data import Preprocessing, hold, open_data
 from compressor.errors import BadInput, WrongUsage
-from compressor.named import object_named
+from compressor.system.user_code import object_named
 from tests.test_cli import run
 from tests.test_train import digits, few, folder  # noqa: F401 - fixtures
 

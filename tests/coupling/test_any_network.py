@@ -13,10 +13,12 @@ from torch import nn
 
 from compressor import apply_plan, compress, load, save, score
 from compressor.coupling import structure
+from compressor.coupling.validate import feasible
 from compressor.errors import BadInput, UnsupportedNetwork
-from compressor.feasible import feasible
-from compressor.proof import prove_randomised, randomised
-from compressor.types import NOT_IN_EVAL, Origin, Plan, Structure
+from compressor.proof.prove import prove_randomised, randomised
+from compressor.types.origin import Origin
+from compressor.types.plan import Plan
+from compressor.types.structure import NOT_IN_EVAL, Structure
 
 X = (torch.randn(2, 3, 8, 8),)
 BATCHES = [(torch.randn(6, 3, 8, 8), torch.randint(5, (6,)))]

@@ -10,8 +10,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from compressor.coupling import trace
-from compressor.feasible import feasible
-from compressor.proof import prove_randomised
+from compressor.coupling.validate import feasible
+from compressor.proof.prove import prove_randomised
 
 WIDTHS = (4, 6, 8, 12)
 

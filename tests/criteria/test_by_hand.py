@@ -13,8 +13,8 @@ from compressor.criteria.rank import map_ranks
 from compressor.criteria.variables import gradient, hessian_product, variables
 from compressor.errors import BadInput, UnsupportedNetwork
 from compressor.method import make, summaries
-from compressor.objective import Objective
-from compressor.types import Structure
+from compressor.objective.objective import Objective
+from compressor.types.structure import Structure
 
 
 class Six(nn.Module):

@@ -14,9 +14,9 @@ from torch.nn import functional as F
 from compressor.coupling import structure
 from compressor.criteria.elasticity import node_elasticity, weight_elasticity
 from compressor.errors import BadInput, UnsupportedNetwork
-from compressor.objective import Objective
-from compressor.proof import randomised
-from compressor.types import Structure
+from compressor.objective.objective import Objective
+from compressor.proof.prove import randomised
+from compressor.types.structure import Structure
 
 
 class TwoByTwo(nn.Module):

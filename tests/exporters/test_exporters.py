@@ -10,11 +10,11 @@ import torch
 from conftest import BLOCKS
 from torch import nn
 
-import exporters
+from compressor import exporters
 from compressor.errors import BadInput, MissingEnvironment, NotEquivalent, WrongUsage
-from compressor.proof import randomised
-from exporters import check_equivalence, export
-from exporters.onnx import Session, input_specs, opset
+from compressor.exporters import check_equivalence, export
+from compressor.exporters.onnx import Session, input_specs, opset
+from compressor.proof.prove import randomised
 
 X = (torch.randn(12, 3, 8, 8),)
 
@@ -64,7 +64,7 @@ def test_the_network_is_left_as_found(tmp_path: Path) -> None:
 
 def test_a_wrong_file_never_appears(tmp_path: Path, monkeypatch) -> None:
     """The writer is made to write another network; the old file stays."""
-    import exporters.onnx as writer
+    import compressor.exporters.onnx as writer
 
     model, other = randomised(BLOCKS["Plain"]()).eval(), randomised(BLOCKS["Plain"](), seed=1).eval()
     target = tmp_path / "net.onnx"

@@ -7,10 +7,10 @@ import torch
 from torch import nn
 
 from compressor import networks
-from compressor.cost import macs, macs_by_fvcore, macs_by_thop
 from compressor.coupling import structure
 from compressor.errors import WrongUsage
-from compressor.state import origin_of
+from compressor.model.cost import macs, macs_by_fvcore, macs_by_thop
+from compressor.model.origin import origin_of
 
 WEIGHTS_AND_NODES = {  # conv and linear weights + norm weights, and nodes without outputs, from the authors' networks
     "mlp5": (1_195_008, 2_048),

@@ -19,10 +19,11 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 from compressor import Recipe, compress, train
 from compressor.data import Columns
 from compressor.errors import BadInput, WrongUsage
-from compressor.named import object_named
-from compressor.objective import Objective, evaluate, mse
+from compressor.objective.losses import mse
+from compressor.objective.objective import Objective, evaluate
+from compressor.sources.training import training_data_for
+from compressor.system.user_code import object_named
 from compressor.training import Trainer
-from compressor.training_data import training_data_for
 
 ONCE = Recipe(epochs=1, lr=0.01)
 

@@ -15,11 +15,11 @@ from torch.nn import functional as F
 from compressor.coupling import structure
 from compressor.data import Columns, Rows
 from compressor.errors import BadInput, UnsupportedNetwork, WrongUsage
-from compressor.objective import Objective
-from compressor.recipe import Recipe, recipe_named
-from compressor.schedule import placed
-from compressor.surgery import shrink, sliced
+from compressor.objective.objective import Objective
+from compressor.selection.schedule import placed
+from compressor.surgery.shrink import shrink, sliced
 from compressor.training import Diverged, Row, Trainer, read_history, write_history
+from compressor.training.recipe import Recipe, recipe_named
 
 
 def network() -> nn.Module:
@@ -176,8 +176,8 @@ MEMORY = """
 import resource, torch
 from torch import nn
 from compressor.errors import BadInput
-from compressor.objective import Objective
-from compressor.recipe import Recipe
+from compressor.objective.objective import Objective
+from compressor.training.recipe import Recipe
 from compressor.training import Trainer
 torch.set_num_threads(1)
 layers = [nn.Conv2d(16, 16, 1) for _ in range(8)]  # 256 KiB of each for each sample

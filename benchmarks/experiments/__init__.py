@@ -1,0 +1,1 @@
+"""Sweeps: trials, their records, and the tables made of them."""

@@ -1,0 +1,1 @@
+"""Instruments: clocks, memory, and what `compress bench` measures with them."""

@@ -1,0 +1,1 @@
+"""What is differentiated: batches, a forward pass and a loss."""

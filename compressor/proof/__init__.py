@@ -1,0 +1,1 @@
+"""Showing that a smaller network is the dense one without what was removed."""

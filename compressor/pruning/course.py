@@ -1,0 +1,223 @@
+"""A training run while it goes on: the trainer, the pruning, and what was seen so far."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from compressor.coupling import structure
+from compressor.errors import UnsupportedNetwork
+from compressor.model.cost import count, weights_of
+from compressor.model.inputs import Inputs
+from compressor.model.observe import put_values, values_of
+from compressor.model.origin import planned_masks
+from compressor.model.precision import as_it_came
+from compressor.model.weights import maskable, present, unset
+from compressor.objective.batches import Batch
+from compressor.objective.objective import Quality, evaluate
+from compressor.proof.reference import over_channels
+from compressor.pruning.events import Progress
+from compressor.pruning.in_training import Pruner, training_macs
+from compressor.pruning.train import Trained
+from compressor.surgery.dead_nodes import steady
+from compressor.surgery.paths import paths
+from compressor.training import Row, Trainer
+from compressor.training.trainer import Seen
+from compressor.types.structure import Structure
+
+
+@dataclass(frozen=True)
+class Sticky:
+    """Weights that were masked before the run, by `held`: weight -> booleans of its shape. They stay zero.
+
+    Attributes:
+        structure: of the network; None where batch norms have nothing to do with it.
+        fed: group -> booleans `(width,)`, see `Paths`.
+    """
+
+    held: Mapping[str, Tensor]
+    structure: Structure | None = None
+    fed: Mapping[str, Tensor] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, model: nn.Module, inputs: Inputs, found: Structure | None) -> Sticky:
+        """Those with zeros beside other values; where all of a weight is zero, only a plan tells it from a fresh start."""
+        there = present(model, planned_masks(model))
+        return cls.holding({name: mask for name, mask in there.items() if not bool(mask.all())}, model, inputs, found)
+
+    @classmethod
+    def holding(cls, held: Mapping[str, Tensor], model: nn.Module, inputs: Inputs, found: Structure | None) -> Sticky:
+        """These masks."""
+        if not held or not any(isinstance(m, _BatchNorm) for m in model.modules()):
+            return cls(held)
+        try:
+            found = found or structure(model, inputs, prunable=False)
+        except UnsupportedNetwork:  # it is trained all the same: only who prunes needs a graph
+            return cls(held)
+        return cls(held, found, paths(model, found, held, over_channels(model, inputs)).fed)
+
+    def after_epoch(self, model: nn.Module, inputs: Inputs) -> None:
+        """Eval mode gives what train mode does, also behind masked weights."""
+        if self.structure is not None:
+            steady(model, self.structure, self.fed, inputs)
+
+
+class Course:
+    """A run while it goes on: the trainer, the pruning, and what was seen so far."""
+
+    def __init__(
+        self, trainer: Trainer, pruner: Pruner | None, train: Iterable[Batch], test: Iterable[Batch] | None, seed: int,
+        progress: Progress, keep_zeros: bool,
+    ) -> None:  # fmt: skip
+        self.trainer, self.pruner, self.train, self.test = trainer, pruner, train, test
+        self.seed, self.progress, self.keep_zeros = seed, progress, keep_zeros
+        assert trainer.objective.example is not None
+        self.inputs = trainer.objective.example
+        weights = pruner is not None and pruner.events.method.unit == "weight"  # the method's masks know those from before
+        free = weights or not keep_zeros
+        self.sticky = Sticky({}) if free else Sticky.of(trainer.model, self.inputs, self._structure())
+        self.dense_weights = nonzero_weights(trainer.model) + unset(trainer.model, planned_masks(trainer.model))
+        if not keep_zeros:
+            self.dense_weights = sum(w.numel() for w in weights_of(trainer.model))
+        self.rows: list[Row] = []
+        self.macs = 0
+        self._measure()
+
+    def _measure(self) -> None:
+        """What one sample costs the network as it is now."""
+        self.inference_macs = count(self.trainer.model, self.inputs).macs
+        self.step_macs = training_macs(self.trainer.model, self.inputs)
+
+    def one(self, epoch: int) -> None:
+        """The events before an epoch, and the epoch."""
+        started = time.perf_counter()
+        self._events(epoch)
+        last = self.rows[-1] if self.rows else None
+        held = self.pruner.held() if self.pruner and self.pruner.state.kept else self.sticky.held
+
+        def told(step: int, steps: int, loss: float) -> None:
+            of = self.trainer.recipe.epochs
+            parts = [f"epoch {epoch + 1} of {of}", f"loss {loss:.3f}"]
+            if last and last.test_accuracy is not None:
+                parts.append(f"test accuracy {last.test_accuracy:.1%}")
+            weights = self.pruner is None or self.pruner.events.method.unit == "weight"
+            if last and (gone := last.weight_sparsity if weights else last.node_sparsity):
+                parts.append(f"sparsity {gone:.3f}")
+            if last:
+                parts.append(f"{_duration((of - epoch - (step / steps if steps else 0)) * last.seconds)} left")
+            self.progress(", ".join(parts), step, steps)
+
+        penalty = None if self.pruner is None else self.pruner.penalty
+        seen = self.trainer.epoch(self.train, epoch, self.seed, penalty=penalty, held=held, progress=told)
+        if self.pruner is not None:
+            self.pruner.after_epoch()
+        self.sticky.after_epoch(self.trainer.model, self.inputs)
+        quality = self._quality(self.trainer.model)
+        self.macs += seen.samples * self.step_macs
+        self.rows.append(self._row(epoch, seen, quality, time.perf_counter() - started))
+
+    def _events(self, epoch: int) -> None:
+        if self.pruner is None or self.pruner.finished or epoch not in {*self.pruner.due, self.pruner.rewind}:
+            return
+        self.macs += self.pruner.before(epoch, self.trainer)
+        if self.sticky.held:
+            self._hold(self.pruner.cut(self.sticky.held))
+        self._measure()
+
+    def _hold(self, masks: Mapping[str, Tensor]) -> None:
+        """Let what these masks took stay zero, where it is: fresh weights are not masked."""
+        weights = maskable(self.trainer.model)
+        some = {name: mask for name, mask in masks.items() if not bool(mask.all())}
+        held = {name: mask for name, mask in some.items() if not bool(weights[name].detach().cpu()[~mask].any())}
+        self.sticky = Sticky.holding(held, self.trainer.model, self.inputs, self._structure())
+
+    def _structure(self) -> Structure | None:
+        return None if self.pruner is None else self.pruner.state.structure
+
+    def _quality(self, model: nn.Module) -> Quality | None:
+        return None if self.test is None else evaluate(model, dataclasses.replace(self.trainer.objective, data=self.test))
+
+    def _row(self, epoch: int, seen: Seen, quality: Quality | None, seconds: float) -> Row:
+        state = None if self.pruner is None else self.pruner.state
+        found = None if self.pruner is None else self.pruner.events.found
+        return Row(
+            epoch=epoch + 1,
+            steps=seen.steps,
+            lr=seen.lr,
+            train_loss=seen.loss,
+            train_accuracy=seen.accuracy,
+            penalty=seen.penalty,
+            test_loss=None if quality is None else quality.loss,
+            test_accuracy=None if quality is None else quality.accuracy,
+            node_sparsity=1 - state.structure.nodes / found.total_nodes if state and found else 0.0,
+            weight_sparsity=1 - nonzero_weights(self.trainer.model) / max(1, self.dense_weights),
+            macs=self.inference_macs,
+            train_seconds=seen.seconds,
+            seconds=seconds,
+        )
+
+    def content(self) -> dict[str, Any]:
+        """All that a run needs to go on."""
+        return {
+            "model": values_of(self.trainer.model),
+            "moments": self.trainer.moments(),
+            "epochs_done": self.trainer.epochs_done,
+            "rows": [dataclasses.asdict(row) for row in self.rows],
+            "macs": self.macs,
+            "sticky": dict(self.sticky.held),
+            "pruning": None if self.pruner is None else self.pruner.content(),
+        }
+
+    def restore(self, held: Mapping[str, Any]) -> None:
+        """Go on from `content`."""
+        model = self.trainer.model
+        if self.pruner is not None:
+            self.pruner.restore(held["pruning"])
+            model = self.pruner.state.model
+        put_values(model, held["model"])
+        self.trainer.adopt(model, held["moments"])
+        self.trainer.epochs_done = held["epochs_done"]
+        self.rows = [Row(**row) for row in held["rows"]]
+        self.macs = held["macs"]
+        self._hold(held["sticky"])
+        self._measure()
+
+    def finish(self, model: nn.Module, epochs: int) -> Trained:
+        """Hand over, after the events that come at the very end."""
+        self._events(epochs)
+        trained = self.trainer.model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+        result = None if self.pruner is None else self.pruner.result(trained)
+        modes = {name: module.training for name, module in model.named_modules()}
+        if result is None:
+            as_it_came(trained, model)
+        final = trained if result is None else result.model
+        for name, module in final.named_modules():
+            module.training = modes.get(name, model.training)
+        seconds = sum(row.seconds for row in self.rows)
+        stage = None if self.pruner is None else self.pruner.stage
+        quality = self._quality(final)
+        sticky = sum(int((~mask).sum()) for mask in self.sticky.held.values())
+        way = "" if result or planned_masks(model) else "; --train-zeros trains them"
+        notes = [f"{sticky:,} weights that came as zeros, as masked ones do, stayed zero{way}."] if sticky else []
+        if self.pruner is not None and max(self.pruner.due) >= epochs:
+            notes.append("The last event came after the last epoch: fine-tune the network before judging its accuracy.")
+        return Trained(final, tuple(self.rows), self.trainer.recipe, stage, quality, result, self.macs, seconds, tuple(notes))
+
+
+def _duration(seconds: float) -> str:
+    """In words: 40 s, 12 min, 3.5 h."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+
+
+def nonzero_weights(model: nn.Module) -> int:
+    """Non-zero weights."""
+    return sum(int(torch.count_nonzero(w)) for w in weights_of(model))

@@ -1,0 +1,44 @@
+"""The proofs that every pruning ends with."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from compressor.errors import NotEquivalent
+from compressor.model.inputs import Inputs, each, far_apart, unlike
+from compressor.proof.equivalence import Equivalence
+from compressor.proof.prove import prove, prove_masked, prove_randomised
+from compressor.pruning.events import State
+from compressor.types.structure import Structure
+
+
+def _proof_of_masks(dense: nn.Module, state: State, inputs: Inputs) -> Equivalence:
+    """That the small network is the masked dense one, on inputs that its output depends on."""
+    for given in unlike(inputs):
+        proof = prove_masked(dense, state.model, state.kept, given)
+        if not proof or proof.conclusive or (state.ways and not state.ways.connected):
+            return proof
+    raise NotEquivalent("the proof says nothing: the output hardly depends on the input; keep more weights, or --calibrate-bn")
+
+
+def proven(dense: nn.Module, state: State, found: Structure, inputs: Inputs) -> tuple[Equivalence, ...]:
+    """The proofs that a small network is the dense one without what the plan removed.
+
+    Raises:
+        NotEquivalent: it is not, or that cannot be seen.
+    """
+    plan, small = state.plan, state.model
+    real = _proof_of_masks(dense, state, inputs) if state.kept else prove(dense, small, found, plan.kept, inputs)
+    for seed in range(3):
+        random = prove_randomised(dense, found, plan.kept, each(inputs, far_apart) if seed else inputs, seed)
+        if random.conclusive:
+            break
+    else:
+        raise NotEquivalent("the proof says nothing: with random weights the output hardly depends on the input")
+    for proof in (real, random):
+        if not proof:
+            raise NotEquivalent(
+                f"{proof.what}: they differ by {proof.needed_tolerance:.1e} of the output's range, "
+                f"{proof.tolerance:.0e} is allowed"
+            )
+    return real, random

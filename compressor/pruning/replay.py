@@ -1,0 +1,75 @@
+"""Replaying a plan on other weights of its architecture."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+from torch import Tensor, nn
+
+from compressor.coupling import trace
+from compressor.errors import BadInput
+from compressor.model.check import architecture_of, check_weights
+from compressor.model.inputs import Inputs
+from compressor.model.precision import working_copy
+from compressor.model.weights import maskable, masked
+from compressor.objective.objective import Objective
+from compressor.proof.reference import over_channels
+from compressor.pruning.events import Progress, State
+from compressor.pruning.proofs import proven
+from compressor.pruning.result import Clock, Result, summarise
+from compressor.pruning.setup import device_of, example_for, handed_over
+from compressor.surgery.dead_nodes import removable, without_dead
+from compressor.surgery.paths import paths
+from compressor.surgery.shrink import shrink
+from compressor.types.plan import Plan
+
+
+def apply_plan(plan: Plan, model: nn.Module, example_inputs: Tensor | Inputs) -> nn.Module:
+    """Replay a plan on any weights of its architecture; the result is proven, `model` stays intact.
+
+    Raises:
+        BadInput: `model` is of another architecture, or the plan is damaged.
+    """
+    return replay(plan, model, example_inputs).model
+
+
+def replay(plan: Plan, model: nn.Module, example_inputs: Tensor | Inputs, progress: Progress = lambda *_: None) -> Result:
+    """What `apply_plan` does, with the numbers of `compress`. Errors as there."""
+    check_weights(model)
+    if architecture_of(model) != plan.architecture:
+        raise BadInput("the plan belongs to another architecture: the names or shapes of the tensors differ")
+    inputs = _on_device_of(model, example_inputs)
+    dense, clock = working_copy(model, inputs), Clock()
+    progress("finding the groups", 0, 0)
+    found = trace(dense, inputs, plan.attention).structure(plan.bound).freeze(plan.frozen)
+    if {g.name: g.width for g in found.prunable} != dict(plan.widths):
+        raise BadInput("the plan's groups or their widths are not this network's: it is damaged, or of another architecture")
+    clock.lap("structure")
+    state = State(dense, found.shrink(plan.kept), plan, kept={name: mask.tensor() for name, mask in plan.masks.items()})
+    if plan.masks:
+        _check_masks(plan, dense)
+        whole, ways = masked(dense, state.kept), paths(dense, found, state.kept, over_channels(dense, inputs))
+        can = removable(whole, found, ways, inputs)  # with other weights, a constant may not be 0: its node stays
+        kept = {name: torch.cat([stay, can[name]]).unique() for name, stay in plan.kept.items()}
+        small = without_dead(whole, found, ways, kept, inputs)
+        state = State(small, found.shrink(kept), plan.rounded(kept), kept=state.kept, ways=ways)
+    else:
+        state = dataclasses.replace(state, model=shrink(dense, found, plan.kept))
+    clock.lap("scoring and removing")
+    progress("proving the small network", 0, 0)
+    proofs = proven(dense, state, found, inputs)
+    clock.lap("proof")
+    asked = plan.events[-1].sparsity if plan.events else 0.0
+    summary = summarise("apply", {}, asked, model, dense, found, state, inputs, proofs, clock, [])
+    return Result(handed_over(state, model, inplace=False), state.plan, summary)
+
+
+def _check_masks(plan: Plan, model: nn.Module) -> None:
+    shapes = {name: tuple(weight.shape) for name, weight in maskable(model).items()}
+    if any(shapes.get(name) != mask.shape for name, mask in plan.masks.items()):
+        raise BadInput("the plan's masks are not of this network's weights: it is damaged, or of another architecture")
+
+
+def _on_device_of(model: nn.Module, given: Tensor | Inputs) -> Inputs:
+    return example_for(Objective((), device=device_of(model)), given)

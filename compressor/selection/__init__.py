@@ -1,0 +1,1 @@
+"""How much goes, and which: budgets, schedules and exact cuts."""

@@ -1,0 +1,1 @@
+"""Removing nodes, and seeing which of them lie on no path."""

@@ -1,0 +1,1 @@
+"""What touches the machine: files, screen, environment, and code that the user names."""

@@ -1,0 +1,45 @@
+"""The nouns of the project: pure data, no I/O.
+
+Read in this order: `Slice` and `Group` (which entries of which tensors live or die together), `Structure` (all groups of a
+network), `Scores` (one number per node), `Plan` (what is kept), `Origin` (where a network comes from).
+"""
+
+from compressor.types.origin import InputSpec, Origin
+from compressor.types.plan import Event, Mask, Plan, fingerprint
+from compressor.types.scores import Scores
+from compressor.types.structure import (
+    ASKED,
+    LABEL_FLOW,
+    NOT_IN_EVAL,
+    OUTPUT,
+    Attention,
+    Bound,
+    Group,
+    Kept,
+    Role,
+    Slice,
+    Structure,
+    total_by_layer,
+)
+
+__all__ = [
+    "ASKED",
+    "LABEL_FLOW",
+    "NOT_IN_EVAL",
+    "OUTPUT",
+    "Attention",
+    "Bound",
+    "Event",
+    "Group",
+    "InputSpec",
+    "Kept",
+    "Mask",
+    "Origin",
+    "Plan",
+    "Role",
+    "Scores",
+    "Slice",
+    "Structure",
+    "fingerprint",
+    "total_by_layer",
+]
