@@ -21,6 +21,7 @@ from torch import nn
 from compressor import networks
 from compressor.checkpoint.unpickle import read
 from compressor.errors import BadInput
+from tests import ROOT
 
 
 class Call:
@@ -212,9 +213,9 @@ def test_a_flipped_bit_in_a_weight_is_found(tmp_path: Path) -> None:
 FUZZ = """
 import sys
 from pathlib import Path
-from damage import damages
 from compressor.errors import BadInput
 from compressor.checkpoint.unpickle import read
+from tests.damage import damages
 
 path, refused = Path(sys.argv[1]), 0
 for content in damages(path.read_bytes(), int(sys.argv[2])):
@@ -235,9 +236,7 @@ def test_mutated_files_end_in_one_line(legacy: bool, tmp_path: Path) -> None:
     torch.save(
         {"model": model.state_dict(), "w": torch.ones(5).half()}, tmp_path / "x.pt", _use_new_zipfile_serialization=not legacy
     )
-    done = subprocess.run(
-        [sys.executable, "-c", FUZZ, tmp_path / "x.pt", "300"], cwd=Path(__file__).parent, capture_output=True, text=True
-    )
+    done = subprocess.run([sys.executable, "-c", FUZZ, tmp_path / "x.pt", "300"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     assert int(done.stdout.split()[-1]) > 200
 

@@ -16,7 +16,7 @@ import torch
 
 from compressor import load, networks, save
 
-COMMAND = [sys.executable, "-m", "cli"]
+COMMAND = [sys.executable, "-m", "compressor.cli"]
 
 
 def run(*arguments: str | Path, cwd: Path | None = None) -> subprocess.CompletedProcess:

@@ -13,14 +13,14 @@ from types import ModuleType
 import numpy as np
 import pytest
 import torch
-from command import main
 from PIL import Image
-from test_foreign import FACTORY
 from torch import nn
 
 from compressor import load, networks, save
+from tests.checkpoint.test_foreign import FACTORY
+from tests.command import main
 
-COMMAND = [sys.executable, "-m", "cli"]
+COMMAND = [sys.executable, "-m", "compressor.cli"]
 
 MINE = (
     FACTORY

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import BLOCKS
 from torch import nn
 
 from compressor.coupling import structure
@@ -18,6 +17,7 @@ from compressor.method import FOLDER_VARIABLE, RESERVED, make, method_named, sum
 from compressor.model.weights import maskable
 from compressor.objective.objective import Objective
 from compressor.options import options_of
+from tests.blocks import BLOCKS
 
 METHODS = sorted(summaries())
 OWN = '''"""Widest: keep the nodes that come first."""
@@ -112,7 +112,7 @@ def test_every_option_has_help_and_a_default(method) -> None:
 
 @pytest.mark.parametrize("name", METHODS)
 def test_the_command_shows_its_options_and_its_paper(name: str) -> None:
-    done = subprocess.run([sys.executable, "-m", "cli", name, "--help"], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-m", "compressor.cli", name, "--help"], capture_output=True, text=True)
     assert done.returncode == 0
     for option in options_of(method_named(name)):
         assert f"--{option.name}" in done.stdout
@@ -138,7 +138,7 @@ def test_a_users_own_method_is_one_file(tmp_path: Path, monkeypatch, image_batch
     model = a_network()
     found = structure(model, (image_batches[0][0],))
     make("widest", {"power": 2.0}).score(model, found, Objective([])).covers(found)
-    done = subprocess.run([sys.executable, "-m", "cli", "widest", "--help"], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-m", "compressor.cli", "widest", "--help"], capture_output=True, text=True)
     assert "--power" in done.stdout
 
 

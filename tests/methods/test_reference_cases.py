@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import SHARED
 from torch import nn
 
 from compressor import networks
@@ -24,6 +23,7 @@ from compressor.selection.select import select, select_weights
 from compressor.surgery.shrink import shrink
 from compressor.types.scores import Scores
 from compressor.types.structure import Structure
+from tests import SHARED
 
 COPIED = Path(__file__).parent / "reference"
 NODE_CASES = (

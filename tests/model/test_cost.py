@@ -7,10 +7,10 @@ import copy
 import pytest
 import torch
 from scipy.sparse import csr_matrix
-from test_libraries import IMPORT, python
 from torch import nn
 
 from compressor.model.cost import cost, count, count_training, csr_int32, weights_of
+from tests.whole.test_libraries import IMPORT, python
 
 T, B, W = 5, 3, 16
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import BLOCKS, Stubborn
 from torch import nn
 
 from compressor import Plan, apply_plan, compress, networks, score
 from compressor.errors import BadInput, NotEquivalent, UnreachableSparsity, UnsupportedNetwork, WrongUsage
 from compressor.model.origin import origin_of
 from compressor.objective.calibrate import is_fresh
+from tests.blocks import BLOCKS, Stubborn
 
 
 def widths(model: nn.Module) -> list[int]:

@@ -17,15 +17,15 @@ import pytest
 import torch
 from torch import nn
 
-from cli import cli as command_line
 from compressor import compress, load, networks, train
+from compressor.cli import cli as command_line
 from compressor.data import Columns, Preprocessing, hold, open_data
 from compressor.errors import BadInput, WrongUsage
 from compressor.objective.objective import Objective, evaluate
 from compressor.training import Diverged, read_history
 from compressor.training.recipe import Recipe
+from tests.cli.test_cli import run
 from tests.command import main
-from tests.test_cli import run
 
 QUICK = Recipe(epochs=4, batch_size=64)
 SHAPE = (1, 28, 28)
@@ -637,7 +637,7 @@ def test_a_log_gets_a_line_now_and_then(folder: Path, capfd, monkeypatch) -> Non
     arguments = ("train", "lenet5", "--data", "few.npz", "--epochs", "2", "--batch-size", "64", "--threads", "1")
     short = main(capfd, folder, *arguments, "-o", "short.safetensors")
     assert (short.returncode, short.stderr) == (0, "")
-    monkeypatch.setattr("cli.SECONDS_PER_LINE", 0)
+    monkeypatch.setattr("compressor.cli.SECONDS_PER_LINE", 0)
     long = main(capfd, folder, *arguments, "-o", "long.safetensors")
     assert re.search(r"^epoch 1 of 2, loss \d\.\d{3} \(1 of 3\)$", long.stderr, re.MULTILINE)
     assert re.search(r"^epoch 2 of 2, loss .*, test accuracy .*, \d+ s left \(3 of 3\)$", long.stderr, re.MULTILINE)
@@ -682,7 +682,7 @@ def test_a_run_that_is_really_killed_goes_on_bit_by_bit(folder: Path) -> None:
     whole = run(*TRAIN, "-o", "whole.safetensors", cwd=folder)
     assert whole.returncode == 0, whole.stderr
     for _, moment in zip(range(2), (2, 6), strict=True):
-        command = [sys.executable, "-m", "cli", *TRAIN, "-o", "killed.safetensors", "--resume"]
+        command = [sys.executable, "-m", "compressor.cli", *TRAIN, "-o", "killed.safetensors", "--resume"]
         running = subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         history = folder / "killed.run" / "history.csv"
         for _ in itertools.count():
@@ -751,7 +751,7 @@ def test_fine_tuning_goes_on_too(folder: Path, few) -> None:
             "1 events, one",
         ),
         (("lenet5", "--data", "synthetic"), BadInput, "synthetic"),
-        (("lenet5", "--data", "tests/test_train.py:once"), BadInput, "is an iterator, and training reads it in every epoch"),
+        (("lenet5", "--data", f"{__file__}:once"), BadInput, "is an iterator, and training reads it in every epoch"),
     ],
 )
 def test_train_refuses_in_one_line(tmp_path: Path, arguments, kind, words) -> None:

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import BLOCKS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -29,6 +28,7 @@ from compressor.surgery.dead_nodes import removable, steady, without_dead
 from compressor.surgery.paths import paths
 from compressor.types.plan import Mask, Plan
 from compressor.types.scores import Scores
+from tests.blocks import BLOCKS
 
 X = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 BATCHES = [(X, torch.tensor([0, 1, 2, 0]))]
@@ -352,7 +352,7 @@ def test_a_users_own_weight_method_runs_from_the_command_line(tmp_path: Path, mo
         "pictures",
         "--json",
     ]
-    done = subprocess.run([sys.executable, "-m", "cli", *arguments], cwd=tmp_path, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-m", "compressor.cli", *arguments], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout)
     assert told["masks"]["left"] == told["masks"]["total"] - round(0.5 * told["masks"]["total"])

@@ -6,10 +6,8 @@ import itertools
 
 import pytest
 import torch
-from conftest import BLOCKS
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_select import chain
 
 from compressor import compress, networks
 from compressor.coupling import structure
@@ -22,6 +20,8 @@ from compressor.selection.select import rounded, select
 from compressor.surgery.shrink import shrink
 from compressor.types.plan import Plan
 from compressor.types.scores import Scores
+from tests.blocks import BLOCKS
+from tests.selection.test_select import chain
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import BLOCKS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -14,6 +13,7 @@ from compressor.selection.schedule import halving
 from compressor.selection.select import check_sparsity, highest_reachable, select
 from compressor.types.scores import Scores
 from compressor.types.structure import Group, Slice, Structure
+from tests.blocks import BLOCKS
 
 
 def chain(*widths: int) -> Structure:

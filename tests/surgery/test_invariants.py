@@ -6,7 +6,6 @@ import copy
 
 import pytest
 import torch
-from conftest import BLOCKS, Stubborn
 from torch import nn
 
 from compressor import networks
@@ -21,6 +20,7 @@ from compressor.selection.select import highest_reachable, select
 from compressor.surgery.shrink import shrink
 from compressor.types.scores import Scores
 from compressor.types.structure import Structure
+from tests.blocks import BLOCKS, Stubborn
 
 INPUT = (3, 8, 8)
 PAPERS = (

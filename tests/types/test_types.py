@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import BLOCKS
 
 from compressor.coupling import structure
 from compressor.errors import BadInput
@@ -12,6 +11,7 @@ from compressor.proof.equivalence import Equivalence
 from compressor.types.plan import Plan
 from compressor.types.scores import Scores
 from compressor.types.structure import Group, Slice
+from tests.blocks import BLOCKS
 
 X = (torch.randn(1, 3, 8, 8),)
 

@@ -10,24 +10,23 @@ from pathlib import Path
 
 import pytest
 import torch
-from damage import damages, misfilled
 
 from compressor import Plan, compress, networks, save
 from compressor.errors import CompressError
+from tests import ROOT
+from tests.damage import damages, misfilled
 
 COUNT = 250
 """Of each of the four kinds: 1,000 in all."""
 
 FUZZ = """
-import contextlib, io, json, sys, warnings
+import contextlib, io, json, os, sys, warnings
 from pathlib import Path
-import cli
-from compressor import load
-sys.path.insert(0, sys.argv[3])
-from damage import damages, misfilled
-sys.path.pop(0)  # the tests' folders have the package's names
+from compressor import cli, load
+from tests.damage import damages, misfilled
 
 name, count = sys.argv[1], int(sys.argv[2])
+os.chdir(sys.argv[3])
 target, victim = Path("small.safetensors"), Path(name)
 good, refused = victim.read_bytes(), 0
 files = sorted(p.name for p in Path().rglob("*"))
@@ -84,7 +83,7 @@ def test_damaged_files(name: str, pruned, tmp_path: Path) -> None:
         Image.fromarray(torch.randint(256, (8, 8), generator=generator).to(torch.uint8).numpy()).save(path)
     (tmp_path / "small.safetensors").write_bytes(b"old")
     done = subprocess.run(
-        [sys.executable, "-c", FUZZ, name, str(COUNT), Path(__file__).parent], cwd=tmp_path, capture_output=True, text=True,
+        [sys.executable, "-c", FUZZ, name, str(COUNT), tmp_path], cwd=ROOT, capture_output=True, text=True,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]

@@ -20,7 +20,8 @@ TARGETS = ("small.onnx", "small.safetensors", "report.json")
 
 def command(folder: Path) -> list[str]:
     outputs = ["-o", "small.onnx", "-o", "small.safetensors", "--report", "report.json"]
-    return [sys.executable, "-m", "cli", "snap", "net.pt", "--sparsity", "0.5", *outputs, "--samples", "64", "--quiet"]
+    how = ["--sparsity", "0.5", *outputs, "--samples", "64", "--quiet"]
+    return [sys.executable, "-m", "compressor.cli", "snap", "net.pt", *how]
 
 
 def complete(path: Path) -> None:

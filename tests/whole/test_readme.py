@@ -13,8 +13,8 @@ import pytest
 from compressor import networks
 from compressor.benchmarks.experiments.sweep import read_sweep
 from compressor.method import table
+from tests import ROOT
 
-ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 
 

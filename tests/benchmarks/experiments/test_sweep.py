@@ -29,8 +29,9 @@ from compressor.benchmarks.render import read, render
 from compressor.data import Preprocessing, hold, open_data
 from compressor.errors import BadInput, WrongUsage
 from compressor.system.user_code import object_named
-from tests.test_cli import run
-from tests.test_train import digits, few, folder  # noqa: F401 - fixtures
+from tests import ROOT
+from tests.cli.test_cli import run
+from tests.pruning.test_train import digits, few, folder  # noqa: F401 - fixtures
 
 SWEEP = """
 data = "few.npz"
@@ -107,7 +108,7 @@ def test_a_sweeps_file_is_checked_before_anything_runs(sweep: Path, old, new, ki
 def test_our_own_sweeps_can_be_read(tmp_path: Path) -> None:
     """Networks that one trains first, as those files say, need only be there."""
     root = tmp_path / "benchmarks" / "sweeps"
-    shutil.copytree(Path(__file__).parents[2] / "benchmarks" / "sweeps", root)
+    shutil.copytree(ROOT / "benchmarks" / "sweeps", root)
     (tmp_path / "checkpoints").mkdir()
     for seed in range(3):
         (tmp_path / "checkpoints" / f"vgg16-{seed}.safetensors").write_bytes(b"")
@@ -118,7 +119,7 @@ def test_our_own_sweeps_can_be_read(tmp_path: Path) -> None:
 
 def test_the_pages_of_our_own_sweeps_are_those_of_their_records() -> None:
     """`make tables` was run after the last trial."""
-    results = Path(__file__).parents[2] / "benchmarks" / "results"
+    results = ROOT / "benchmarks" / "results"
     places = sorted(path.parent for path in results.glob("*/trials"))
     assert len(places) >= 2
     for place in places:
@@ -349,7 +350,7 @@ def test_a_fresh_network_sees_colour(sweep: Path) -> None:
 
 
 def test_a_sweep_that_is_interrupted_goes_on_and_is_rendered(sweep: Path) -> None:
-    command = [sys.executable, "-m", "cli", "sweep", "sweep.toml", "-o", "results", "-j", "2", "--json"]
+    command = [sys.executable, "-m", "compressor.cli", "sweep", "sweep.toml", "-o", "results", "-j", "2", "--json"]
     running = subprocess.Popen(command, cwd=sweep, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     trials = sweep / "results" / "trials"
     while not trials.is_dir() or len(list(trials.glob("lenet5*.json"))) < 2:

@@ -12,15 +12,15 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from command import main
 
 from compressor import networks, save
 from compressor.benchmarks.measure.bench import bench
 from compressor.benchmarks.measure.networks import open_network, source_of
 from compressor.benchmarks.render import render
 from compressor.benchmarks.report.page import headlines
+from tests.command import main
 
-COMMAND = [sys.executable, "-m", "cli"]
+COMMAND = [sys.executable, "-m", "compressor.cli"]
 
 
 def run(*arguments, cwd: Path) -> subprocess.CompletedProcess:
