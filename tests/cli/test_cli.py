@@ -7,7 +7,6 @@ import os
 import pickle
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -15,12 +14,7 @@ import pytest
 import torch
 
 from compressor import load, networks, save
-
-COMMAND = [sys.executable, "-m", "compressor.cli"]
-
-
-def run(*arguments: str | Path, cwd: Path | None = None) -> subprocess.CompletedProcess:
-    return subprocess.run([*COMMAND, *map(str, arguments)], capture_output=True, text=True, cwd=cwd, timeout=300)
+from tests.command import COMMAND, run
 
 
 @pytest.fixture(scope="module")
