@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -48,6 +49,15 @@ def run(*arguments: object, cwd: Path | None = None) -> CompletedProcess[str]:
             torch.set_num_threads(threads)
     code = end.value.code
     return CompletedProcess(sys.argv, code if isinstance(code, int) else 0, out(), err())
+
+
+def wait_for(what: Callable[[], object], process: subprocess.Popen | None = None, seconds: float = 300) -> None:
+    """Until something is so; a process that ends before, or more time than any machine needs, is a failure."""
+    end = time.monotonic() + seconds
+    while not what():
+        assert process is None or process.poll() is None, f"it ended with {process.returncode}: {process.communicate()}"
+        assert time.monotonic() < end, f"not so after {seconds} s"
+        time.sleep(0.005)
 
 
 @contextmanager
