@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from compressor.errors import WrongUsage, first_line, nearest
 from compressor.options import checked, option, options_of
-from compressor.selection.schedule import Stage
+from compressor.settings import TAKEN, Stage
 
 __all__ = ["Method", "Stage", "make", "method_named", "option", "options_of", "summaries", "table"]
 
@@ -113,6 +113,8 @@ def method_named(name: str) -> type[Method]:
     ]  # fmt: skip
     if len(classes) != 1:
         raise WrongUsage(f"method {name!r}: its file must hold exactly one Method, it holds {len(classes)}")
+    if clash := [o.name for o in options_of(classes[0]) if o.name in TAKEN]:
+        raise WrongUsage(f"method {name!r}: its field {clash[0]!r} has the name of an option of every method; rename it")
     return classes[0]
 
 
