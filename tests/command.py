@@ -8,7 +8,7 @@ from subprocess import CompletedProcess
 
 import pytest
 
-import cli
+from compressor import cli
 
 
 def main(capfd: pytest.CaptureFixture, cwd: Path, *arguments: object) -> CompletedProcess:

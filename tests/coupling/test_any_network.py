@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import BLOCKS, Auxiliary
 from torch import nn
 
 from compressor import apply_plan, compress, load, save, score
@@ -19,6 +18,7 @@ from compressor.proof.prove import prove_randomised, randomised
 from compressor.types.origin import Origin
 from compressor.types.plan import Plan
 from compressor.types.structure import NOT_IN_EVAL, Structure
+from tests.blocks import BLOCKS, Auxiliary
 
 X = (torch.randn(2, 3, 8, 8),)
 BATCHES = [(torch.randn(6, 3, 8, 8), torch.randint(5, (6,)))]
@@ -164,9 +164,7 @@ def test_positions_stay_and_channels_go_through_a_layer_over_positions() -> None
 
 
 FACTORY = """
-import sys
-sys.path.insert(0, {tests!r})
-from conftest import BLOCKS
+from tests.blocks import BLOCKS
 
 def make():
     return BLOCKS["Attention"]()
@@ -175,7 +173,7 @@ def make():
 
 def test_a_saved_network_remembers_its_heads(tmp_path: Path) -> None:
     file = tmp_path / "own.py"
-    file.write_text(FACTORY.format(tests=str(Path(__file__).parent.parent)))
+    file.write_text(FACTORY)
     model = randomised(BLOCKS["Attention"]()).eval()
     model.origin = Origin(f"{file}:make", {})
     small = compress(model, "random", None, 0.5, example_inputs=X).model

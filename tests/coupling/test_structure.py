@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import BLOCKS
 from torch import nn
 
 from compressor import networks
@@ -14,6 +13,7 @@ from compressor.coupling.torch_pruning_graph import by_torch_pruning
 from compressor.errors import UnsupportedNetwork
 from compressor.networks._initialise import initialise
 from compressor.types.structure import OUTPUT, Structure
+from tests.blocks import BLOCKS
 
 X = (torch.randn(1, 3, 8, 8),)
 

@@ -7,7 +7,6 @@ from contextlib import contextmanager
 
 import pytest
 import torch
-from conftest import BLOCKS
 from torch import nn
 from torch.nn import functional as F
 
@@ -17,6 +16,7 @@ from compressor.errors import BadInput, UnsupportedNetwork
 from compressor.objective.objective import Objective
 from compressor.proof.prove import randomised
 from compressor.types.structure import Structure
+from tests.blocks import BLOCKS
 
 
 class TwoByTwo(nn.Module):

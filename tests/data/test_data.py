@@ -17,6 +17,7 @@ from PIL import Image
 from compressor.data import Samples, open_data
 from compressor.data._folder import decode
 from compressor.errors import BadInput
+from tests import ROOT
 
 
 @pytest.fixture(autouse=True)
@@ -47,7 +48,7 @@ def test_digits_are_the_reference_cases_digits() -> None:
     from sklearn.datasets import load_digits
 
     pixels, labels = load_digits(return_X_y=True)
-    expected = np.load(Path(__file__).parent.parent / "reference" / "data_digits28.npz")
+    expected = np.load(ROOT / "tests" / "methods" / "reference" / "data_digits28.npz")
     ours = torch.stack([convert(torch.from_numpy(p / 16).float().reshape(1, 8, 8), (1, 28, 28)) for p in pixels[:160]])
     torch.testing.assert_close(ours, torch.from_numpy(expected["x"]), rtol=1e-4, atol=1e-5)
     assert labels[:160].tolist() == expected["y"].tolist()

@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from damage import damages
 from PIL import Image
 
 from compressor.data import Arrays, Rows, Samples, open_data
 from compressor.data._folder import decode
 from compressor.data._images import convert
 from compressor.errors import BadInput
+from tests.damage import damages
 
 MUTATIONS = 200
 

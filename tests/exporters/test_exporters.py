@@ -7,7 +7,6 @@ from pathlib import Path
 import onnx
 import pytest
 import torch
-from conftest import BLOCKS
 from torch import nn
 
 from compressor import exporters
@@ -15,6 +14,8 @@ from compressor.errors import BadInput, MissingEnvironment, NotEquivalent, Wrong
 from compressor.exporters import check_equivalence, export
 from compressor.exporters.onnx import Session, input_specs, opset
 from compressor.proof.prove import randomised
+from tests import ROOT
+from tests.blocks import BLOCKS
 
 X = (torch.randn(12, 3, 8, 8),)
 
@@ -46,7 +47,7 @@ def test_one_file_dynamic_batch_no_traces_of_the_exporter(tmp_path: Path) -> Non
     assert written.graph.input[0].type.tensor_type.shape.dim[0].dim_param
     assert opset(written) >= 17
     assert input_specs(path)[0].shape == (3, 8, 8)
-    assert str(Path(__file__).parent).encode() not in path.read_bytes()
+    assert str(ROOT).encode() not in path.read_bytes()
     run = Session(path)
     for size in (1, 2, 7, 33):
         x = torch.randn(size, 3, 8, 8)
