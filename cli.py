@@ -63,6 +63,10 @@ class Commands(click.Group):
             return fixed
         return _method_command(cmd_name) if cmd_name in summaries() else None
 
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        with speaking(as_flag):
+            return super().main(*args, **kwargs)
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Methods: compress METHOD MODEL --sparsity S -o OUT"):
             formatter.write_dl(list(summaries().items()))
@@ -618,8 +622,7 @@ def main() -> None:
     """Entry point: every expected failure is one line on stderr and an exit code (see `compressor.errors`)."""
     signal.signal(signal.SIGTERM, _stop)
     try:
-        with speaking(as_flag):
-            code = cli.main(standalone_mode=False)
+        code = cli.main(standalone_mode=False)
     except CompressError as error:
         code = _fail(str(error), error.exit_code)
     except click.ClickException as error:

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from compressor.errors import WrongUsage, first_line, nearest
-from compressor.options import checked, option, options_of
-from compressor.settings import TAKEN, Stage
+from compressor.options import checked, names_of, option, options_of
+from compressor.settings import TAKEN, Pruning, Stage, Timing
 
 __all__ = ["Method", "Stage", "make", "method_named", "option", "options_of", "summaries", "table"]
 
@@ -139,7 +139,7 @@ def make(name: str, options: Mapping[str, Any]) -> Method:
         WrongUsage: an unknown method, an unknown option, or a value that is not among the choices.
     """
     method = method_named(name)
-    return method(**checked(method, name, options))
+    return method(**checked(method, name, options, names_of(Pruning, Timing)))
 
 
 def _files() -> Iterator[tuple[str, Path]]:

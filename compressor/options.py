@@ -13,7 +13,7 @@ import math
 import numbers
 import types
 import typing
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -166,18 +166,19 @@ def _option(field: dataclasses.Field[Any], hint: Any) -> Option:
     )  # fmt: skip
 
 
-def checked(owner: type, name: str, values: Mapping[str, Any]) -> dict[str, Any]:
+def checked(owner: type, name: str, values: Mapping[str, Any], beside: Collection[str] = ()) -> dict[str, Any]:
     """The values, each of an option that there is, of its kind, among its choices and in its range.
 
     Args:
         name: of the owner, for messages.
+        beside: names that may have been meant, too.
     Raises:
         WrongUsage: one of them is not; the message names it.
     """
     known = {o.name: o for o in options_of(owner)}
     for key, value in values.items():
         if key not in known:
-            hint = nearest(key, known, f"it has {', '.join(known) or 'none'}")
+            hint = nearest(key, [*known, *beside], f"it has {', '.join(known) or 'none'}")
             raise WrongUsage(f"{name} has no option {key!r}: {hint}")
         if not known[key].accepts(value):
             raise WrongUsage(f"{spelled(key, 'None' if value is None else value)}: {known[key].expected}")
