@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from compressor.errors import WrongUsage, first_line, nearest
-from compressor.options import checked, option, options_of
-from compressor.selection.schedule import Stage
+from compressor.options import checked, names_of, option, options_of
+from compressor.settings import TAKEN, Pruning, Stage, Timing
 
 __all__ = ["Method", "Stage", "make", "method_named", "option", "options_of", "summaries", "table"]
 
@@ -113,6 +113,8 @@ def method_named(name: str) -> type[Method]:
     ]  # fmt: skip
     if len(classes) != 1:
         raise WrongUsage(f"method {name!r}: its file must hold exactly one Method, it holds {len(classes)}")
+    if clash := [o.name for o in options_of(classes[0]) if o.name in TAKEN]:
+        raise WrongUsage(f"method {name!r}: its field {clash[0]!r} has the name of an option of every method; rename it")
     return classes[0]
 
 
@@ -137,7 +139,7 @@ def make(name: str, options: Mapping[str, Any]) -> Method:
         WrongUsage: an unknown method, an unknown option, or a value that is not among the choices.
     """
     method = method_named(name)
-    return method(**checked(method, name, options))
+    return method(**checked(method, name, options, names_of(Pruning, Timing)))
 
 
 def _files() -> Iterator[tuple[str, Path]]:

@@ -16,6 +16,7 @@ from compressor.errors import CompressError, NotEquivalent
 from compressor.exporters.equivalence import check_equivalence
 from compressor.model.inputs import Inputs, as_inputs, scaled
 from compressor.model.origin import origin_of
+from compressor.options import spelled
 from compressor.proof.equivalence import Equivalence
 from compressor.system.files import check_target, staged
 
@@ -130,5 +131,5 @@ def _proven(
             return proof
     raise NotEquivalent(
         f"{target}: the network's output hardly depends on its input, so a proof says nothing; nothing was written; "
-        "keep more nodes, or give batch norms statistics with --calibrate-bn"
+        f"keep more nodes, or give batch norms statistics with {spelled('calibrate_bn', True)}"
     )

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from compressor.errors import BadInput, MissingEnvironment, UnsupportedNetwork, first_line
 from compressor.model.inputs import Inputs, arguments, each, suited, tensors
 from compressor.model.observe import observed
+from compressor.options import spelled
 from compressor.system.quiet import quiet
 from compressor.types.origin import InputSpec
 
@@ -60,7 +61,9 @@ def write(model: nn.Module, path: Path, example_inputs: Inputs, wanted: int | No
     for part in (written.graph, *written.graph.node, *written.graph.input, *written.graph.output, *written.graph.value_info):
         part.ClearField("metadata_props")  # stack traces with the paths of whoever exported
     if wanted is not None and opset(written) != wanted:
-        raise UnsupportedNetwork(f"the network cannot be written in opset {wanted}, only in {opset(written)}; choose --opset")
+        raise UnsupportedNetwork(
+            f"the network cannot be written in opset {wanted}, only in {opset(written)}; choose that {spelled('opset')}"
+        )
     onnx.save(written, path)
     onnx.checker.check_model(path)
     return opset(written)
@@ -138,7 +141,7 @@ class Session:
                 hint = "; it knows few operators in bfloat16: write .safetensors, .pt2 or .pt" if _is_bfloat16(path) else ""
                 raise BadInput(f"{path}: ONNX Runtime cannot run it ({first_line(error)}){hint}") from error
         if self._session.get_providers()[0] != PROVIDERS[provider]:
-            raise MissingEnvironment(f"ONNX Runtime has no working {PROVIDERS[provider]} here; use --device cpu")
+            raise MissingEnvironment(f"ONNX Runtime has no working {PROVIDERS[provider]} here; use {spelled('device', 'cpu')}")
         self._takes = {i.name: _PRECISION.get(i.type) for i in self._session.get_inputs()}
 
     def __call__(self, inputs: Inputs) -> list[Tensor]:
@@ -160,7 +163,7 @@ class Session:
         takes = self._takes
         given = dict(inputs) if isinstance(inputs, Mapping) else dict(zip(takes, inputs, strict=False))
         if given.keys() != takes.keys() or len(given) != len(tensors(inputs)):
-            raise BadInput(f"{self.path}: takes {', '.join(takes)}; name them so with --input NAME:DTYPE:SHAPE")
+            raise BadInput(f"{self.path}: takes {', '.join(takes)}; name them so: {spelled('inputs', 'NAME:DTYPE:SHAPE')}")
         cast = {n: x.to(takes[n]) if takes[n] and x.is_floating_point() else x for n, x in given.items()}
         return {n: x.detach().cpu().numpy() for n, x in cast.items()}
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import matplotlib as mpl
@@ -12,10 +12,14 @@ from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 from matplotlib.transforms import ScaledTranslation
 
 from compressor.benchmarks.experiments.sweep import DENSE
-from compressor.benchmarks.report.plots import SMALL, STYLE, Paper, svg
+from compressor.benchmarks.report.plots import SMALL, STYLE, svg
 
 if TYPE_CHECKING:
     from compressor.benchmarks.experiments.cells import Cell
+
+
+Paper = Callable[["Cell"], Mapping[str, Any] | None]
+"""The row of a paper that belongs to a kind of trial."""
 
 
 def experiment_plots(cells: Sequence[Cell], paper: Paper) -> dict[str, tuple[str, str]]:

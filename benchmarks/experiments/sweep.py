@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from filelock import FileLock, Timeout
 
@@ -30,34 +30,48 @@ from compressor.benchmarks.experiments.trial import (
 from compressor.errors import BadInput, WrongUsage, first_line, nearest
 from compressor.method import make, method_named
 from compressor.objective.losses import loss_named
-from compressor.options import options_of
-from compressor.pruning.controls import Ablation
-from compressor.selection.budget import Unit
-from compressor.selection.schedule import Stage
-from compressor.selection.select import check_sparsity
+from compressor.options import Option, names_of, options_of, speaking, spelled
+from compressor.pruning.setup import check_effect
+from compressor.settings import (
+    Machine,
+    Pruning,
+    Reading,
+    Scoring,
+    Task,
+    Timing,
+    as_key,
+    check_sparsity,
+)
 from compressor.system.user_code import object_named
 from compressor.training.recipe import recipe_named
 from compressor.types.origin import InputSpec
-from compressor.types.structure import Attention
 
 TRIALS, RUNS = "trials", "runs"
 DENSE = "dense"
 """The kind of trial that prunes nothing."""
 
-KEYS: Mapping[str, Any] = {
-    "data": str, "networks": list, "methods": list, "sparsities": list, "seeds": list, "image_size": int, "samples": int,
-    "loss": str, "network": str, "input": (str, list),
-    "device": str, "threads": int, "rounds": int, "recipe": dict,
-}  # fmt: skip
-METHOD_KEYS: Mapping[str, Any] = {
-    "method": str, "label": str, "options": dict, "sparsities": list, "macs": list, "parameters": list, "recipe": dict,
-    "stage": str, "interval": int, "prune_at": int, "ablation": str, "round_to": (int, str), "per": str, "floor": int,
-    "freeze": list, "only": list, "attention": str, "calibrate_bn": bool, "allow_disconnect": bool,
-}  # fmt: skip
-COMMON = ("image_size", "samples", "loss", "device", "threads", "rounds")
-"""Keys that say the same of every trial."""
+LISTS: Mapping[str, Any] = {"networks": list, "methods": list, "sparsities": list, "seeds": list, "rounds": int, "recipe": dict}
+"""A sweep's own keys; the rest are declared with all that may be asked."""
 
-TARGETS = ("sparsities", "macs", "parameters")
+TARGET_LISTS = {"sparsities": "sparsity", "macs": "macs", "parameters": "parameters"}
+"""Key of a list of targets -> what each of its values is called in a trial."""
+
+ENTRY: Mapping[str, Any] = {"method": str, "label": str, "options": dict, "recipe": dict, **dict.fromkeys(TARGET_LISTS, list)}
+"""An entry's own keys among `methods`; the rest are declared, too."""
+
+COMMON = (Task, Scoring, Machine, Reading)
+"""What may be said once for all trials, but for `WITHIN`."""
+
+WITHIN = ("seed", "arguments", "key", "trust_pickle")
+"""Options that a sweep has other ways to say, or none."""
+
+SAME = ("image_size", "samples", "loss", "device", "threads", "rounds")
+"""Keys that every trial has as they are."""
+
+
+def keys_of(*owners: type) -> dict[str, Option]:
+    """Key -> option, of what is declared."""
+    return {as_key(o.name): o for owner in owners for o in options_of(owner) if o.name not in WITHIN}
 
 
 def read_sweep(path: Path) -> list[Trial]:
@@ -67,23 +81,25 @@ def read_sweep(path: Path) -> list[Trial]:
         BadInput: no such file, not TOML, an unknown key (the nearest known one is named), or a value of a wrong kind.
         WrongUsage: a network (its file, with a seed), method or option that there is not.
     """
+    with speaking(as_key):
+        return _trials(path)
+
+
+def _trials(path: Path) -> list[Trial]:
     try:
         raw = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise BadInput(f"{path}: no such file") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
         raise BadInput(f"{path}: cannot be read ({first_line(error)})") from error
-    _check(raw, KEYS, str(path))
+    _check(raw, LISTS, keys_of(*COMMON), str(path))
     for name in ("data", "networks", "methods"):
         if not raw.get(name):
             raise BadInput(f"{path}: says nothing of {name}")
-    common: dict[str, Any] = {name: raw[name] for name in COMMON if name in raw}
-    for key, least in (("image_size", 1), ("samples", 1), ("threads", 1), ("rounds", 0)):
-        if common.get(key, least) < least:
-            raise BadInput(f"{path}: {key} {common[key]}: at least {least}")
+    common: dict[str, Any] = {name: raw[name] for name in SAME if name in raw}
+    if raw.get("rounds", 0) < 0:
+        raise BadInput(f"{path}: rounds {raw['rounds']}: at least 0")
     inputs = [raw["input"]] if isinstance(raw.get("input"), str) else raw.get("input", [])
-    if not all(isinstance(text, str) for text in inputs):
-        raise BadInput(f"{path}: input is text like '3x32x32', or a list of it")
     try:
         loss_named(found(raw.get("loss", "cross-entropy"), path.parent))
         for text in inputs:
@@ -138,8 +154,8 @@ def _kinds(given: Any, raw: Mapping[str, Any], where: str) -> Iterable[dict[str,
         raise BadInput(f"{where}: methods are names or tables with a method, not {given!r}")
     entry: dict[str, Any] = {"method": given} if isinstance(given, str) else dict(given)
     chosen = entry.get("method", DENSE)
-    own = [] if chosen == DENSE else [o.name for o in options_of(method_named(chosen)) if o.name not in METHOD_KEYS]
-    _check(entry, METHOD_KEYS, f"{where}, methods", own)
+    own = () if chosen == DENSE else names_of(method_named(chosen))
+    _check(entry, ENTRY, keys_of(Pruning, Timing), f"{where}, methods", own)
     if "method" not in entry:
         raise BadInput(f"{where}: a table of methods needs a method")
     numbers = {**raw.get("recipe", {}), **entry.pop("recipe", {})}
@@ -147,7 +163,7 @@ def _kinds(given: Any, raw: Mapping[str, Any], where: str) -> Iterable[dict[str,
     recipe_named(recipe, numbers)
     method, options = entry.pop("method"), entry.pop("options", {})
     shared = {"recipe": recipe, "numbers": numbers, "label": entry.pop("label", method)}
-    targets = {name: entry.pop(name) for name in TARGETS if name in entry}
+    targets = {name: entry.pop(name) for name in TARGET_LISTS if name in entry}
     if method == DENSE:
         if entry or options or targets:
             raise BadInput(
@@ -155,12 +171,14 @@ def _kinds(given: Any, raw: Mapping[str, Any], where: str) -> Iterable[dict[str,
             )
         yield shared
         return
-    make(method, options)
-    for name, known in (("stage", Stage), ("ablation", Ablation), ("per", Unit), ("attention", Attention)):
-        if name in entry and entry[name] not in get_args(known):
-            raise BadInput(f"{where}: {name} {entry[name]!r}: choose {', '.join(get_args(known))}")
-    if entry.get("interval", 1) < 1:
-        raise BadInput(f"{where}: interval {entry['interval']}: at least 1")
+    pruning = Pruning(**{name: value for name, value in entry.items() if name in names_of(Pruning)})
+    Timing(**{name: value for name, value in entry.items() if name in names_of(Timing)})
+    check_effect(pruning, make(method, options))
+    if pruning.has_target and not targets:
+        yield {**shared, "method": method, "pruning": {**entry, **options}}
+        return
+    if pruning.has_target:
+        raise BadInput(f"{where}: {method} has {' and '.join(targets)} beside a target of its own; give one of them")
     if len(targets) > 1:
         raise BadInput(f"{where}: {method} has {' and '.join(targets)}; give one of them")
     if not targets:
@@ -173,20 +191,30 @@ def _kinds(given: Any, raw: Mapping[str, Any], where: str) -> Iterable[dict[str,
             raise BadInput(f"{where}: {kind} are numbers above 0, not {value!r}")
         if kind == "sparsities":
             check_sparsity(value)
-        name = {"sparsities": "sparsity"}.get(kind, kind)
-        yield {**shared, "method": method, name: value, "pruning": {**entry, **options}}
+        yield {**shared, "method": method, TARGET_LISTS[kind]: value, "pruning": {**entry, **options}}
 
 
-def _check(values: Mapping[str, Any], known: Mapping[str, Any], where: str, own: Collection[str] = ()) -> None:
+def _check(
+    values: Mapping[str, Any], plain: Mapping[str, Any], declared: Mapping[str, Option], where: str, own: Collection[str] = ()
+) -> None:
+    """Refuse keys that there are not, and values of other kinds or ranges.
+
+    Args:
+        plain: key -> kind, of those that are not declared.
+        own: options of a method, which have a place of their own.
+    """
     for key, value in values.items():
         if key in own:
             raise BadInput(f"{where}: {key} is an option of the method's own: options = {{ {key} = ... }}")
-        if key not in known:
+        if key not in plain and key not in declared:
+            known = [*plain, *declared]
             raise BadInput(f"{where}: unknown key {key!r}; {nearest(key, known, 'use ' + ', '.join(known))}")
-        if not isinstance(value, known[key]) or (isinstance(value, bool) and known[key] is not bool):
-            kinds = known[key] if isinstance(known[key], tuple) else (known[key],)
-            must = " or ".join(_TOML[kind] for kind in kinds)
-            raise BadInput(f"{where}: {key} is a {_TOML.get(type(value), type(value).__name__)}, it must be a {must}")
+        if key in plain and (not isinstance(value, plain[key]) or isinstance(value, bool)):
+            raise BadInput(
+                f"{where}: {key} is a {_TOML.get(type(value), type(value).__name__)}, it must be a {_TOML[plain[key]]}"
+            )
+        if key in declared and not (declared[key].accepts(value) or (key == "input" and isinstance(value, str))):
+            raise BadInput(f"{where}: {spelled(declared[key].name, value)}: {declared[key].expected}")
 
 
 _TOML = {str: "text", int: "whole number", float: "number", bool: "truth value", list: "list", dict: "table"}

@@ -24,8 +24,9 @@ from compressor.data import Columns, Rows
 from compressor.errors import BadInput, CompressError, first_line
 from compressor.model.origin import origin_of
 from compressor.objective.losses import LOSSES
+from compressor.options import speaking
 from compressor.pruning.train import train
-from compressor.selection.budget import Budget
+from compressor.settings import TARGETS, as_key
 from compressor.sources.fresh import fresh_network
 from compressor.sources.scoring import Source
 from compressor.sources.training import TrainingData, training_data_for
@@ -103,10 +104,19 @@ class Trial:
         return re.sub(r"[^\w.-]+", "_", "-".join([network, self.label, self.target, f"seed{self.seed}"]))
 
     @property
+    def aim(self) -> dict[str, Any]:
+        """The target of the pruning, as an argument of `compressor.train`; one among `pruning` stands there."""
+        given = {"sparsity": self.sparsity, "target_macs": self.macs, "target_params": self.parameters}
+        return {name: value if name == "sparsity" else f"{value:.12f}" for name, value in given.items() if value is not None}
+
+    @property
     def target(self) -> str:
         """What the pruning aims at, in words."""
         given = {"": self.sparsity, "macs ": self.macs, "parameters ": self.parameters}
-        return next((f"{unit}{value:g}" for unit, value in given.items() if value is not None), "dense")
+        said = {f"{unit} ": self.pruning[name] for name, unit in TARGETS.items() if name in self.pruning}
+        return next((f"{unit}{value:g}" for unit, value in given.items() if value is not None), "") or next(
+            (f"{unit}{value}" for unit, value in said.items()), "dense"
+        )
 
     def as_dict(self) -> dict[str, Any]:
         """As JSON holds it."""
@@ -134,11 +144,7 @@ def run_trial(
     scoring = Rows(held.train, trial.samples, 64, trial.seed) if isinstance(held.train, Columns) else held.source.train
     how = dict(trial.pruning)
     if trial.method is not None:
-        how |= {"method": trial.method, "sparsity": trial.sparsity or 0.0}
-        if trial.macs is not None:
-            how["budget"] = Budget.parse("macs", f"{trial.macs:.12f}")
-        elif trial.parameters is not None:
-            how["budget"] = Budget.parse("parameters", f"{trial.parameters:.12f}")
+        how |= {"method": trial.method, **trial.aim}
     trained = train(
         model, held.train, recipe, test=held.test, scoring=scoring, loss=loss, forward=held.forward,
         example_inputs=held.source.inputs, colour=held.colour, seed=trial.seed, folder=folder, resume=True, progress=progress,
@@ -258,6 +264,11 @@ def write_record(record: Mapping[str, Any], path: Path) -> None:
 def serve(connection: Connection, folder: Path, base: Path) -> None:
     """What a worker process does: trials that come in, records that go out, until None comes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # who asked for the sweep ends it
+    with speaking(as_key):
+        _serve(connection, folder, base)
+
+
+def _serve(connection: Connection, folder: Path, base: Path) -> None:
     while (values := connection.recv()) is not None:
         trial = Trial(**values)
 

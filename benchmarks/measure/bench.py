@@ -42,9 +42,8 @@ from compressor.objective.losses import loss_named
 from compressor.objective.objective import Objective, evaluate
 from compressor.sources.scoring import Source
 from compressor.system.environment import environment
+from compressor.system.progress import Progress
 from compressor.types.structure import total_by_layer
-
-Progress = Callable[[str, int, int], None]
 
 
 def bench(

@@ -22,7 +22,8 @@ from compressor.model.origin import origin_of
 from compressor.objective.batches import Batch, inputs_of, to_device
 from compressor.objective.losses import loss_named
 from compressor.objective.objective import Objective
-from compressor.sources.noise import NOISE, noise_like
+from compressor.options import spelled
+from compressor.sources.noise import noise_like, noise_remark
 from compressor.sources.scoring import Source, source_for
 from compressor.types.origin import InputSpec
 
@@ -160,9 +161,9 @@ def source_of(
         raise BadInput(f"data {data}: an ONNX file does not say how it takes data; name one .pt or .safetensors beside it")
     specs = tuple(InputSpec.parse(text) for text in said) or next((input_specs(f) for f in files if f.suffix == ".onnx"), ())
     if not specs or any(0 in spec.shape or spec.dtype == "?" for spec in specs):
-        raise BadInput(f"{', '.join(map(str, files))}: the input shape is not known; add --input 3x224x224")
+        raise BadInput(f"{', '.join(map(str, files))}: the input shape is not known; add {spelled('inputs', '3x224x224')}")
     inputs = noise_like(specs, samples, torch.Generator().manual_seed(seed))
-    return Source("synthetic", [(inputs,)], None, inputs, (NOISE,))
+    return Source("synthetic", [(inputs,)], None, inputs, (noise_remark(),))
 
 
 BATCH = 64

@@ -12,8 +12,8 @@ from compressor.model.cost import cost
 from compressor.model.inputs import Inputs, suited
 from compressor.objective.objective import Quality
 from compressor.proof.equivalence import Equivalence
+from compressor.pruning.course import Trained
 from compressor.pruning.result import Result, Summary
-from compressor.pruning.train import Trained
 from compressor.system.environment import environment
 
 SCHEMA = 1

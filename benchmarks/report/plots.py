@@ -7,6 +7,7 @@ import math
 import re
 import warnings
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import matplotlib as mpl
@@ -21,7 +22,7 @@ from compressor.benchmarks.measure.runs import INFERENCE, TRAIN_STEP
 from compressor.benchmarks.report.compare import ENGINE_NAMES, Comparison, comparisons, dense_of, mac_reduction, smalls_of
 
 if TYPE_CHECKING:
-    from compressor.benchmarks.experiments.cells import Cell
+    from compressor.pruning.result import Result
 
 DENSE, SMALL = "#9aa5b1", ("#1663a7", "#d9822b", "#2b8a6b", "#8a4fbf", "#b23b57")
 INCH_OF_ROW = 0.24
@@ -69,8 +70,14 @@ def pruning_plots(
     return found
 
 
-Paper = Callable[["Cell"], Mapping[str, Any] | None]
-"""The row of a paper that belongs to a kind of trial."""
+def pictures_of(result: Result, folder: Path) -> dict[Path, str]:
+    """Path -> picture of what the pruning did; the folder is made."""
+    s, masks = result.summary, result.plan.masks
+    left = s.weights.by_layer if s.weights else s.widths
+    first = next(((name, mask.tensor()) for name, mask in masks.items()), None)
+    drawn = pruning_plots(left, "weights" if s.weights else "nodes", result.curves, first)
+    folder.mkdir(exist_ok=True)
+    return {folder / f"{name}.svg": picture for name, picture in drawn.items()}
 
 
 def _remaining(pairs: Mapping[str, tuple[int, int]], unit: str, figure: Figure) -> None:

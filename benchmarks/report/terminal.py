@@ -9,6 +9,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from compressor.options import spelled
+
 BAR = 40
 """Characters of a full bar."""
 
@@ -53,7 +55,7 @@ def show(d: dict[str, Any]) -> None:
         console.print(proof_line(proof), soft_wrap=True)
     if d["near_collapse"]:
         named = ", ".join(f"{layer} ({left})" for layer, left in d["near_collapse"].items())
-        console.print(f"near collapse, fewer than 4 nodes left: {named}; --floor N keeps more", soft_wrap=True)
+        console.print(f"near collapse, fewer than 4 nodes left: {named}; {spelled('floor', 'N')} keeps more", soft_wrap=True)
     for note in d["notes"]:
         console.print(note, soft_wrap=True)
 

@@ -27,6 +27,7 @@ from compressor.checkpoint import unpickle
 from compressor.data import Preprocessing
 from compressor.errors import BadInput, WrongUsage, first_line
 from compressor.model.origin import origin_of, set_origin
+from compressor.options import spelled
 from compressor.surgery.shrink import is_depthwise, refit, remember
 from compressor.system.files import check_target, staged
 from compressor.types.origin import InputSpec, Origin
@@ -73,7 +74,7 @@ def _write_whole(model: nn.Module, header: str, path: Path) -> None:
     """A network without a named builder, pickled as it is, if this tool could read it back."""
     elsewhere = "write .pt2 (runs without this package) or .onnx instead"
     if path.suffix == ".safetensors":
-        raise BadInput(f"{path.suffix} needs a network with a named builder (--network); {elsewhere}")
+        raise BadInput(f"{path.suffix} needs a network with a named builder ({spelled('network')}); {elsewhere}")
     bare = copy.copy(model)
     bare.__dict__ = {name: value for name, value in model.__dict__.items() if name != "origin"}
     try:
@@ -130,11 +131,14 @@ def load(
         else _found_in(unpickle.read(path, trust=trust_pickle), path, key)
     )
     if content.header is not None and (arguments or key):
-        raise WrongUsage(f"{path}: a checkpoint of this tool, which needs neither --network-arg nor --key; leave them out")
+        raise WrongUsage(
+            f"{path}: a checkpoint of this tool, which needs neither {spelled('arguments')} nor "
+            f"{spelled('key')}; leave them out"
+        )
     if content.module is not None and content.header is None and network is not None:
-        raise WrongUsage(f"{path}: holds a whole network; leave --network out")
+        raise WrongUsage(f"{path}: holds a whole network; leave {spelled('network')} out")
     if arguments and network is None:
-        raise WrongUsage("--network-arg is for the builder that --network names; name it, or leave --network-arg out")
+        raise WrongUsage(f"{spelled('arguments')} is for the builder that {spelled('network')} names; name it, or leave it out")
     if content.header is not None:
         model, origin = _ours(content, path, network)
     elif content.module is not None:
@@ -156,13 +160,15 @@ def _ours(content: _Content, path: Path, network: str | None) -> tuple[nn.Module
         if network and named.network and networks.is_code(named.network) and networks.is_code(network):
             named = replace(named, network=network)  # the same code may lie elsewhere now; its tensors must fit
         if network not in (None, named.network):
-            raise WrongUsage(f"{path}: its network is {named.network}, not {network}; leave --network out")
+            raise WrongUsage(f"{path}: its network is {named.network}, not {network}; leave {spelled('network')} out")
         if named.network is None:
             if content.module is None:
                 raise BadInput(f"{path}: damaged checkpoint (neither builder nor network)")
             return content.module, named
         if networks.is_code(named.network) and network is None:
-            raise BadInput(f"{path}: its network is built by code; if you trust it, name it: --network {named.network}")
+            raise BadInput(
+                f"{path}: its network is built by code; if you trust it, name it: {spelled('network', named.network)}"
+            )
         model, fresh = networks.unfilled(named.network, named.arguments)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise BadInput(f"{path}: its header is damaged ({first_line(error)})") from error
@@ -185,16 +191,17 @@ def _foreign(content: _Content, path: Path, network: str | None, arguments: dict
                 if all(tensor.partition(".")[0].isdigit() for tensor in state):
                     raise BadInput(
                         f"{path}: its tensors would fit {name}, but their names say nothing of what lies between them; "
-                        f"if it is that, --network {name}, else --network file.py:factory"
+                        f"if it is that, {spelled('network', name)}, else {spelled('network', 'file.py:factory')}"
                     )
                 model, origin = networks.unfilled(name, found)
                 _fill(model, state, path)
                 takes = networks.size_text(origin.input_shape)
-                note = f"Recognised by its tensors as {name}, input {takes}; where that is wrong, --network names another."
+                note = f"Recognised by its tensors as {name}, input {takes}; where that is wrong, "
+                f"{spelled('network')} names another."
                 return model, replace(origin, notes=(note,))
         raise BadInput(
             f"{path}: a state dict of {len(content.state)} tensors, which does not say of which network; name its builder: "
-            "--network vgg16, torchvision:resnet50, timm:resnet50 or file.py:factory"
+            f"{spelled('network')} vgg16, torchvision:resnet50, timm:resnet50 or file.py:factory"
         )
     model, origin = networks.unfilled(network, arguments)
     expected = model.state_dict().keys()
@@ -242,7 +249,9 @@ def _found_in(content: Any, path: Path, key: str | None) -> _Content:
         return _found_in(inner, path, None) if isinstance(inner, nn.Module) else _Content(None, _tensors(inner))
     if key or not _holds_weights(content):
         has = ", ".join(map(str, list(content)[:8])) or "nothing"
-        raise BadInput(f"{path}: no weights under {key or ', '.join(KEYS[:3])}; it holds {has}; name the entry with --key")
+        raise BadInput(
+            f"{path}: no weights under {key or ', '.join(KEYS[:3])}; it holds {has}; name the entry with {spelled('key')}"
+        )
     return _Content(None, _tensors(content))
 
 
@@ -296,7 +305,7 @@ def _check_tensor(path: Path, name: str, tensor: Tensor, old: Tensor, module: nn
     fixed = 2 if isinstance(module, _ConvNd) else tensor.dim()  # a kernel's height and width never shrink
     shape, most = tuple(tensor.shape), tuple(old.shape)
     if len(shape) != len(most) or any(n > m for n, m in zip(shape, most, strict=True)) or shape[fixed:] != most[fixed:]:
-        hint = "; is --network-arg num_classes=... missing?" if shape[1:] == most[1:] else ""
+        hint = f"; is {spelled('arguments')} num_classes=... missing?" if shape[1:] == most[1:] else ""
         raise BadInput(f"{path}: {name} has shape {shape}, the network at most {most}{hint}")
     if tensor.is_floating_point() != old.is_floating_point() or tensor.layout != torch.strided or 0 in tensor.shape:
         raise BadInput(f"{path}: {name} is not a dense tensor of the kind that the network has")

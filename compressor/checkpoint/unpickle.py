@@ -20,6 +20,7 @@ from torch import nn
 
 from compressor.checkpoint.check_module import made_intact
 from compressor.errors import BadInput, first_line
+from compressor.options import spelled
 from compressor.system.quiet import quiet
 
 NETWORKS = (
@@ -58,7 +59,7 @@ KINDS = (
      "a quantised network; prune the float network first and quantise afterwards"),
     (("ultralytics.", "models.yolo", "models.common"),
      "an Ultralytics file; save its weights there with torch.save(YOLO(file).model.float().state_dict(), 'weights.pt') "
-     "and name the network with --network file.py:factory"),
+     "and name the network, network=file.py:factory"),
 )  # fmt: skip
 """Names by which foreign kinds of file are known, and the way out."""
 
@@ -89,13 +90,14 @@ def read(path: Path, *, trust: bool = False) -> Any:
     except _Called as error:
         raise BadInput(
             f"{path}: refused, because its pickle calls {error}; save a state dict instead, or, if you trust the file, "
-            "--trust-pickle"
+            f"{spelled('trust_pickle', True)}"
         ) from error
     except MemoryError as error:
         raise BadInput(f"{path}: damaged checkpoint, or larger than this machine's memory") from error
     except Exception as error:  # damage may provoke anything in the readers
         if "Only persistent_load of storage is allowed" in str(error):
-            way = "save its state dict, save it again with a newer torch, or, if you trust the file, --trust-pickle"
+            trusted = spelled("trust_pickle", True)
+            way = f"save its state dict, save it again with a newer torch, or, if you trust the file, {trusted}"
             raise BadInput(f"{path}: a whole network in the format of before torch 1.6; {way}") from error
         raise BadInput(f"{path}: damaged checkpoint ({_cause(error)})") from error
     try:
@@ -147,7 +149,7 @@ def _of_zip(path: Path) -> Iterator[bytes]:
                 raise BadInput(f"{path}: refused, its record {name!r} claims to unpack to {member.file_size:,} bytes")
         ends = {member.filename.partition("/")[2] for member in members}
         if "constants.pkl" in ends or any(end.startswith("code/") for end in ends):
-            way = "save the state dict of the network it was made from, and name that with --network"
+            way = f"save the state dict of the network it was made from, and name that with {spelled('network')}"
             raise BadInput(f"{path}: a TorchScript file, which holds no network that can be changed; {way}")
         if "archive_format" in ends:
             raise BadInput(f"{path}: an exported program, which cannot be pruned; give the network that it was made from")
@@ -202,7 +204,7 @@ def _allowed(path: Path, names: list[str]) -> list[Any]:
         listed = ", ".join(refused[:5]) + (" ..." if len(refused) > 5 else "")
         raise BadInput(
             f"{path}: refused without running it, because its pickle names {listed}; "
-            "save a state dict instead, or, if you trust the file, --trust-pickle"
+            f"save a state dict instead, or, if you trust the file, {spelled('trust_pickle', True)}"
         )
     allowed: list[Any] = list(PLAIN_NUMBERS) if "numpy.dtype" in found else []  # what it makes
     for name, value in found.items():

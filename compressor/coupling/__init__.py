@@ -11,7 +11,8 @@ from compressor.coupling.label_flow import Traced, Untraceable
 from compressor.errors import BadInput, UnsupportedNetwork, first_line
 from compressor.model.inputs import Inputs, as_inputs, each
 from compressor.model.observe import outputs_of
-from compressor.types.structure import Attention, Bound, Structure
+from compressor.settings import Attention
+from compressor.types.structure import Bound, Structure
 
 __all__ = ["Traced", "check_prunable", "structure", "trace"]
 

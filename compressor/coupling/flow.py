@@ -11,7 +11,8 @@ from torch import Tensor, fx, nn
 
 from compressor.coupling.grouping import Axis
 from compressor.coupling.labels import FILLER, Labels, compact, constant_along
-from compressor.types.structure import Attention, Role
+from compressor.settings import Attention
+from compressor.types.structure import Role
 
 NOT_A_CHANNEL = "it works along a dimension that carries no channels of its own"
 

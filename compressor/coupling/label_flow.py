@@ -26,8 +26,9 @@ from compressor.coupling.splits import before_products
 from compressor.errors import BadInput, CompressError, first_line
 from compressor.model.inputs import Inputs, arguments, each
 from compressor.model.observe import observed
+from compressor.settings import Attention
 from compressor.system.quiet import quiet
-from compressor.types.structure import NOT_IN_EVAL, OUTPUT, Attention, Bound, Group, Slice, Structure
+from compressor.types.structure import NOT_IN_EVAL, OUTPUT, Bound, Group, Slice, Structure
 
 LAYERS = (_ConvNd, nn.Linear, nn.RNNBase)
 """Modules whose outputs are nodes."""

@@ -22,8 +22,9 @@ from compressor.model.branches import in_branches
 from compressor.model.inputs import Inputs, each, run
 from compressor.model.observe import observed, outputs_of
 from compressor.proof.prove import prove_randomised
+from compressor.settings import Attention
 from compressor.surgery.shrink import shrink, tensors_of
-from compressor.types.structure import Attention, Bound, Group, Structure
+from compressor.types.structure import Bound, Group, Structure
 
 DRAWS = 2
 """Random removals that a group must survive before it may be pruned."""

@@ -20,6 +20,7 @@ from compressor.model.observe import observed
 from compressor.model.speed import best_layouts, fold_norms
 from compressor.objective.batches import size_of
 from compressor.objective.objective import Objective
+from compressor.options import spelled
 from compressor.types.scores import Scores
 from compressor.types.structure import Slice, Structure
 
@@ -180,7 +181,9 @@ class _Gates:
 
     def _place_on_weights(self, model: nn.Module, group: str, s: Slice) -> None:
         if self.per_sample:
-            raise UnsupportedNetwork(f"{s.tensor}: a function applies it, not a layer; use --aggregate signed or batch")
+            raise UnsupportedNetwork(
+                f"{s.tensor}: a function applies it, not a layer; use {spelled('aggregate')} signed or batch"
+            )
         names = [s.tensor] if s.role == "read" else [s.tensor, s.tensor.removesuffix("weight") + "bias"]
         parameters = dict(model.named_parameters(remove_duplicate=False))
         for name in names:
@@ -206,7 +209,7 @@ class _Gates:
         if not self.per_sample:
             return sums.sum(0, keepdim=True)
         if len(sums) % self.batch:
-            raise UnsupportedNetwork(f"{layer}: its rows are not samples; use --aggregate signed or batch")
+            raise UnsupportedNetwork(f"{layer}: its rows are not samples; use {spelled('aggregate')} signed or batch")
         return sums.reshape(self.batch, -1, sums.shape[1]).sum(1)
 
 

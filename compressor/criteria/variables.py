@@ -20,6 +20,7 @@ from compressor.model.observe import observed
 from compressor.model.weights import maskable
 from compressor.objective.batches import size_of
 from compressor.objective.objective import Objective
+from compressor.options import spelled
 from compressor.types.structure import Slice, Structure
 
 Unit = Literal["node", "weight"]
@@ -55,7 +56,9 @@ def _gates(twin: nn.Module, structure: Structure) -> Variables:
 
 def _place(twin: nn.Module, structure: Structure, gate: Tensor, s: Slice) -> None:
     if s.tensor in structure.functional or s.tensor.rpartition(".")[2].startswith("units_"):
-        raise UnsupportedNetwork(f"{s.tensor}: a function applies it, so that no gate can sit there; use --unit weight")
+        raise UnsupportedNetwork(
+            f"{s.tensor}: a function applies it, so that no gate can sit there; use {spelled('unit', 'weight')}"
+        )
     module = twin.get_submodule(s.layer)
     dim = -1 if isinstance(module, nn.Linear) else 1
 

@@ -56,7 +56,7 @@ def batches(name: str) -> Batches:
         BadInput: the factory raises, or gives no batches.
         WrongUsage: there is no such factory.
     """
-    factory = object_named(name, "--data")
+    factory = object_named(name, "data")
     if not callable(factory):
         raise BadInput(f"data {name}: is a {type(factory).__name__}, not a function that returns batches")
     try:

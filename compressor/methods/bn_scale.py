@@ -10,7 +10,7 @@ from torch import nn
 from compressor.criteria.magnitude import norm_scales, without_norm
 from compressor.method import Method
 from compressor.objective.objective import Objective
-from compressor.selection.schedule import Stage
+from compressor.settings import Stage
 from compressor.types.scores import Scores
 from compressor.types.structure import Structure
 

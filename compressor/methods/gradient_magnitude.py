@@ -12,8 +12,8 @@ from compressor.criteria.variables import Unit
 from compressor.method import Method
 from compressor.objective.objective import Objective
 from compressor.options import option
-from compressor.selection.schedule import Stage
 from compressor.selection.select import Scope, within
+from compressor.settings import Stage
 from compressor.types.scores import Scores
 from compressor.types.structure import Structure
 

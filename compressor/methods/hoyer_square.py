@@ -12,7 +12,7 @@ from compressor.criteria.penalties import hoyer_square, weights_of
 from compressor.method import Method
 from compressor.objective.objective import Objective
 from compressor.options import option
-from compressor.selection.schedule import Stage
+from compressor.settings import Stage
 from compressor.types.scores import Scores
 from compressor.types.structure import Structure
 

@@ -11,7 +11,8 @@ from compressor.criteria.magnitude import weight_magnitude
 from compressor.method import Method
 from compressor.objective.objective import Objective
 from compressor.options import option
-from compressor.selection.schedule import Stage, exponential
+from compressor.selection.schedule import exponential
+from compressor.settings import Stage
 from compressor.types.scores import Scores
 from compressor.types.structure import Structure
 

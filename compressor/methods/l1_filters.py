@@ -10,8 +10,8 @@ from torch import nn
 from compressor.criteria.magnitude import node_magnitude
 from compressor.method import Method
 from compressor.objective.objective import Objective
-from compressor.selection.schedule import Stage
 from compressor.selection.select import per_part
+from compressor.settings import Stage
 from compressor.types.scores import Scores
 from compressor.types.structure import Structure
 

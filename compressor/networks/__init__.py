@@ -20,6 +20,7 @@ from compressor.model.origin import set_origin
 from compressor.networks._foreign import inputs_of, is_code
 from compressor.networks._foreign import make as make_foreign
 from compressor.networks._initialise import initialise
+from compressor.options import spelled
 from compressor.types.origin import InputSpec, Origin
 
 __all__ = [
@@ -147,7 +148,7 @@ def unfilled(spec: str, arguments: Mapping[str, Any]) -> tuple[nn.Module, Origin
         model = make_foreign(spec, arguments)
         return model, Origin(spec, dict(arguments), inputs_of(model))
     if unknown := sorted(set(arguments) - {"in_channels", "classes", "image_size"}):
-        raise WrongUsage(f"--network-arg {unknown[0]}: {spec} takes in_channels, classes and image_size")
+        raise WrongUsage(f"{spelled('arguments', unknown[0])}: {spec} takes in_channels, classes and image_size")
     return skeleton(spec, **arguments)
 
 

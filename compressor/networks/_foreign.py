@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from compressor.errors import BadInput, MissingEnvironment, WrongUsage, first_line, nearest
+from compressor.options import spelled
 from compressor.system.quiet import quiet
 from compressor.system.user_code import LIBRARIES, object_named
 from compressor.types.origin import InputSpec
@@ -36,8 +37,8 @@ def make(spec: str, arguments: Mapping[str, Any], seed: int = 0) -> nn.Module:
     """
     library, _, name = spec.partition(":")
     if taken := sorted(FETCHING & arguments.keys()):
-        raise WrongUsage(f"--network-arg {taken[0]}: weights are never fetched; leave it out")
-    factory = _of_library(library, name) if library in LIBRARIES else object_named(spec, "--network")
+        raise WrongUsage(f"{spelled('arguments', taken[0])}: weights are never fetched; leave it out")
+    factory = _of_library(library, name) if library in LIBRARIES else object_named(spec, "network")
     with torch.random.fork_rng(devices=[]), quiet():
         torch.manual_seed(seed)
         try:

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from compressor.errors import BadInput, WrongUsage
 from compressor.model.observe import tensors_in
 from compressor.objective.batches import Batch
+from compressor.options import spelled
 from compressor.system.user_code import object_named
 
 Loss = Callable[[Any, Batch], Tensor]
@@ -61,9 +62,9 @@ def loss_named(loss: str | Loss) -> Loss:
     if callable(loss):
         return loss
     if ":" in loss:
-        found = object_named(loss, "--loss")
+        found = object_named(loss, "loss")
         if not callable(found):
-            raise WrongUsage(f"--loss {loss}: not a function of (outputs, batch)")
+            raise WrongUsage(f"{spelled('loss', loss)}: not a function of (outputs, batch)")
         return found
     if loss not in LOSSES:
         raise WrongUsage(f"no loss {loss!r}: choose {', '.join(LOSSES)}, or name a function as file.py:function")
@@ -75,7 +76,7 @@ def _only(outputs: Any) -> Tensor:
     if len(found) != 1:
         raise BadInput(
             f"the network has {len(found)} outputs, this loss takes one; "
-            "give a loss of your own: --loss file.py:function of (outputs, batch)"
+            f"give a loss of your own: {spelled('loss', 'file.py:function')} of (outputs, batch)"
         )
     return found[0]
 
@@ -90,7 +91,11 @@ def _check_labels(logits: Tensor, target: Tensor) -> None:
     if highest == IGNORED:
         raise BadInput(f"all labels of a batch are {IGNORED}, which are ignored: it has no loss; leave such samples out")
     if (lowest < 0 and lowest != IGNORED) or highest >= logits.shape[1]:
-        way = "for yes or no take --loss bce" if logits.shape[1] == 1 and lowest >= 0 and highest <= 1 else "correct the data"
+        way = (
+            f"for yes or no take {spelled('loss', 'bce')}"
+            if logits.shape[1] == 1 and lowest >= 0 and highest <= 1
+            else "correct the data"
+        )
         raise BadInput(f"labels run from {lowest} to {highest}, the network has {logits.shape[1]} outputs; {way}")
 
 
@@ -99,7 +104,7 @@ def _check_probabilities(logits: Tensor, target: Tensor) -> None:
     if not fit or not torch.allclose(target.sum(1), torch.ones((), dtype=target.dtype, device=target.device), atol=1e-3):
         raise BadInput(
             f"targets {tuple(target.shape)} are neither class labels nor probabilities of {logits.shape[-1]} classes; "
-            "for regression use --loss mse, for yes or no --loss bce"
+            f"for regression use {spelled('loss', 'mse')}, for yes or no {spelled('loss', 'bce')}"
         )
 
 

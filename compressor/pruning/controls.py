@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,9 +15,6 @@ from torch import Tensor, nn
 from compressor.model.origin import origin_of
 from compressor.networks import initialised
 from compressor.types.structure import Kept, Structure
-
-Ablation = Literal["shuffle", "reinit", "invert"]
-"""`shuffle`: as many, but random ones of each layer. `reinit`: the small network with fresh weights. `invert`: the best go."""
 
 
 def shuffled_nodes(structure: Structure, kept: Kept, seed: int) -> dict[str, Tensor]:

@@ -22,13 +22,16 @@ from compressor.model.precision import as_it_came
 from compressor.model.weights import maskable, present, unset
 from compressor.objective.batches import Batch
 from compressor.objective.objective import Quality, evaluate
+from compressor.options import spelled
 from compressor.proof.reference import over_channels
-from compressor.pruning.events import Progress
 from compressor.pruning.in_training import Pruner, training_macs
-from compressor.pruning.train import Trained
+from compressor.pruning.result import Result
+from compressor.settings import Stage
 from compressor.surgery.dead_nodes import steady
 from compressor.surgery.paths import paths
+from compressor.system.progress import Progress
 from compressor.training import Row, Trainer
+from compressor.training.recipe import Recipe
 from compressor.training.trainer import Seen
 from compressor.types.structure import Structure
 
@@ -204,7 +207,7 @@ class Course:
         stage = None if self.pruner is None else self.pruner.stage
         quality = self._quality(final)
         sticky = sum(int((~mask).sum()) for mask in self.sticky.held.values())
-        way = "" if result or planned_masks(model) else "; --train-zeros trains them"
+        way = "" if result or planned_masks(model) else f"; {spelled('train_zeros', True)} trains them"
         notes = [f"{sticky:,} weights that came as zeros, as masked ones do, stayed zero{way}."] if sticky else []
         if self.pruner is not None and max(self.pruner.due) >= epochs:
             notes.append("The last event came after the last epoch: fine-tune the network before judging its accuracy.")
@@ -221,3 +224,30 @@ def _duration(seconds: float) -> str:
 def nonzero_weights(model: nn.Module) -> int:
     """Non-zero weights."""
     return sum(int(torch.count_nonzero(w)) for w in weights_of(model))
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What `train` returns.
+
+    Attributes:
+        model: the network, small where it was pruned.
+        history: a row for each epoch.
+        recipe: what it was trained by.
+        stage: when it was pruned; None without a method.
+        quality: on the test data, at the end; None without any.
+        pruning: what the pruning did; None without a method.
+        notes: sentences for the reader.
+        macs: multiply-adds of the whole run: forward and backward of every sample, and of every sample scored.
+        seconds: of all epochs and events.
+    """
+
+    model: nn.Module
+    history: tuple[Row, ...]
+    recipe: Recipe
+    stage: Stage | None
+    quality: Quality | None
+    pruning: Result | None
+    macs: int
+    seconds: float
+    notes: tuple[str, ...] = ()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -17,23 +17,24 @@ from compressor.model.cost import count
 from compressor.model.inputs import Inputs, unlike
 from compressor.model.observe import outputs_of
 from compressor.model.origin import planned_masks
+from compressor.model.speed import FAST_MULTIPLE
 from compressor.model.weights import maskable, masked, present
 from compressor.objective.batches import Batch
 from compressor.objective.objective import Objective
+from compressor.options import spelled
 from compressor.proof.equivalence import TORCH_TOLERANCE, Equivalence
 from compressor.proof.reference import over_channels
-from compressor.pruning.controls import Ablation, shuffled_nodes, shuffled_weights
-from compressor.selection.budget import Meter, Unit, prices
+from compressor.pruning.controls import shuffled_nodes, shuffled_weights
+from compressor.selection.budget import Meter, prices
 from compressor.selection.select import Selection, highest_reachable, select, select_weights
+from compressor.settings import Ablation, Pruning, Unit
 from compressor.surgery.dead_nodes import removable, steady, without_dead
 from compressor.surgery.paths import Paths, paths
 from compressor.surgery.shrink import shrink
+from compressor.system.progress import Progress
 from compressor.types.plan import Plan
 from compressor.types.scores import Scores
 from compressor.types.structure import Group, Structure
-
-Progress = Callable[[str, int, int], None]
-"""(what is being done, steps done, steps in all); 0 in all where that is unknown."""
 
 
 @dataclass(frozen=True)
@@ -41,23 +42,44 @@ class Aim:
     """What the events of one pruning have in common.
 
     Attributes:
-        unit: what is counted.
-        per: what scores are divided by, if anything.
-        round_to: what widths are multiples of.
-        floor: nodes that every group keeps.
+        settings: what is asked.
         came: the network as it came.
         total: of the unit, in the dense network.
-        ablation: the control that is run in place of the method itself.
+        exact: widths are not rounded yet: that comes at the end.
     """
 
-    unit: Unit
-    per: Unit | None
-    round_to: int
-    floor: int
+    settings: Pruning
     came: nn.Module
     inputs: Inputs
     total: float = 0.0
-    ablation: Ablation | None = None
+    exact: bool = False
+
+    @property
+    def unit(self) -> Unit:
+        """What is counted."""
+        budget = self.settings.budget
+        return "nodes" if budget is None else budget.unit
+
+    @property
+    def round_to(self) -> int:
+        """What widths are multiples of."""
+        asked = self.settings.round_to
+        return 1 if self.exact else FAST_MULTIPLE if asked == "auto" else asked
+
+    @property
+    def floor(self) -> int:
+        """Nodes that every group keeps."""
+        return self.settings.floor
+
+    @property
+    def per(self) -> Unit | None:
+        """What scores are divided by, if anything."""
+        return self.settings.per
+
+    @property
+    def ablation(self) -> Ablation | None:
+        """The control that is run in place of the method itself."""
+        return self.settings.ablation
 
     def meter(self, model: nn.Module, structure: Structure) -> Meter:
         """A meter of what `model` needs now."""
@@ -101,7 +123,6 @@ class Events:
         share: of the aim's unit that goes in the end.
         held: weights that must not lose entries.
         trained: the network is trained between events, so that nothing that went can come back with its weights.
-        allow_disconnect: also where the output no longer depends on the input.
     """
 
     method: Method
@@ -113,7 +134,6 @@ class Events:
     progress: Progress
     held: frozenset[str] = frozenset()
     trained: bool = False
-    allow_disconnect: bool = False
 
     @property
     def targets(self) -> tuple[float, ...]:
@@ -167,7 +187,7 @@ class NodeEvents(Events):
     def one(self, state: State, number: int) -> State:
         target, counted, what = self._counted(number)
         last = self.trained and number == len(self.targets) - 1
-        aim = self.aim if last else dataclasses.replace(self.aim, round_to=1)
+        aim = self.aim if last else dataclasses.replace(self.aim, exact=True)
         return event(state, self.method, counted, target, aim, what)
 
     def settle(self, state: State) -> State:
@@ -193,9 +213,10 @@ class WeightEvents(Events):
     def begin(self, plan: Plan) -> State:
         weights = maskable(self.dense)
         total = sum(weight.numel() for weight in weights.values())
-        if (left := total - round(self.share * total)) < len(weights) and not self.allow_disconnect:
+        if (left := total - round(self.share * total)) < len(weights) and not self.aim.settings.allow_disconnect:
             raise UnreachableSparsity(
-                f"sparsity {self.share:g} leaves {left} weights for {len(weights)} layers; ask for less, or --allow-disconnect"
+                f"sparsity {self.share:g} leaves {left} weights for {len(weights)} layers; ask for less, or "
+                f"{spelled('allow_disconnect', True)}"
             )
         return State(self.dense, self.found, plan, kept=present(self.dense, planned_masks(self.dense)))
 
@@ -211,11 +232,11 @@ class WeightEvents(Events):
             drawn = shuffled_weights(state.kept, self.objective.seed)
             state = dataclasses.replace(state, model=masked(self.dense, drawn), kept=drawn)
         found = self._ways(state)
-        if not found.connected and not self.allow_disconnect:
+        if not found.connected and not self.aim.settings.allow_disconnect:
             empty = [name for name, mask in state.kept.items() if not bool(mask.any())]
             raise UnreachableSparsity(
                 f"at sparsity {self.share:g} the output no longer depends on the input"
-                f"{f' ({empty[0]} is empty)' if empty else ''}; ask for less, or --allow-disconnect"
+                f"{f' ({empty[0]} is empty)' if empty else ''}; ask for less, or {spelled('allow_disconnect', True)}"
             )
         return dataclasses.replace(state, ways=found)
 

@@ -20,12 +20,15 @@ from compressor.model.inputs import Inputs
 from compressor.model.observe import put_values, values_of
 from compressor.model.origin import planned_masks
 from compressor.model.weights import first_names, masked, unset
+from compressor.options import spelled
 from compressor.proof.equivalence import Equivalence
 from compressor.pruning.events import State
+from compressor.pruning.facts import Fact, note
 from compressor.pruning.proofs import proven
 from compressor.pruning.result import Result
-from compressor.pruning.setup import FRESH_NORMS, UNUSED_DATA, Setup, refreshed
-from compressor.selection.schedule import Stage, placed
+from compressor.pruning.setup import Setup, refreshed
+from compressor.selection.schedule import placed
+from compressor.settings import Timing
 from compressor.surgery.shrink import shrink, sliced
 from compressor.training import Trainer
 from compressor.training.trainer import Moments
@@ -54,34 +57,35 @@ class Pruner:
         snapshot: of the epoch that the method rewinds to, once that was there.
     """
 
-    def __init__(self, setup: Setup, stage: Stage, epochs: int, interval: int | None, prune_at: int | None) -> None:
+    def __init__(self, setup: Setup, timing: Timing, epochs: int) -> None:
+        stage = timing.stage or setup.events.method.stage
         self.events = dataclasses.replace(setup.events, trained=stage == "during")
         self.setup = dataclasses.replace(setup, events=self.events)
         self.stage = stage
-        self.due = placed(len(self.events.targets), stage, epochs, interval, prune_at)
+        self.due = placed(len(self.events.targets), stage, epochs, timing.interval, timing.prune_at)
         self.ablation, self.rewind = self.events.aim.ablation, self.events.method.rewind
         first = min(self.due)
-        untrue = {UNUSED_DATA} | ({FRESH_NORMS} if first > 0 else set())  # of a network that is trained on them first
-        setup.notes[:] = [note for note in setup.notes if note not in untrue]
+        untrue = {Fact.UNUSED_DATA} | ({Fact.FRESH_NORMS} if first > 0 else set())  # of a network that is trained on them first
+        setup.notes[:] = [told for told in setup.notes if told.fact not in untrue]
         if stage == "before" and self.rewind is not None:
             if self.rewind > 0:
-                setup.notes.append(f"{setup.name} rewinds nothing where all its events come before the first epoch.")
+                setup.notes.append(note(Fact.NO_REWIND, method=setup.name))
             self.rewind = None
         if self.events.aim.round_to > 1 and stage == "during":
             raise WrongUsage(
-                "--round-to brings nodes back, and a training in between does not allow that: not with --stage during"
+                f"{spelled('round_to')} brings nodes back, and a training in between does not allow that: not with "
+                f"{spelled('stage', 'during')}"
             )
         if self.ablation == "shuffle" and stage == "during":
-            raise WrongUsage("--ablation shuffle draws anew at one event; with --stage during there are several")
+            raise WrongUsage(
+                f"{spelled('ablation', 'shuffle')} draws anew at one event; with {spelled('stage', 'during')} there are several"
+            )
         if self.rewind is not None and (self.rewind > first or self.events.method.unit != "weight"):
             raise WrongUsage(
-                f"--rewind {self.rewind}: the first event comes at epoch {first}; rewind to that or an earlier one"
+                f"{spelled('rewind', self.rewind)}: the first event comes at epoch {first}; rewind to that or an earlier one"
             )
         if first == 0 and type(self.events.method).penalty is not Method.penalty:
-            setup.notes.append(
-                f"{setup.name} adds its penalty until its last event, which comes before the first epoch: nothing was added; "
-                "`compress train ... --stage after` trains with it."
-            )
+            setup.notes.append(note(Fact.NO_PENALTY, method=setup.name))
         self.state = self.events.begin(setup.plan)
         self.passed = 0
         self.cut: Callable[[Mapping[str, Tensor]], dict[str, Tensor]] = dict

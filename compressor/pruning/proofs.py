@@ -6,6 +6,7 @@ from torch import nn
 
 from compressor.errors import NotEquivalent
 from compressor.model.inputs import Inputs, each, far_apart, unlike
+from compressor.options import spelled
 from compressor.proof.equivalence import Equivalence
 from compressor.proof.prove import prove, prove_masked, prove_randomised
 from compressor.pruning.events import State
@@ -18,7 +19,8 @@ def _proof_of_masks(dense: nn.Module, state: State, inputs: Inputs) -> Equivalen
         proof = prove_masked(dense, state.model, state.kept, given)
         if not proof or proof.conclusive or (state.ways and not state.ways.connected):
             return proof
-    raise NotEquivalent("the proof says nothing: the output hardly depends on the input; keep more weights, or --calibrate-bn")
+    way = spelled("calibrate_bn", True)
+    raise NotEquivalent(f"the proof says nothing: the output hardly depends on the input; keep more weights, or {way}")
 
 
 def proven(dense: nn.Module, state: State, found: Structure, inputs: Inputs) -> tuple[Equivalence, ...]:

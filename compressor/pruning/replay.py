@@ -15,13 +15,14 @@ from compressor.model.precision import working_copy
 from compressor.model.weights import maskable, masked
 from compressor.objective.objective import Objective
 from compressor.proof.reference import over_channels
-from compressor.pruning.events import Progress, State
+from compressor.pruning.events import State
 from compressor.pruning.proofs import proven
 from compressor.pruning.result import Clock, Result, summarise
 from compressor.pruning.setup import device_of, example_for, handed_over
 from compressor.surgery.dead_nodes import removable, without_dead
 from compressor.surgery.paths import paths
 from compressor.surgery.shrink import shrink
+from compressor.system.progress import Progress
 from compressor.types.plan import Plan
 
 

@@ -15,9 +15,9 @@ from compressor.model.cost import Cost, cost, tensor_bytes
 from compressor.model.inputs import Inputs
 from compressor.model.precision import as_it_came
 from compressor.proof.equivalence import Equivalence
-from compressor.pruning.controls import Ablation
 from compressor.pruning.events import State
-from compressor.selection.budget import Unit
+from compressor.pruning.facts import Note
+from compressor.settings import Ablation, Unit
 from compressor.types.plan import Plan
 from compressor.types.structure import Structure, total_by_layer
 
@@ -82,7 +82,7 @@ class Summary:
         events: number of pruning events that removed something.
         samples: samples seen by each event's scores.
         seconds: what the parts took.
-        notes: sentences for the reader.
+        facts: for the reader.
         budget: what was asked to be left, and what is.
         round_to: what the widths are multiples of.
         open_share: share of the dense network's nodes that could be pruned.
@@ -104,12 +104,17 @@ class Summary:
     events: int
     samples: int
     seconds: dict[str, float]
-    notes: tuple[str, ...]
+    facts: tuple[Note, ...]
     budget: Spent | None = None
     round_to: int = 1
     open_share: float = 1.0
     weights: Sparse | None = None
     ablation: Ablation | None = None
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Sentences for the reader."""
+        return tuple(map(str, self.facts))
 
     @property
     def disconnected(self) -> bool:
@@ -146,7 +151,7 @@ class Clock:
 
 def summarise(
     name: str, options: dict[str, Any], asked: float, model: nn.Module, dense: nn.Module, found: Structure, state: State,
-    inputs: Inputs, proofs: tuple[Equivalence, ...], clock: Clock, notes: list[str],
+    inputs: Inputs, proofs: tuple[Equivalence, ...], clock: Clock, facts: list[Note],
 ) -> Summary:  # fmt: skip
     """The numbers; the small network is, in place, given the precision that `model` came in."""
     before, after = cost(dense, inputs), cost(state.model, inputs)
@@ -168,7 +173,7 @@ def summarise(
         events=len(state.plan.events),
         samples=state.samples,
         seconds=clock.laps,
-        notes=tuple(notes),
+        facts=tuple(facts),
         open_share=found.open_share,
         weights=_sparse(found, state) if state.kept else None,
     )

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
-import inspect
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -17,15 +18,14 @@ from compressor.objective.batches import Batch
 from compressor.objective.losses import Loss
 from compressor.options import options_of
 from compressor.pruning.course import Course
-from compressor.pruning.setup import prepare
+from compressor.settings import TARGETS, Budget, Pruning
 from compressor.training.fingerprint import fingerprint_of, fingerprint_of_data, loss_text
 from compressor.training.recipe import Recipe
 
 
-def configuration_of(
+def identity_of(
     recipe: Recipe, course: Course, model: nn.Module, data: Columns | Iterable[Batch],
-    test: Columns | Iterable[Batch] | None, method: str | Method | None, sparsity: float, pruning: Mapping[str, Any],
-    loss: str | Loss, scoring: Iterable[Batch] | None,
+    test: Columns | Iterable[Batch] | None, method: str | Method | None, loss: str | Loss, scoring: Iterable[Batch] | None,
 ) -> dict[str, Any]:  # fmt: skip
     """What must be the same for a run to go on; the number of epochs may grow where no event depends on it."""
     numbers = {name: value for name, value in dataclasses.asdict(recipe).items() if name != "epochs"}
@@ -47,12 +47,33 @@ def configuration_of(
     }
     if course.pruner is not None:
         events = {str(epoch): list(numbers) for epoch, numbers in course.pruner.due.items()}
-        rest = {name: str(value) for name, value in sorted(pruning.items())}
-        held |= {"sparsity": sparsity, "stage": course.pruner.stage, "events": events, **rest}
+        own = course.pruner.events.method
+        options = {o.name: str(getattr(own, o.name)) for o in options_of(type(own))} if isinstance(method, str) else {}
+        asked = course.pruner.events.aim.settings
+        held |= {**options, **_texts(asked), "sparsity": asked.share, "stage": course.pruner.stage, "events": events}
     return held
 
 
+def _texts(settings: Pruning) -> dict[str, str]:
+    """What is asked of a pruning, as text; a target as the number that it is, however it was written."""
+    budget = settings.budget
+    targets = {name: str(budget.keep) for name, unit in TARGETS.items() if budget is not None and unit == budget.unit}
+    return {o.name: str(getattr(settings, o.name)) for o in options_of(Pruning)} | targets
+
+
 def unsaid_of(method: type[Method]) -> dict[str, str]:
-    """What the arguments of a pruning are that nobody gave, as a configuration holds them."""
-    own = {o.name: str(o.default) for o in options_of(method)}
-    return own | {p.name: str(p.default) for p in inspect.signature(prepare).parameters.values() if p.default is not p.empty}
+    """What the options of a pruning are that a kept run does not name: those that came later."""
+    return {o.name: str(o.default) for owner in (method, Pruning) for o in options_of(owner)}
+
+
+def of_before(kept: Mapping[str, Any]) -> dict[str, Any]:
+    """A run's identity as it was kept until 0.1, in today's names: a budget was an object, lists were of both kinds."""
+    held = dict(kept)
+    budget = re.fullmatch(r"Budget\(unit='(\w+)', keep=(.+)\)", str(held.pop("budget", None)))
+    if budget is not None:
+        held |= {name: str(Budget(unit, float(budget[2])).keep) for name, unit in TARGETS.items() if unit == budget[1]}
+        held["sparsity"] = 0.0
+    for name in ("freeze", "only"):
+        if name in held:
+            held[name] = str(tuple(ast.literal_eval(held[name])))
+    return held

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,25 +18,24 @@ from compressor.model.check import architecture_of, check_weights
 from compressor.model.inputs import Inputs, as_inputs, precision_of, several
 from compressor.model.origin import origin_of, set_origin
 from compressor.model.precision import wide, working_copy
-from compressor.model.speed import FAST_MULTIPLE
 from compressor.model.weights import maskable
 from compressor.objective.batches import Batch, call, check_finite, inputs_of, suited_batch, to_device
 from compressor.objective.calibrate import calibrated, is_fresh
 from compressor.objective.losses import Loss, loss_named
 from compressor.objective.objective import Objective
+from compressor.options import divided, options_of, spelled
 from compressor.proof.equivalence import Equivalence
-from compressor.pruning.controls import Ablation, afresh
-from compressor.pruning.events import Aim, Events, NodeEvents, Progress, State, WeightEvents
+from compressor.pruning.controls import afresh
+from compressor.pruning.events import Aim, Events, NodeEvents, State, WeightEvents
+from compressor.pruning.facts import Fact, Note, note
 from compressor.pruning.result import Clock, Result, Spent, reasons_of, summarise
-from compressor.selection.budget import Budget, Unit
-from compressor.selection.select import check_reachable, check_sparsity
+from compressor.selection.select import check_reachable
+from compressor.settings import Attention, Budget, Pruning
 from compressor.surgery.shrink import sizes_of
+from compressor.system.progress import Progress
 from compressor.types.origin import Origin
 from compressor.types.plan import Plan
-from compressor.types.structure import ASKED, LABEL_FLOW, NOT_IN_EVAL, Attention, Structure
-
-FRESH_NORMS = "The batch norms never saw data before the scoring and did not normalise; --calibrate-bn gives statistics first."
-UNUSED_DATA = "The scores of this method need no data: what was given only says what the network takes."
+from compressor.types.structure import ASKED, LABEL_FLOW, NOT_IN_EVAL, Structure
 
 
 @dataclass(frozen=True)
@@ -55,7 +54,7 @@ class Setup:
     model: nn.Module
     events: Events
     plan: Plan
-    notes: list[str]
+    notes: list[Note]
     clock: Clock
 
     def conclude(self, state: State, proofs: tuple[Equivalence, ...], *, inplace: bool = False, fresh: bool = False) -> Result:
@@ -67,16 +66,8 @@ class Setup:
         """
         e, aim, model = self.events, self.events.aim, self.model
         nodes = e.method.unit == "node"
-        notes = [
-            *self.notes,
-            *(
-                f"The cut at {v.sparsity:.3f} went through {e.method.unit}s of equal score: which of them went is arbitrary."
-                for v in state.plan.events
-                if v.tie
-            ),
-        ]
-        if aim.round_to == 1 and nodes:
-            notes.append("Widths that are multiples of 8 or 16 run faster for their multiply-adds: --round-to auto.")
+        ties = [note(Fact.TIE, sparsity=v.sparsity, unit=e.method.unit) for v in state.plan.events if v.tie]
+        notes = [*self.notes, *ties, *([note(Fact.EXACT_WIDTHS)] if aim.round_to == 1 and nodes else [])]
         left = aim.meter(state.model, state.structure)  # before the network gets the precision back that it came in
         summary = summarise(
             self.name, dataclasses.asdict(e.method), e.share, model, e.dense, e.found, state, aim.inputs, proofs, self.clock,
@@ -94,80 +85,103 @@ def refreshed(state: State, seed: int) -> nn.Module:
     return afresh(state.model, _zeros(state.model) if state.kept else _zeros_beside(state.model), seed)
 
 
+def settings_of(
+    pruning: Pruning | None, given: Mapping[str, Any], sparsity: float | None = None, budget: Budget | None = None
+) -> tuple[Pruning, dict[str, Any]]:
+    """What Python's keywords ask of a pruning, and those that are left for the method.
+
+    Args:
+        pruning: what is asked already; `given` comes on top of it.
+        sparsity: where it was given by its place.
+    Raises:
+        WrongUsage: a value that no option can have, or several targets.
+    """
+    named, options = divided(given, Pruning)
+    named |= {} if sparsity is None else {"sparsity": sparsity}
+    if pruning is not None:
+        named = {o.name: getattr(pruning, o.name) for o in options_of(Pruning)} | named
+    return Pruning.of(named, budget), options
+
+
 def prepare(
     model: nn.Module,
     method: str | Method,
     data: Iterable[Batch] | None,
-    sparsity: float,
+    asked_for: Pruning,
+    options: Mapping[str, Any],
     *,
     loss: str | Loss = "cross-entropy",
     forward: Callable[[nn.Module, Batch], Any] = call,
     example_inputs: Tensor | Inputs | None = None,
-    budget: Budget | None = None,
-    per: Unit | None = None,
-    round_to: int | Literal["auto"] = 1,
-    freeze: Sequence[str] = (),
-    only: Sequence[str] = (),
-    attention: Attention = "heads",
-    floor: int = 1,
     seed: int = 0,
-    calibrate_bn: bool = False,
-    allow_disconnect: bool = False,
-    ablation: Ablation | None = None,
     progress: Progress = lambda *_: None,
-    **options: Any,
 ) -> Setup:
-    """Check what was asked for, and find the groups. Arguments and errors as in `compress`."""
-    if budget is None:
-        check_sparsity(sparsity)
-    for name, value, known in (("ablation", ablation, Ablation), ("per", per, Unit), ("attention", attention, Attention)):
-        if value is not None and value not in get_args(known):
-            raise WrongUsage(f"{name} {value!r}: choose {', '.join(get_args(known))}")
+    """Check what was asked for, and find the groups. Other arguments and errors as in `compress`.
+
+    Args:
+        options: of the method.
+    """
     check_weights(model)
     chosen = chosen_method(method, options)
+    check_effect(asked_for, chosen)
     objective = Objective(data if data is not None else (), loss_named(loss), forward, device_of(model), seed)
-    if data is None and (chosen.uses_data or calibrate_bn or example_inputs is None):
+    if data is None and (chosen.uses_data or asked_for.calibrate_bn or example_inputs is None):
         raise BadInput("no data: give batches of (inputs, target)")
-    notes = []
-    if chosen.uses_data and is_fresh(model) and not calibrate_bn:
-        notes.append(FRESH_NORMS)
+    notes: list[Note] = []
+    if chosen.uses_data and is_fresh(model) and not asked_for.calibrate_bn:
+        notes.append(note(Fact.FRESH_NORMS))
     objective.example = inputs = example_for(objective, example_inputs)
-    if data is not None and not chosen.uses_data and not calibrate_bn:
-        notes.append(UNUSED_DATA)
+    if data is not None and not chosen.uses_data and not asked_for.calibrate_bn:
+        notes.append(note(Fact.UNUSED_DATA))
     dense = working_copy(model, inputs)
     if dense is not model:
-        notes.append(
-            f"Scored and proven in {str(precision_of(dense)).removeprefix('torch.')}, saved in the precision it came in."
-        )
+        notes.append(note(Fact.OTHER_PRECISION, precision=str(precision_of(dense)).removeprefix("torch.")))
         objective.forward = _widened(forward)
-    dense = calibrated(dense, objective) if calibrate_bn else dense
+    dense = calibrated(dense, objective) if asked_for.calibrate_bn else dense
     if chosen.unit == "weight" and (zeros := sum(int((w == 0).sum()) for w in _sparse_already(dense).values())):
-        notes.append(f"{zeros:,} weights were zero before; they count as removed.")
+        notes.append(note(Fact.ZEROS_BEFORE, zeros=zeros))
 
     clock = Clock()
     progress("finding the groups", 0, 0)
-    found = _restricted(_runnable_structure(dense, inputs, attention), freeze, only)
+    found = _restricted(_runnable_structure(dense, inputs, asked_for.attention), asked_for.freeze, asked_for.only)
     if chosen.unit == "node":
         found = _scorable(found, dense, chosen)
-    multiple = FAST_MULTIPLE if round_to == "auto" else round_to
-    aim = Aim(budget.unit if budget else "nodes", per, multiple, floor, model, inputs, ablation=ablation)
-    full = aim.meter(dense, found)
-    share = sparsity if budget is None else budget.removed_share(full.total)
+    aim = Aim(asked_for, model, inputs)
+    full, budget = aim.meter(dense, found), asked_for.budget
+    share = asked_for.share if budget is None else budget.removed_share(full.total)
     aim = dataclasses.replace(aim, total=full.total)
     if chosen.unit == "node":
-        check_reachable(found, share, floor, round_to=multiple, meter=full)
-    elif budget is not None or per is not None or multiple > 1:
-        raise WrongUsage("single weights are removed to a --sparsity, with no other budget, ranking or widths")
+        check_reachable(found, share, aim.floor, round_to=aim.round_to, meter=full)
     if found.found_by != LABEL_FLOW:
-        notes.append(f"The groups come from {found.found_by}.")
+        notes.append(note(Fact.OTHER_GRAPH, found_by=found.found_by))
     clock.lap("structure")
     plan = Plan(
         {g.name: g.width for g in found.prunable}, architecture_of(model), (), reasons_of(found), found.attention, found.bound
     )
     kind = WeightEvents if chosen.unit == "weight" else NodeEvents
-    held = _held(dense, found, freeze, only)
-    events = kind(chosen, dense, found, objective, share, aim, progress, held, allow_disconnect=allow_disconnect)
+    held = _held(dense, found, asked_for.freeze, asked_for.only)
+    events = kind(chosen, dense, found, objective, share, aim, progress, held)
     return Setup(method if isinstance(method, str) else type(chosen).__name__, model, events, plan, notes, clock)
+
+
+FOR_NODES = ("target_nodes", "target_macs", "target_params", "target_size", "per", "round_to")
+FOR_WEIGHTS = ("allow_disconnect",)
+"""Options that have an effect on the one unit only."""
+
+
+def check_effect(asked_for: Pruning, method: Method) -> None:
+    """Refuse options that have no effect on what the method removes.
+
+    Raises:
+        WrongUsage: naming the first.
+    """
+    others, what = (FOR_NODES, "whole nodes") if method.unit == "weight" else (FOR_WEIGHTS, "single weights")
+    for o in options_of(Pruning):
+        if o.name in others and getattr(asked_for, o.name) != o.default:
+            raise WrongUsage(
+                f"{spelled(o.name, getattr(asked_for, o.name))} is for methods that remove {what}, this one removes "
+                f"{method.unit}s; leave it out"
+            )
 
 
 def _sparse_already(model: nn.Module) -> dict[str, Tensor]:
@@ -185,7 +199,8 @@ def _zeros(model: nn.Module) -> dict[str, Tensor]:
     return {name: weight.detach() == 0 for name, weight in maskable(model).items()}
 
 
-def chosen_method(method: str | Method, options: dict[str, Any]) -> Method:
+def chosen_method(method: str | Method, options: Mapping[str, Any]) -> Method:
+    """The method with its options set."""
     if isinstance(method, str):
         return make(method, options)
     return dataclasses.replace(method, **options) if options else method

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +19,14 @@ from compressor.model.origin import planned_masks
 from compressor.model.precision import working_copy
 from compressor.objective.batches import Batch, call
 from compressor.objective.losses import Loss, loss_named
-from compressor.objective.objective import Objective, Quality
-from compressor.pruning.course import Course
-from compressor.pruning.events import Progress
+from compressor.objective.objective import Objective
+from compressor.options import declares, divided, spelled
+from compressor.pruning.course import Course, Trained
 from compressor.pruning.in_training import Pruner
-from compressor.pruning.result import Result
-from compressor.pruning.run_identity import configuration_of, unsaid_of
-from compressor.pruning.setup import device_of, example_for, prepare
-from compressor.selection.schedule import Stage
+from compressor.pruning.run_identity import identity_of, of_before, unsaid_of
+from compressor.pruning.setup import device_of, example_for, prepare, settings_of
+from compressor.settings import Budget, Pruning, Timing
+from compressor.system.progress import Progress
 from compressor.training import Row, Trainer
 from compressor.training.recipe import Recipe
 from compressor.training.run import Run
@@ -36,33 +35,7 @@ SCORED = 2560
 """Samples that each event scores, where the data leave it open."""
 
 
-@dataclass(frozen=True)
-class Trained:
-    """What `train` returns.
-
-    Attributes:
-        model: the network, small where it was pruned.
-        history: a row for each epoch.
-        recipe: what it was trained by.
-        stage: when it was pruned; None without a method.
-        quality: on the test data, at the end; None without any.
-        pruning: what the pruning did; None without a method.
-        notes: sentences for the reader.
-        macs: multiply-adds of the whole run: forward and backward of every sample, and of every sample scored.
-        seconds: of all epochs and events.
-    """
-
-    model: nn.Module
-    history: tuple[Row, ...]
-    recipe: Recipe
-    stage: Stage | None
-    quality: Quality | None
-    pruning: Result | None
-    macs: int
-    seconds: float
-    notes: tuple[str, ...] = ()
-
-
+@declares(Timing, Pruning)
 def train(
     model: nn.Module,
     data: Columns | Iterable[Batch],
@@ -70,10 +43,8 @@ def train(
     *,
     test: Columns | Iterable[Batch] | None = None,
     method: str | Method | None = None,
-    sparsity: float = 0.5,
-    stage: Stage | None = None,
-    interval: int | None = None,
-    prune_at: int | None = None,
+    pruning: Pruning | None = None,
+    budget: Budget | None = None,
     scoring: Iterable[Batch] | None = None,
     loss: str | Loss = "cross-entropy",
     forward: Callable[[nn.Module, Batch], Any] = call,
@@ -85,7 +56,7 @@ def train(
     resume: bool = False,
     progress: Progress = lambda *_: None,
     on_epoch: Callable[[Row], None] = lambda _: None,
-    **pruning: Any,
+    **asked: Any,
 ) -> Trained:
     """Train a copy of `model`; with a method, nodes or weights go on the way, and the optimizer's moments go with them.
 
@@ -96,9 +67,7 @@ def train(
         recipe: numbers of epochs, samples of a batch and all that; the SNIP-it paper's by default.
         test: looked at after each epoch.
         method: which nodes or weights go; without one, the network is only trained.
-        sparsity: what goes in the end, see `compress`.
-        stage: `before` the first epoch, `during` (one event every `interval` epochs), or `after` (at epoch `prune_at`, 7/8 of
-            all by default; the rest is fine-tuning). The method's own by default.
+        pruning: all that is asked of the pruning in one hand; `budget` one of its targets as an object, see `compress`.
         scoring: batches that the method scores; 2,560 samples of `data` where that is columns, else `data`.
         colour: the images are in colour, see the recipe's `flip` and `shift`.
         keep_zeros: weights that are zero beside other values stay zero, as those of masked networks must; without it they are
@@ -107,20 +76,24 @@ def train(
         folder: where the run keeps its state and its history after every epoch.
         resume: go on where the folder's run stopped; from the start if there is none.
         on_epoch: called after each.
-        pruning: more arguments of `compress`, such as `round_to`, `budget`, or the method's options.
+        ...: OWNERS
+        options: the method's options, such as `steps=5`.
     Raises:
         Diverged: the loss is no longer finite; the folder holds the last good epoch.
         CompressError: one of its kinds; the message is one line with what to do.
     """
     recipe = recipe or Recipe()
-    if method is None and (pruning or stage is not None or prune_at is not None):
-        raise WrongUsage(f"without a method nothing is pruned: leave out {', '.join(pruning) or 'stage and prune_at'}")
-    if method is not None and not keep_zeros:
+    when, rest = divided(asked, Timing)
+    timing = Timing(**when)
+    settings, options = settings_of(pruning, rest, budget=budget)
+    if method is None:
+        check_unasked([*asked, *(["pruning"] if pruning else []), *(["budget"] if budget else [])])
+    elif not keep_zeros:
         raise WrongUsage(
             "zeros are trained without a method only, which counts them as gone: train the network first, then prune"
         )
     if not keep_zeros and planned_masks(model):
-        raise WrongUsage("zeros of a network that was masked here belong to its plan: they stay; leave out --train-zeros")
+        raise WrongUsage("zeros of a network that was masked here belong to its plan: they stay; train them not")
     mine = copy.deepcopy(model)
     with own_randomness(data), own_randomness(scoring):
         objective = Objective((), loss_named(loss), forward, device_of(model), seed)
@@ -134,10 +107,10 @@ def train(
             dense = working_copy(mine, objective.example)
         else:
             setup = prepare(
-                mine, method, _to_score(data, seed) if scoring is None else scoring, sparsity, loss=loss, forward=forward,
-                example_inputs=example_inputs, seed=seed, progress=progress, **pruning,
+                mine, method, _to_score(data, seed) if scoring is None else scoring, settings, options, loss=loss,
+                forward=forward, example_inputs=example_inputs, seed=seed, progress=progress,
             )  # fmt: skip
-            pruner = Pruner(setup, stage or setup.events.method.stage, recipe.epochs, interval, prune_at)
+            pruner = Pruner(setup, timing, recipe.epochs)
             objective = dataclasses.replace(setup.events.objective, data=epochs)
             dense = pruner.state.model
         still = [name for name, module in model.named_modules() if model.training and not module.training]
@@ -145,8 +118,8 @@ def train(
         course = Course(trainer, pruner, epochs, tests, seed, progress, keep_zeros)
         run = None
         if folder is not None:
-            said = configuration_of(recipe, course, model, data, test, method, sparsity, pruning, loss, scoring)
-            run = Run(Path(folder), said, {} if pruner is None else unsaid_of(type(pruner.events.method)))
+            identity = identity_of(recipe, course, model, data, test, method, loss, scoring)
+            run = Run(Path(folder), identity, {} if pruner is None else unsaid_of(type(pruner.events.method)), of_before)
             run.check_place()
             if not resume:
                 run.check_new()
@@ -162,6 +135,18 @@ def train(
             if run is not None:
                 run.keep(epoch + 1, recipe.epochs, course.content(), course.rows)
         return course.finish(model, recipe.epochs)
+
+
+def check_unasked(names: Sequence[str]) -> None:
+    """Refuse what would have no effect on a training that prunes nothing.
+
+    Raises:
+        WrongUsage: something of a pruning was given.
+    """
+    if names:
+        raise WrongUsage(
+            f"{', '.join(map(spelled, names))}: of a pruning, and without a method nothing is pruned; name a method"
+        )
 
 
 def _batches(data: Columns | Iterable[Batch], batch_size: int, seed: int | None, device: str) -> Iterable[Batch]:

@@ -3,73 +3,15 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, get_args
 
 from torch import nn
 
-from compressor.errors import WrongUsage
 from compressor.model.cost import count
 from compressor.model.inputs import Inputs
+from compressor.settings import Unit
 from compressor.types.structure import Group, Structure
-
-Unit = Literal["nodes", "macs", "parameters", "bytes"]
-
-SUFFIXES = {"": 1, "K": 1e3, "M": 1e6, "G": 1e9, "KB": 1e3, "MB": 1e6, "GB": 1e9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
-
-
-@dataclass(frozen=True)
-class Budget:
-    """What is left of a resource when the pruning is done.
-
-    Attributes:
-        unit: what is counted.
-        keep: how much is left: below 1 a fraction of the dense network's, else that many.
-    """
-
-    unit: Unit
-    keep: float
-
-    def __post_init__(self) -> None:
-        if self.unit not in get_args(Unit) or not 0 < self.keep < math.inf:
-            raise WrongUsage(f"a budget of {self.keep:g} {self.unit}: give a fraction that is left, or how many, of nodes ...")
-
-    @classmethod
-    def sparsity(cls, removed: float) -> Budget:
-        """The budget that a node sparsity is."""
-        return cls("nodes", 1 - removed)
-
-    @classmethod
-    def parse(cls, unit: Unit, text: str) -> Budget:
-        """Read `0.1`, `40M` or `500KB`.
-
-        Raises:
-            WrongUsage: it is written otherwise.
-        """
-        found = re.fullmatch(r"([0-9]*\.?[0-9]+(?:e[0-9]+)?)\s*([KMG]?(?:I?B)?)", text.strip(), flags=re.IGNORECASE)
-        suffix = found[2].upper() if found else "?"
-        if found is None or suffix not in SUFFIXES or (suffix.endswith("B") and unit != "bytes") or float(found[1]) == 0:
-            example = "500KB" if unit == "bytes" else "40M"
-            raise WrongUsage(
-                f"{text!r} is no budget of {unit}: write a fraction that is left, such as 0.1, or how many: {example}"
-            )
-        amount = float(found[1]) * SUFFIXES[suffix]
-        if amount >= 1 and not suffix and amount < 100 and "." in found[1]:
-            raise WrongUsage(f"{text!r} of the {unit}: a fraction that is left lies between 0 and 1")
-        return cls(unit, amount)
-
-    def removed_share(self, total: float) -> float:
-        """The share of `total` that goes.
-
-        Raises:
-            WrongUsage: more is asked to be left than there is.
-        """
-        left = self.keep if self.keep < 1 else self.keep / total
-        if left > 1:
-            raise WrongUsage(f"{self.keep:,.0f} {self.unit} are asked to be left, the network has {total:,.0f}; ask for less")
-        return 1 - left
 
 
 class Meter:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import get_args
 
 from compressor.errors import WrongUsage
-
-Stage = Literal["before", "during", "after"]
-"""When the pruning events come: before the first epoch of training, one by one between epochs, or at a late epoch."""
+from compressor.options import spelled
+from compressor.settings import Stage
 
 FINE_TUNED = 1 / 8
 """Share of the epochs that come after pruning a trained network: 10 of 80 (SNIP-it, appendix)."""
@@ -50,21 +49,22 @@ def placed(
     if stage not in get_args(Stage) or (interval is not None and interval < 1):
         raise WrongUsage(f"stage {stage!r} with interval {interval}: choose {', '.join(get_args(Stage))}, and at least 1")
     if interval is not None and stage != "during":
-        raise WrongUsage(f"--interval is for --stage during, the stage is {stage}")
+        raise WrongUsage(f"{spelled('interval')} is for {spelled('stage', 'during')}, the stage is {stage}")
     interval = INTERVAL if interval is None else interval
     everything = tuple(range(events))
     if prune_at is not None and stage != "after":
-        raise WrongUsage(f"--prune-at is for --stage after, the stage is {stage}")
+        raise WrongUsage(f"{spelled('prune_at')} is for {spelled('stage', 'after')}, the stage is {stage}")
     if stage == "before":
         return {0: everything}
     if stage == "after":
         at = epochs - max(epochs > 1, round(epochs * FINE_TUNED)) if prune_at is None else prune_at
         if not 0 <= at <= epochs:
-            raise WrongUsage(f"--prune-at {at}: there are {epochs} epochs")
+            raise WrongUsage(f"{spelled('prune_at', at)}: there are {epochs} epochs")
         return {at: everything}
     if interval * events >= epochs:
+        fewer = f"a smaller {spelled('interval')}, " if interval > 1 else ""
         raise WrongUsage(
-            f"{events} events, one every {interval} epochs, take {interval * events} epochs; give more --epochs, "
-            f"{'a smaller --interval, ' if interval > 1 else ''}or fewer events: --method-option steps=N"
+            f"{events} events, one every {interval} epochs, take {interval * events} epochs; give more {spelled('epochs')}, "
+            f"{fewer}or fewer of the method's steps"
         )
     return {interval * (number + 1): (number,) for number in everything}

@@ -14,8 +14,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from compressor.errors import UnreachableSparsity, WrongUsage
+from compressor.errors import UnreachableSparsity
 from compressor.selection.budget import Meter
+from compressor.settings import check_sparsity
 from compressor.types.scores import Scores
 from compressor.types.structure import Group, Structure, total_by_layer
 
@@ -33,18 +34,6 @@ class Selection:
     kept: dict[str, Tensor]
     reached: float
     tie: bool
-
-
-def check_sparsity(sparsity: float) -> None:
-    """Refuse what is no fraction in [0, 1).
-
-    Raises:
-        WrongUsage: with the likely intention.
-    """
-    if 1 < sparsity < 100:
-        raise WrongUsage(f"sparsity {sparsity:g} is a fraction removed, in [0, 1): did you mean {sparsity / 100:g}?")
-    if not 0 <= sparsity < 1:
-        raise WrongUsage(f"sparsity {sparsity:g} is not in [0, 1): it is the fraction removed, such as 0.93")
 
 
 def highest_reachable(structure: Structure, floor: int = 1, *, round_to: int = 1, meter: Meter | None = None) -> float:

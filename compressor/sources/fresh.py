@@ -10,6 +10,7 @@ from torch import nn
 from compressor import networks
 from compressor.data import Arrays, Batches, Images, open_data
 from compressor.errors import WrongUsage
+from compressor.options import spelled
 from compressor.system.user_code import LIBRARIES
 from compressor.types.origin import InputSpec
 
@@ -34,13 +35,15 @@ def fresh_network(
     opened = open_data(data)
     has = getattr(opened, "classes", None)
     if classes is not None and has is not None and classes < has:
-        raise WrongUsage(f"--classes {classes}: {data} has {has} classes; leave --classes out or raise it")
+        raise WrongUsage(f"{spelled('classes', classes)}: {data} has {has} classes; leave it out or raise it")
     if networks.is_builder(name):
         given, shape = dict(arguments or {}), _shape_of(opened, name, in_channels, image_size)
         if name.partition(":")[0] in LIBRARIES:
             given.setdefault("num_classes", classes or has or 10)
         elif classes is not None:
-            raise WrongUsage("--classes: a builder of your own knows its classes; give what it takes with --network-arg")
+            raise WrongUsage(
+                f"{spelled('classes')}: a builder of your own knows its classes; give what it takes with {spelled('arguments')}"
+            )
         return networks.built(name, given, inputs or ((InputSpec(shape),) if shape else ()), seed, remembered)
     if in_channels is None and isinstance(opened, Images):
         in_channels = max(opened.native[0], networks.default_input(name)[0])

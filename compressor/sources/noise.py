@@ -11,9 +11,15 @@ from torch import Tensor, nn
 from compressor.errors import BadInput, WrongUsage, first_line
 from compressor.model.inputs import Inputs
 from compressor.model.origin import origin_of
+from compressor.options import spelled
 from compressor.types.origin import InputSpec, Origin
 
-NOISE = "No data was given, so synthetic noise was used: name real data with --data."
+
+def noise_remark() -> str:
+    """That there is no data."""
+    return f"No data was given, so synthetic noise was used: name real data with {spelled('data')}."
+
+
 PROOF_SAMPLES = 64
 
 
@@ -42,13 +48,14 @@ def example_of(model: nn.Module, samples: int = PROOF_SAMPLES, seed: int = 0) ->
 def known_inputs(origin: Origin) -> Origin:
     if not origin.inputs:
         raise BadInput(
-            "the network's input shape is not known; add --input 3x224x224 (channels, height, width, without the batch)"
+            f"the network's input shape is not known; add {spelled('inputs', '3x224x224')} (channels, height, width, without "
+            "the batch)"
         )
     if len({bool(spec.name) for spec in origin.inputs}) > 1:
-        raise WrongUsage("--input: name all inputs or none")
+        raise WrongUsage(f"{spelled('inputs')}: name all inputs or none")
     names = [spec.name for spec in origin.inputs if spec.name]
     if len(set(names)) < len(names):
-        raise WrongUsage(f"--input: {max(names, key=names.count)} is named twice")
+        raise WrongUsage(f"{spelled('inputs')}: {max(names, key=names.count)} is named twice")
     return origin
 
 

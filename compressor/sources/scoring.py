@@ -13,7 +13,8 @@ from compressor.model.inputs import Inputs, as_inputs, each, several, suited, te
 from compressor.model.observe import outputs_of
 from compressor.model.origin import origin_of
 from compressor.objective.batches import Batch, inputs_of, size_of
-from compressor.sources.noise import NOISE, PROOF_SAMPLES, Noise, example_of, known_inputs, vocabulary_of
+from compressor.options import spelled
+from compressor.sources.noise import PROOF_SAMPLES, Noise, example_of, known_inputs, noise_remark, vocabulary_of
 from compressor.system.user_code import is_named
 from compressor.types.origin import Origin
 
@@ -60,13 +61,15 @@ def _opened(
 ) -> Source:
     name = named or origin.data
     if named is None and origin.data is not None and is_named(origin.data):
-        raise BadInput(f"its data is made by code; if you trust it, name it: --data {origin.data}")
+        raise BadInput(f"its data is made by code; if you trust it, name it: {spelled('data', origin.data)}")
     if name in (None, "synthetic"):
         return _noise(model, known_inputs(origin), loss, count, batch_size, seed, few)
     try:
         data = open_data(name)
     except BadInput as error:
-        raise error if named else BadInput(f"{error} (remembered by the checkpoint; name another with --data)") from error
+        raise (
+            error if named else BadInput(f"{error} (remembered by the checkpoint; name another with {spelled('data')})")
+        ) from error
     if isinstance(data, Images):
         source = _of_images(model, data, known_inputs(origin), count, batch_size, seed, few)
     elif isinstance(data, Batches):
@@ -80,7 +83,8 @@ def _of_images(model: nn.Module, images: Images, origin: Origin, count: int, bat
     shape = origin.input_shape
     if len(origin.inputs) > 1:
         raise BadInput(
-            f"data {images.name} are images, the network takes {len(origin.inputs)} inputs; give --data file.py:factory"
+            f"data {images.name} are images, the network takes {len(origin.inputs)} inputs; give "
+            f"{spelled('data', 'file.py:factory')}"
         )
     preprocessing = Preprocessing.from_dict(origin.preprocessing) if origin.preprocessing else Preprocessing()
 
@@ -148,12 +152,12 @@ def _limited(batches: Iterable[Batch], count: int) -> Iterable[Batch]:
 def _noise(model: nn.Module, origin: Origin, loss: str, count: int, batch_size: int, seed: int, few: int) -> Source:
     inputs = example_of(model, few, seed)
     if ":" in loss:
-        raise BadInput("a loss of your own needs data with its targets: --data file.py:factory")
+        raise BadInput(f"a loss of your own needs data with its targets: {spelled('data', 'file.py:factory')}")
     outputs = _outputs(model, several(inputs)).shape[1:]
     if not outputs and loss not in ("mse", "bce"):
-        raise BadInput(f"the network answers one number, {loss} needs outputs (batch, classes); choose --loss mse or bce")
+        raise BadInput(f"the network answers one number, {loss} needs outputs (batch, classes); choose mse or bce")
     batches = Noise(origin.inputs, vocabulary_of(model), outputs, loss, count, batch_size, seed)
-    return Source("synthetic", batches, None, inputs, (NOISE,))
+    return Source("synthetic", batches, None, inputs, (noise_remark(),))
 
 
 @dataclass(frozen=True)
@@ -189,7 +193,8 @@ def _outputs(model: nn.Module, inputs: Inputs) -> Tensor:
     except Exception as error:  # whatever the network's own code raises
         shapes = ", ".join(str(tuple(x.shape)) for x in tensors(few))
         raise BadInput(
-            f"the network does not run in eval mode on inputs {shapes}: {first_line(error)}; give other data or --input"
+            f"the network does not run in eval mode on inputs {shapes}: {first_line(error)}; give other data or "
+            f"{spelled('inputs')}"
         ) from error
     if not found:
         raise BadInput("the network returns no tensor; wrap it in one that does")

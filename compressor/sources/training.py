@@ -13,6 +13,7 @@ from compressor.errors import BadInput
 from compressor.model.inputs import tensors
 from compressor.model.origin import origin_of
 from compressor.objective.batches import Batch, call, inputs_of
+from compressor.options import spelled
 from compressor.sources.scoring import Source, source_for
 from compressor.types.origin import Origin
 
@@ -52,7 +53,7 @@ def training_data_for(
     source = source_for(model, named, loss=loss, count=count, batch_size=batch_size, seed=seed)
     data = source.opened  # the same object: code that splits at random would split anew
     if data is None:
-        raise BadInput("no data to train on: name some with --data")
+        raise BadInput(f"no data to train on: name some with {spelled('data')}")
     if isinstance(data, Batches):
         if isinstance(data.train, Iterator):
             raise BadInput(f"data {data.name}: is an iterator, and training reads it in every epoch; return a list or a loader")

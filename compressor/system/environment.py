@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from compressor.errors import MissingEnvironment, WrongUsage
+from compressor.options import spelled
 
 PACKAGES = ("compressor", "torch", "onnx", "onnxruntime-gpu", "onnxruntime", "torch-pruning")
 
@@ -24,10 +25,10 @@ def prepare(device: str, threads: int | None) -> None:
         WrongUsage: nor anywhere.
     """
     if device.startswith("cuda") and not torch.cuda.is_available():
-        raise MissingEnvironment("no CUDA device here; use --device cpu")
+        raise MissingEnvironment(f"no CUDA device here; use {spelled('device', 'cpu')}")
     kind, _, number = device.partition(":")
     if kind not in ("cpu", "cuda") or (number or "0") != str(int(number) if number.isdecimal() else 0):
-        raise WrongUsage(f"--device {device}: choose cpu, cuda or cuda:1")
+        raise WrongUsage(f"{spelled('device', device)}: choose cpu, cuda or cuda:1")
     if kind == "cuda" and int(number or 0) >= torch.cuda.device_count():
         raise MissingEnvironment(f"no device {device} here; there are {torch.cuda.device_count()}")
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False

@@ -14,6 +14,7 @@ from types import ModuleType
 from typing import Any
 
 from compressor.errors import WrongUsage, first_line, nearest
+from compressor.options import spelled
 
 LIBRARIES = ("torchvision", "timm")
 """Prefixes that name a network of a library, not a module to import."""
@@ -34,18 +35,18 @@ def object_named(name: str, what: str) -> Any:
 
     Args:
         name: where the object is; modules are also looked for in the working folder.
-        what: the option it was given to, for messages: `--loss`.
+        what: the option it was given to, for messages: `loss`.
     Raises:
         WrongUsage: no colon, no such file, module or object, or the code raises while it loads.
     """
     place, _, attributes = name.rpartition(":")
     if not place or not attributes:
-        raise WrongUsage(f"{what} {name}: name an object as package.module:name or path/to/file.py:name")
+        raise WrongUsage(f"{spelled(what, name)}: name an object as package.module:name or path/to/file.py:name")
     is_file = place.endswith(".py") or "/" in place or "\\" in place
-    found: Any = _file(Path(place), f"{what} {name}") if is_file else _module(place, f"{what} {name}")
-    reached = place
+    label, reached = spelled(what, name), place
+    found: Any = _file(Path(place), label) if is_file else _module(place, label)
     for attribute in attributes.split("."):
-        found = _attribute(found, attribute, reached, f"{what} {name}")
+        found = _attribute(found, attribute, reached, label)
         reached = f"{reached}.{attribute}" if ":" in reached[2:] else f"{reached}:{attribute}"
     return found
 

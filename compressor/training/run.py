@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import os
 import pickle
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from compressor.errors import BadInput, first_line
+from compressor.options import spelled
 from compressor.system.files import staged
 from compressor.training.history import Row, write_history
 
@@ -30,10 +31,14 @@ class Run:
         folder: made when first needed.
         configuration: what must be the same for a run to go on: JSON values by name.
         unsaid: what those are that a configuration does not name.
+        of_before: a configuration that an older version kept, in today's names.
     """
 
-    def __init__(self, folder: Path, configuration: Mapping[str, Any], unsaid: Mapping[str, Any]) -> None:
-        self.folder, self.unsaid = folder, unsaid
+    def __init__(
+        self, folder: Path, configuration: Mapping[str, Any], unsaid: Mapping[str, Any],
+        of_before: Callable[[Mapping[str, Any]], dict[str, Any]] = dict,
+    ) -> None:  # fmt: skip
+        self.folder, self.unsaid, self.of_before = folder, unsaid, of_before
         self.configuration = json.loads(json.dumps(dict(configuration)))
 
     def check_place(self) -> None:
@@ -47,7 +52,7 @@ class Run:
         if not self.folder.parent.is_dir():
             raise BadInput(f"{self.folder}: the folder {self.folder.parent} does not exist; make it first")
         if not os.access(self.folder if self.folder.exists() else self.folder.parent, os.W_OK | os.X_OK):
-            raise BadInput(f"{self.folder}: cannot be written to; name another folder with --run")
+            raise BadInput(f"{self.folder}: cannot be written to; name another with {spelled('folder')}")
 
     def check_new(self) -> None:
         """Refuse to begin where an unfinished run is; what is damaged is none, and goes when this one is kept.
@@ -63,7 +68,10 @@ class Run:
             held = None
         if held is not None and held["epoch"] < held["epochs"]:
             done = f"{held['epoch']} of {held['epochs']} epochs"
-            raise BadInput(f"{self.folder}: holds a run that did {done}; --resume goes on with it, --run names another folder")
+            raise BadInput(
+                f"{self.folder}: holds a run that did {done}; {spelled('resume', True)} goes on with it, "
+                f"{spelled('folder')} names another"
+            )
 
     def saved(self) -> dict[str, Any] | None:
         """What was kept last; None if there is nothing.
@@ -74,23 +82,25 @@ class Run:
         state = self._read()
         if state is None:
             return None
-        was = json.loads(state["configuration"])
+        was = self.of_before(json.loads(state["configuration"]))
         for name in {**self.configuration, **was}:
             before, now = (held.get(name, self.unsaid.get(name, "not given")) for held in (was, self.configuration))
             if before != now and name == "data":
                 raise BadInput(
-                    f"{self.folder / STATE}: the data changed since; give the same, or name another folder with --run"
+                    f"{self.folder / STATE}: the data changed since; give the same, or name another folder with "
+                    f"{spelled('folder')}"
                 )
             if before != now and name == "events":
                 was_at, is_at = (", ".join(events) for events in (before, now))
                 raise BadInput(
-                    f"{self.folder / STATE}: its events come before epoch {was_at}, with these --epochs before {is_at}; "
-                    f"give the same --epochs, or with --stage after --prune-at {was_at}"
+                    f"{self.folder / STATE}: its events come before epoch {was_at}, with these {spelled('epochs')} before "
+                    f"{is_at}; "
+                    f"give the same {spelled('epochs')}, or {spelled('stage', 'after')} and {spelled('prune_at', was_at)}"
                 )
             if before != now:
                 raise BadInput(
                     f"{self.folder / STATE}: was made with {name} {before}, now it is {now}; give the same, or another "
-                    "folder by --run"
+                    f"folder by {spelled('folder')}"
                 )
         return dict(state["content"])
 
@@ -110,7 +120,7 @@ class Run:
         try:
             held = torch.load(path, map_location="cpu", weights_only=True)
             if held["schema"] > SCHEMA:
-                raise _Newer(f"{path}: made by a newer version; update compressor, or name another folder with --run")
+                raise _Newer(f"{path}: made by a newer version; update compressor, or name another with {spelled('folder')}")
             if held["schema"] < SCHEMA:
                 raise BadInput(f"{path}: made by an older version, whose runs cannot go on; remove it to begin anew")
             if not {"configuration", "epoch", "epochs", "content"} <= held.keys():

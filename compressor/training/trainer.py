@@ -21,6 +21,7 @@ from compressor.model.observe import tensors_in
 from compressor.model.speed import takes_channels_last
 from compressor.objective.batches import Batch, check_finite, rebuilt, size_of, suited_batch, to_device
 from compressor.objective.objective import Objective
+from compressor.options import spelled
 from compressor.training.recipe import Recipe
 
 Moments = dict[str, dict[str, Tensor]]
@@ -168,7 +169,9 @@ class Trainer:
                 progress(step + 1, total, last)
         tally.look()
         if not_finite(self.model) is not None:
-            raise Diverged(f"epoch {number + 1}, step {tally.looked}: the weights are not finite; a smaller --lr may help")
+            raise Diverged(
+                f"epoch {number + 1}, step {tally.looked}: the weights are not finite; a smaller {spelled('lr')} may help"
+            )
         self.epochs_done += 1
         return tally.seen(lr, time.perf_counter() - started)
 
@@ -208,14 +211,20 @@ class Trainer:
         if not self.flip and not self.shift:
             return batch
         if isinstance(batch, Mapping):
-            raise WrongUsage("--flip and --shift know batches of (inputs, target) only; leave them out, augment in your data")
+            raise WrongUsage(
+                f"{spelled('flip')} and {spelled('shift')} know batches of (inputs, target) only; leave them out, augment in "
+                "your data"
+            )
         inputs, *rest = batch if isinstance(batch, (tuple, list)) else (batch,)
         images = [x for x in tensors_in(inputs) if x.dim() == 4]
         if not images:
             return batch
         sizes = {x.shape[2:] for x in images}
         if any(t.dim() > 2 and t.shape[-2:] in sizes for t in tensors_in(rest)):
-            raise WrongUsage("--flip and --shift would not move targets that are maps; leave them out, augment in your data")
+            raise WrongUsage(
+                f"{spelled('flip')} and {spelled('shift')} would not move targets that are maps; leave them out, "
+                "augment in your data"
+            )
         count, device = len(images[0]), images[0].device
         chosen = torch.rand(count, device=device) < self.flip if self.flip else None
         starts = torch.randint(2 * self.shift + 1, (2, count, 1), device=device) if self.shift else None
@@ -250,7 +259,7 @@ class Trainer:
                     self.objective.loss_of(self.model, part).backward()
             except (RuntimeError, ValueError, MemoryError):
                 continue
-            return BadInput(f"out of memory with {size_of(batch)} samples in a step; {size} fit: --batch-size {size}")
+            return BadInput(f"out of memory with {size_of(batch)} samples in a step; {size} fit: {spelled('batch_size', size)}")
         return BadInput("out of memory even with one sample in a step; take a smaller network or prune it first")
 
 
@@ -332,7 +341,8 @@ class _Tally:
         for step, loss in enumerate(fresh, self.looked + 1):
             if not math.isfinite(loss):
                 raise Diverged(
-                    f"epoch {self.number + 1}, step {step}: the loss is {loss:g}; a smaller --lr, or --clip, may help"
+                    f"epoch {self.number + 1}, step {step}: the loss is {loss:g}; a smaller "
+                    f"{spelled('lr')}, or {spelled('clip')}, may help"
                 )
         self.looked = len(self.losses)
         self.last = fresh[-1] if fresh else self.last

@@ -4,6 +4,7 @@ Read in this order: `Slice` and `Group` (which entries of which tensors live or 
 network), `Scores` (one number per node), `Plan` (what is kept), `Origin` (where a network comes from).
 """
 
+from compressor.settings import Attention
 from compressor.types.origin import InputSpec, Origin
 from compressor.types.plan import Event, Mask, Plan, fingerprint
 from compressor.types.scores import Scores
@@ -12,7 +13,6 @@ from compressor.types.structure import (
     LABEL_FLOW,
     NOT_IN_EVAL,
     OUTPUT,
-    Attention,
     Bound,
     Group,
     Kept,

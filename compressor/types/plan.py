@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 from compressor.errors import BadInput, first_line
-from compressor.types.structure import Attention, Bound, Kept, Structure
+from compressor.settings import Attention
+from compressor.types.structure import Bound, Kept, Structure
 
 
 @dataclass(frozen=True)

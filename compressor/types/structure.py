@@ -15,14 +15,12 @@ import torch
 from torch import Tensor
 
 from compressor.errors import BadInput
+from compressor.settings import Attention
 
 Kept = Mapping[str, Tensor]
 """Group name -> sorted indices `(kept,)` of the nodes that stay."""
 
 Role = Literal["produce", "pass", "carry", "read", "size"]
-
-Attention = Literal["heads", "dims"]
-"""What the nodes of an attention are: whole heads, or the dimensions inside all of its heads."""
 
 
 @dataclass(frozen=True)

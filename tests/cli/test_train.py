@@ -148,11 +148,11 @@ def test_fine_tuning_goes_on_too(few_folder: Path) -> None:
     [
         (("vgg17",), WrongUsage, "vgg17: neither a file nor a network; did you mean vgg"),
         (("none.pt",), BadInput, "none.pt: no such file"),
-        (("lenet5", "--sparsity", "0.5"), WrongUsage, "name a --method"),
+        (("lenet5", "--sparsity", "0.5"), WrongUsage, "--sparsity: of a pruning; name a --method"),
         (("lenet5", "--stage", "after"), WrongUsage, "name a --method"),
         (("lenet5", "--method", "snapit"), WrongUsage, "give one of --sparsity"),
         (("lenet5", "--method", "snap-it", "--sparsity", "0.5"), WrongUsage, "no method 'snap-it'"),
-        (("lenet5", "--lr", "-1"), WrongUsage, r"lr=-1\.0: at least 0"),
+        (("lenet5", "--lr", "-1"), WrongUsage, r"--lr -1\.0: must be a number, at least 0"),
         (("lenet5", "--key", "ema"), WrongUsage, "--key is for files; lenet5 is a fresh network"),
         (
             ("lenet5", "--method", "snip", "--sparsity", "0.5", "--stage", "during", "--epochs", "1"),

@@ -162,7 +162,7 @@ def test_a_run_that_stopped_goes_on_to_the_same_weights(few, lenet5, tmp_path, n
     with pytest.raises(Stopped):
         train(lenet5, few[0], QUICK, on_epoch=stopping, **how)
     assert [row.epoch for row in read_history(tmp_path / "run" / "history.csv")] == list(range(1, stop + 1))
-    with pytest.raises(BadInput, match=f"did {stop} of 4 epochs; --resume goes on with it"):
+    with pytest.raises(BadInput, match=f"did {stop} of 4 epochs; resume=True goes on with it"):
         train(lenet5, few[0], QUICK, **how)
     seen: list[int] = []
     resumed = train(lenet5, few[0], QUICK, resume=True, on_epoch=lambda row: seen.append(row.epoch), **how)
@@ -238,9 +238,9 @@ def test_a_damaged_state_is_refused_and_kept(few, lenet5, tmp_path) -> None:
 def test_what_cannot_be_trained_is_refused(few, lenet5, tmp_path) -> None:
     with pytest.raises(BadInput, match="an iterator gives its batches once"):
         train(lenet5, iter([(few[0].inputs, few[0].targets)]), QUICK)
-    with pytest.raises(WrongUsage, match="--ablation shuffle draws anew at one event"):
+    with pytest.raises(WrongUsage, match="ablation='shuffle' draws anew at one event"):
         train(lenet5, few[0], QUICK, method="snapit", steps=0, stage="during", interval=1, ablation="shuffle")
-    with pytest.raises(WrongUsage, match="--rewind 2: the first event comes at epoch 1"):
+    with pytest.raises(WrongUsage, match="rewind=2: the first event comes at epoch 1"):
         train(lenet5, few[0], QUICK, method="imp", steps=1, interval=1, rewind=2)
     with pytest.raises(BadInput, match="does not exist; make it first"):
         train(lenet5, few[0], QUICK, folder=tmp_path / "none" / "run")
@@ -370,7 +370,7 @@ def test_more_epochs_move_no_event_of_a_run(few, lenet5, tmp_path) -> None:
     how = {"method": "l1-filters", "sparsity": 0.3, "stage": "after", "folder": tmp_path / "run", "resume": True}
     train(lenet5, few[0], QUICK, **how)
     more = dataclasses.replace(QUICK, epochs=16)
-    with pytest.raises(BadInput, match=r"its events come before epoch 3, with these --epochs before 14; .*--prune-at 3$"):
+    with pytest.raises(BadInput, match=r"its events come before epoch 3, with these epochs before 14; .*prune_at='3'$"):
         train(lenet5, few[0], more, **how)
 
 
@@ -453,9 +453,9 @@ def test_notes_are_true_of_a_network_that_is_trained_first(few, lenet5) -> None:
 
 
 def test_an_interval_is_for_events_during_training(few, lenet5) -> None:
-    with pytest.raises(WrongUsage, match="--interval is for --stage during, the stage is before"):
+    with pytest.raises(WrongUsage, match="interval is for stage='during', the stage is before"):
         train(lenet5, few[0], QUICK, method="snapit", sparsity=0.3, interval=2)
-    with pytest.raises(WrongUsage, match=r"give more --epochs, or fewer events: --method-option steps=N"):
+    with pytest.raises(WrongUsage, match=r"give more epochs, or fewer of the method's steps"):
         train(lenet5, few[0], QUICK, method="snapit", sparsity=0.3, stage="during", interval=1)
 
 
@@ -498,13 +498,13 @@ def test_weights_that_are_no_numbers_are_not_kept(few, lenet5, tmp_path) -> None
 
 def test_what_means_nothing_is_refused(few, lenet5, tmp_path) -> None:
     wrong = {
-        "without a method nothing is pruned: leave out budgett": {"budgett": 3},
-        "without a method nothing is pruned: leave out stage": {"stage": "after"},
-        "stage 'befor'": {"method": "snapit", "stage": "befor"},
-        "stage 'during' with interval 0": {"method": "snapit", "stage": "during", "interval": 0},
-        "ablation 'suffle': choose shuffle": {"method": "snapit", "ablation": "suffle"},
-        "not with --stage during": {"method": "snapit", "steps": 0, "stage": "during", "interval": 1, "round_to": 4},
-        "steps='5': must be of the kind int": {"method": "snapit", "steps": "5"},
+        "budgett: of a pruning, and without a method nothing is pruned": {"budgett": 3},
+        "stage: of a pruning, and without a method nothing is pruned": {"stage": "after"},
+        "stage='befor': choose before, during, after": {"method": "snapit", "stage": "befor"},
+        "interval=0: must be a whole number, at least 1": {"method": "snapit", "stage": "during", "interval": 0},
+        "ablation='suffle': choose shuffle": {"method": "snapit", "ablation": "suffle"},
+        "not with stage='during'": {"method": "snapit", "steps": 0, "stage": "during", "interval": 1, "round_to": 4},
+        "steps='5': must be a whole number": {"method": "snapit", "steps": "5"},
     }
     for words, how in wrong.items():
         with pytest.raises(WrongUsage, match=words):

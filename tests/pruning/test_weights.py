@@ -251,7 +251,7 @@ def test_layers_that_stay_whole_keep_their_weights() -> None:
 def test_what_disconnects_the_output_is_refused_unless_allowed() -> None:
     model = networks.build("lenet5", data="digits")
     example = torch.randn(4, 1, 28, 28)
-    with pytest.raises(UnreachableSparsity, match=r"no longer depends on the input.*--allow-disconnect"):
+    with pytest.raises(UnreachableSparsity, match=r"no longer depends on the input.*allow_disconnect=True"):
         compress(model, "magnitude", None, 0.9999, example_inputs=example)
     result = compress(model, "magnitude", None, 0.9999, example_inputs=example, allow_disconnect=True)
     assert result.summary.disconnected
@@ -276,7 +276,7 @@ def test_a_method_without_need_of_data_says_so() -> None:
 
 def test_weights_know_one_budget_only() -> None:
     model = networks.build("lenet5", data="digits")
-    with pytest.raises(WrongUsage, match="removed to a --sparsity"):
+    with pytest.raises(WrongUsage, match="is for methods that remove whole nodes, this one removes weights"):
         compress(model, "magnitude", None, 0.5, example_inputs=torch.randn(4, 1, 28, 28), round_to=8)
 
 
@@ -532,5 +532,5 @@ def test_the_output_layer_is_held_and_the_floor_is_kept() -> None:
 
 @pytest.mark.parametrize(("method", "option"), [("obd", "probes"), ("synflow", "steps"), ("snipit", "steps")])
 def test_options_have_a_least_value(method: str, option: str) -> None:
-    with pytest.raises(WrongUsage, match=f"{option}=-1: at least"):
+    with pytest.raises(WrongUsage, match=f"{option}=-1.*at least"):
         compress(networks.build("lenet5"), method, None, 0.5, example_inputs=torch.randn(4, 1, 28, 28), **{option: -1})

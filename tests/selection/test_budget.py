@@ -15,8 +15,9 @@ from compressor.coupling.validate import feasible
 from compressor.errors import UnreachableSparsity, WrongUsage
 from compressor.model.cost import cost
 from compressor.model.speed import FAST_MULTIPLE
-from compressor.selection.budget import Budget, Meter, prices
+from compressor.selection.budget import Meter, prices
 from compressor.selection.select import rounded, select
+from compressor.settings import Budget
 from compressor.surgery.shrink import shrink
 from compressor.types.plan import Plan
 from compressor.types.scores import Scores

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from compressor.coupling import structure
 from compressor.errors import UnreachableSparsity, WrongUsage
 from compressor.selection.schedule import halving
-from compressor.selection.select import check_sparsity, highest_reachable, select
+from compressor.selection.select import highest_reachable, select
+from compressor.settings import check_sparsity
 from compressor.types.scores import Scores
 from compressor.types.structure import Group, Slice, Structure
 from tests.blocks import BLOCKS

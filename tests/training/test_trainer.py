@@ -226,7 +226,7 @@ def test_recipes() -> None:
     snip = recipe_named("snip", {})
     assert [(snip.flips(colour), snip.shifts(colour)) for colour in (True, False)] == [(0.5, 4), (0, 0)]
     assert Recipe(shift=2).shifts(colour=False) == 2
-    with pytest.raises(WrongUsage, match="epochs=-1: at least 0"):
+    with pytest.raises(WrongUsage, match="epochs=-1: must be a whole number, at least 0"):
         recipe_named("snip-it", {"epochs": -1})
     with pytest.raises(WrongUsage, match="no option 'learning_rate'"):
         recipe_named("snip-it", {"learning_rate": 1})
@@ -242,9 +242,9 @@ def test_stages_place_the_events() -> None:
     assert placed(7, "during", 80, interval=4) == {4: (0,), 8: (1,), 12: (2,), 16: (3,), 20: (4,), 24: (5,), 28: (6,)}
     with pytest.raises(WrongUsage, match="7 events, one every 4 epochs, take 28 epochs"):
         placed(7, "during", 28, interval=4)
-    with pytest.raises(WrongUsage, match="--prune-at 11: there are 10 epochs"):
+    with pytest.raises(WrongUsage, match="prune_at=11: there are 10 epochs"):
         placed(1, "after", 10, prune_at=11)
-    with pytest.raises(WrongUsage, match="--prune-at is for --stage after"):
+    with pytest.raises(WrongUsage, match="prune_at is for stage='after'"):
         placed(1, "before", 10, prune_at=2)
 
 

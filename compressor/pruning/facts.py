@@ -1,0 +1,73 @@
+"""What a reader of a result should know: facts while the work goes on, sentences at its end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from enum import Enum, auto
+from typing import Any
+
+from compressor.options import spelled
+
+
+class Fact(Enum):
+    """What there is to know; its sentence is in `SENTENCES`."""
+
+    FRESH_NORMS = auto()
+    UNUSED_DATA = auto()
+    OTHER_PRECISION = auto()
+    ZEROS_BEFORE = auto()
+    OTHER_GRAPH = auto()
+    TIE = auto()
+    EXACT_WIDTHS = auto()
+    NO_REWIND = auto()
+    NO_PENALTY = auto()
+
+
+@dataclass(frozen=True)
+class Note:
+    """A fact, and the values that its sentence needs."""
+
+    fact: Fact
+    values: Mapping[str, Any] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        return SENTENCES[self.fact](**self.values)
+
+
+def note(fact: Fact, **values: Any) -> Note:
+    """A fact with its values."""
+    return Note(fact, values)
+
+
+def _other_precision(precision: str) -> str:
+    return f"Scored and proven in {precision}, saved in the precision it came in."
+
+
+def _tie(sparsity: float, unit: str) -> str:
+    return f"The cut at {sparsity:.3f} went through {unit}s of equal score: which of them went is arbitrary."
+
+
+def _no_penalty(method: str) -> str:
+    return (
+        f"{method} adds its penalty until its last event, which comes before the first epoch: nothing was added; "
+        f"a training with {spelled('stage', 'after')} trains with it."
+    )
+
+
+SENTENCES: Mapping[Fact, Callable[..., str]] = {
+    Fact.FRESH_NORMS: lambda: (
+        "The batch norms never saw data before the scoring and did not normalise; "
+        f"{spelled('calibrate_bn', True)} gives statistics first."
+    ),
+    Fact.UNUSED_DATA: lambda: "The scores of this method need no data: what was given only says what the network takes.",
+    Fact.OTHER_PRECISION: _other_precision,
+    Fact.ZEROS_BEFORE: lambda zeros: f"{zeros:,} weights were zero before; they count as removed.",
+    Fact.OTHER_GRAPH: lambda found_by: f"The groups come from {found_by}.",
+    Fact.TIE: _tie,
+    Fact.EXACT_WIDTHS: lambda: (
+        f"Widths that are multiples of 8 or 16 run faster for their multiply-adds: {spelled('round_to', 'auto')}."
+    ),
+    Fact.NO_REWIND: lambda method: f"{method} rewinds nothing where all its events come before the first epoch.",
+    Fact.NO_PENALTY: _no_penalty,
+}
