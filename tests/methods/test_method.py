@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -18,6 +16,7 @@ from compressor.model.weights import maskable
 from compressor.objective.objective import Objective
 from compressor.options import options_of
 from tests.blocks import BLOCKS
+from tests.command import run
 
 METHODS = sorted(summaries())
 OWN = '''"""Widest: keep the nodes that come first."""

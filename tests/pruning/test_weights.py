@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -29,6 +27,7 @@ from compressor.surgery.paths import paths
 from compressor.types.plan import Mask, Plan
 from compressor.types.scores import Scores
 from tests.blocks import BLOCKS
+from tests.command import run
 
 X = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 BATCHES = [(X, torch.tensor([0, 1, 2, 0]))]
