@@ -325,3 +325,14 @@ def as_key(name: str, value: Any = None) -> str:
     """As a sweep's file has it: `round_to = 8`."""
     key = FLAGS.get(name, name).removeprefix("--").replace("-", "_")
     return key if value is None else f"{key} = {value!r}"
+
+
+def table(*owners: type) -> str:
+    """The options of dataclasses as a Markdown table: as flags, and as Python and a sweep call them."""
+    lines = ["| Flag | In Python and in a sweep | What | Default |", "| --- | --- | --- | --- |"]
+    for o in (o for owner in owners for o in options_of(owner)):
+        values = f" {'|'.join(map(str, o.choices))}" if o.choices and not o.open else f" {o.metavar}" if o.metavar else ""
+        flag = f"{as_flag(o.name)}{values}".replace("|", "\\|")
+        default = "" if o.default in (None, ()) or o.default is False else f"`{o.default}`"
+        lines.append(f"| `{flag}` | `{o.name}` | {o.help} | {default} |")
+    return "\n".join(lines)
