@@ -1,4 +1,4 @@
-"""Small networks with every kind of coupling, on which every invariant is tested."""
+"""Small networks with every kind of coupling, on which every invariant is tested; and whether two are the same."""
 
 from __future__ import annotations
 
@@ -14,6 +14,12 @@ def block(maker: type[nn.Module]) -> type[nn.Module]:
     """Add a small network `(batch, 3, 8, 8) -> (batch, 5)` to those that every invariant is tested on."""
     BLOCKS[maker.__name__] = maker
     return maker
+
+
+def same_state(one: nn.Module, other: nn.Module) -> bool:
+    """Whether two networks hold the same tensors under the same names."""
+    a, b = one.state_dict(), other.state_dict()
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
 class Head(nn.Module):

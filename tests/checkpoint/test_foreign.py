@@ -15,6 +15,7 @@ from compressor.errors import BadInput, CompressError, WrongUsage
 from compressor.model.origin import origin_of
 from compressor.sources.scoring import source_for
 from compressor.types.origin import InputSpec
+from tests.blocks import same_state
 
 FACTORY = """
 import torch
@@ -47,11 +48,6 @@ def factory(tmp_path: Path) -> str:
     return f"{tmp_path / 'mine.py'}:net"
 
 
-def same(a: nn.Module, b: nn.Module) -> bool:
-    one, other = a.state_dict(), b.state_dict()
-    return one.keys() == other.keys() and all(torch.equal(one[n], other[n]) for n in one)
-
-
 @pytest.fixture
 def dense() -> nn.Module:
     return networks.build("lenet5", seed=3)
@@ -77,7 +73,7 @@ def test_state_dicts_are_found_and_recognised(wrapping: str, suffix: str, dense:
     path = tmp_path / f"weights{suffix}"
     torch.save(WRAPPINGS[wrapping](dense.state_dict()), path)
     for model in (load(path), load(path, network="lenet5")):
-        assert same(model, dense)
+        assert same_state(model, dense)
         assert origin_of(model).network == "lenet5"
         assert origin_of(model).input_shape == (1, 28, 28)
 
@@ -86,21 +82,21 @@ def test_state_dicts_are_found_and_recognised(wrapping: str, suffix: str, dense:
 def test_precision_stays_as_it_came(dtype: torch.dtype, dense: nn.Module, tmp_path: Path, digits) -> None:
     torch.save(dense.to(dtype).state_dict(), tmp_path / "half.pth")
     model = load(tmp_path / "half.pth")
-    assert same(model, dense)
+    assert same_state(model, dense)
     small = compress(model, "snapit", digits, 0.5).model
     for suffix in (".pt", ".safetensors"):
         save(small, tmp_path / f"small{suffix}")
         again = load(tmp_path / f"small{suffix}")
-        assert same(again, small)
+        assert same_state(again, small)
         assert again.features[0].weight.dtype == dtype
 
 
 def test_a_key_chooses_the_weights(dense: nn.Module, tmp_path: Path) -> None:
     other = networks.build("lenet5", seed=4)
     torch.save({"model": dense.state_dict(), "ema": other.state_dict(), "mine": other}, tmp_path / "two.pt")
-    assert same(load(tmp_path / "two.pt"), dense)
-    assert same(load(tmp_path / "two.pt", key="ema"), other)
-    assert same(load(tmp_path / "two.pt", key="mine"), other)
+    assert same_state(load(tmp_path / "two.pt"), dense)
+    assert same_state(load(tmp_path / "two.pt", key="ema"), other)
+    assert same_state(load(tmp_path / "two.pt", key="mine"), other)
     with pytest.raises(BadInput, match="no weights under nowhere; it holds model, ema, mine"):
         load(tmp_path / "two.pt", key="nowhere")
 
@@ -111,7 +107,7 @@ def test_a_factory_of_ones_own(factory: str, tmp_path: Path) -> None:
     torch.save(model.state_dict(), tmp_path / "w.pth")
     spec = InputSpec((3, 8, 8))
     loaded = load(tmp_path / "w.pth", network=factory, arguments={"width": 12}, inputs=[spec])
-    assert same(loaded, model)
+    assert same_state(loaded, model)
     data = [(torch.randn(8, 3, 8, 8), torch.randint(5, (8,)))]
     small = compress(loaded, "snapit", data, 0.5).model
     for suffix in (".pt", ".safetensors"):
@@ -119,7 +115,7 @@ def test_a_factory_of_ones_own(factory: str, tmp_path: Path) -> None:
         with pytest.raises(BadInput, match="is built by code; if you trust it, name it: --network"):
             load(tmp_path / f"small{suffix}")
         again = load(tmp_path / f"small{suffix}", network=factory)
-        assert same(again, small)
+        assert same_state(again, small)
         assert origin_of(again).inputs == (spec,)
         assert origin_of(again).arguments == {"width": 12}
         with pytest.raises(WrongUsage, match=r"its network is .*mine.py:net, not lenet5"):
@@ -131,11 +127,11 @@ def test_a_whole_network_is_saved_as_one_and_comes_back(tmp_path: Path) -> None:
     model = nn.Sequential(nn.Linear(6, 12), nn.ReLU(), nn.Linear(12, 3))
     torch.save(nn.DataParallel(model), tmp_path / "whole.pt")
     loaded = load(tmp_path / "whole.pt", inputs=[InputSpec((6,))])
-    assert same(loaded, model)
+    assert same_state(loaded, model)
     small = compress(loaded, "snapit", [(torch.randn(9, 6), torch.randint(3, (9,)))], 0.5).model
     save(small, tmp_path / "small.pt")
     again = load(tmp_path / "small.pt")
-    assert same(again, small)
+    assert same_state(again, small)
     assert origin_of(again).inputs == (InputSpec((6,)),)
     assert origin_of(again).plan == origin_of(small).plan
     with pytest.raises(BadInput, match=r"needs a network with a named builder .*write \.pt2"):
@@ -166,7 +162,7 @@ def test_tied_weights_stay_tied(tmp_path: Path) -> None:
     loaded = load(tmp_path / "t.pt", network=spec)
     assert loaded[0].weight is loaded[2].weight
     save(loaded, tmp_path / "t.safetensors")
-    assert same(load(tmp_path / "t.safetensors", network=spec), model)
+    assert same_state(load(tmp_path / "t.safetensors", network=spec), model)
 
 
 def refusals(dense: nn.Module) -> dict[str, tuple]:

@@ -7,7 +7,6 @@ import os
 import pickle
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -15,12 +14,7 @@ import pytest
 import torch
 
 from compressor import load, networks, save
-
-COMMAND = [sys.executable, "-m", "compressor.cli"]
-
-
-def run(*arguments: str | Path, cwd: Path | None = None) -> subprocess.CompletedProcess:
-    return subprocess.run([*COMMAND, *map(str, arguments)], capture_output=True, text=True, cwd=cwd, timeout=300)
+from tests.command import COMMAND, run, wait_for
 
 
 @pytest.fixture(scope="module")
@@ -226,33 +220,36 @@ def test_too_many_classes_for_the_network(tmp_path: Path) -> None:
     refused(done, 1, "10 classes, the network 4 outputs")
 
 
+SLOW_DATA = """
+import torch
+from pathlib import Path
+
+def batches():
+    while True:
+        Path("begun").touch()
+        yield torch.randn(8, 1, 28, 28), torch.arange(8)
+"""
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_interruption_leaves_nothing(folder: Path, tmp_path: Path, number: int, code: int) -> None:
-    target = tmp_path / "x.onnx"
-    target.write_bytes(b"old")
-    arguments = [
-        "snapit",
-        str(folder / "net.pt"),
-        "--sparsity",
-        "0.9",
-        "-o",
-        str(target),
-        "--batch-size",
-        "1",
-        "--steps",
-        "500",
-    ]
+    """In a process of its own, while it scores samples that do not end."""
+    (tmp_path / "x.onnx").write_bytes(b"old")
+    (tmp_path / "slow.py").write_text(SLOW_DATA)
+    arguments = ("snapit", folder / "net.pt", "--sparsity", "0.9", "-o", "x.onnx", "--data", "slow.py:batches")
     process = subprocess.Popen(
-        [*COMMAND, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        [*COMMAND, *map(str, arguments), "--samples", str(10**9)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # what runs in a shell's background ignores it
+        cwd=tmp_path,
     )  # fmt: skip
-    time.sleep(6)
+    wait_for((tmp_path / "begun").exists, process)
     process.send_signal(number)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=120)
     assert process.returncode == code, err
     assert out == ""
     assert "Traceback" not in err
-    assert [(p.name, p.read_bytes()) for p in tmp_path.iterdir()] == [("x.onnx", b"old")]
+    assert {p.name for p in tmp_path.iterdir()} - {"__pycache__"} == {"x.onnx", "slow.py", "begun"}
+    assert (tmp_path / "x.onnx").read_bytes() == b"old"
 
 
 def test_a_budget_and_round_widths(folder: Path, tmp_path: Path) -> None:

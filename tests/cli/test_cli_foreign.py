@@ -18,9 +18,7 @@ from torch import nn
 
 from compressor import load, networks, save
 from tests.checkpoint.test_foreign import FACTORY
-from tests.command import main
-
-COMMAND = [sys.executable, "-m", "compressor.cli"]
+from tests.command import COMMAND, run
 
 MINE = (
     FACTORY
@@ -105,10 +103,6 @@ def scalar():
     return Scalar()
 """
 )
-
-
-def run(*arguments, cwd: Path) -> subprocess.CompletedProcess:
-    return subprocess.run([*COMMAND, *map(str, arguments)], capture_output=True, text=True, cwd=cwd, timeout=300)
 
 
 @pytest.fixture(scope="module")
@@ -338,11 +332,11 @@ BAD = {
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_bad_input_is_one_line(case: str, folder: Path, tmp_path: Path, capfd) -> None:
+def test_bad_input_is_one_line(case: str, folder: Path, tmp_path: Path) -> None:
     arguments, code, words = BAD[case]
     (tmp_path / "small.onnx").write_bytes(b"old")
     targets = ("-o", tmp_path / "small.onnx")
-    done = main(capfd, folder, "snapit", *arguments, "--sparsity", "0.5", *targets, "--samples", "64")
+    done = run("snapit", *arguments, "--sparsity", "0.5", *targets, "--samples", "64", cwd=folder)
     assert done.returncode == code, done.stderr
     assert done.stdout == ""
     assert done.stderr.startswith("compress: ")

@@ -4,43 +4,21 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import itertools
-import json
 import re
-import subprocess
-import sys
-import time
-from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from compressor import compress, load, networks, train
-from compressor.cli import cli as command_line
-from compressor.data import Columns, Preprocessing, hold, open_data
+from compressor import compress, networks, train
+from compressor.data import Columns
 from compressor.errors import BadInput, WrongUsage
 from compressor.objective.objective import Objective, evaluate
 from compressor.training import Diverged, read_history
 from compressor.training.recipe import Recipe
-from tests.cli.test_cli import run
-from tests.command import main
+from tests.blocks import same_state
 
 QUICK = Recipe(epochs=4, batch_size=64)
-SHAPE = (1, 28, 28)
-
-
-@pytest.fixture(scope="module")
-def digits() -> tuple[Columns, Columns]:
-    data = open_data("digits")
-    return hold(data.train, SHAPE, Preprocessing()), hold(data.test, SHAPE, Preprocessing())
-
-
-@pytest.fixture(scope="module")
-def few(digits) -> tuple[Columns, Columns]:
-    """Enough to see what happens, not to learn."""
-    return tuple(Columns(part.inputs[:192], part.targets[:192]) for part in digits)
 
 
 @pytest.fixture(scope="module")
@@ -48,9 +26,9 @@ def lenet5() -> nn.Module:
     return networks.build("lenet5", data="digits")
 
 
-def test_a_network_learns_real_digits(digits, lenet5) -> None:
+def test_a_network_learns_real_digits(all_digits, lenet5) -> None:
     before = copy.deepcopy(lenet5.state_dict())
-    done = train(lenet5, digits[0], Recipe(epochs=6, batch_size=64), test=digits[1])
+    done = train(lenet5, all_digits[0], Recipe(epochs=6, batch_size=64), test=all_digits[1])
     assert done.quality.accuracy > 0.97
     assert done.quality.samples == 359
     assert [row.epoch for row in done.history] == [1, 2, 3, 4, 5, 6]
@@ -153,14 +131,9 @@ def test_the_same_seed_gives_the_same_weights_and_leaves_the_random_state_alone(
         train(lenet5, few[0], QUICK, method="snapit", sparsity=0.5, stage="during", interval=1, steps=0, seed=s) for s in (3, 3)
     )
     assert torch.equal(torch.rand(3), wanted)
-    assert states_equal(one.model, two.model)
+    assert same_state(one.model, two.model)
     other = train(lenet5, few[0], QUICK, method="snapit", sparsity=0.5, stage="during", interval=1, steps=0, seed=4)
-    assert not states_equal(one.model, other.model)
-
-
-def states_equal(one: nn.Module, other: nn.Module) -> bool:
-    a, b = one.state_dict(), other.state_dict()
-    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+    assert not same_state(one.model, other.model)
 
 
 RUNS = {
@@ -194,7 +167,7 @@ def test_a_run_that_stopped_goes_on_to_the_same_weights(few, lenet5, tmp_path, n
     seen: list[int] = []
     resumed = train(lenet5, few[0], QUICK, resume=True, on_epoch=lambda row: seen.append(row.epoch), **how)
     assert seen == list(range(stop + 1, 5))
-    assert states_equal(whole.model, resumed.model)
+    assert same_state(whole.model, resumed.model)
     assert whole.macs == resumed.macs
     assert [row.train_loss for row in whole.history] == [row.train_loss for row in resumed.history]
     if whole.pruning is not None:
@@ -207,7 +180,7 @@ def test_a_finished_run_may_have_more_epochs(few, lenet5, tmp_path) -> None:
     train(lenet5, few[0], dataclasses.replace(QUICK, epochs=2), **how)
     longer = train(lenet5, few[0], QUICK, resume=True, **how)
     whole = train(lenet5, few[0], QUICK, **{**how, "folder": None})
-    assert states_equal(longer.model, whole.model)
+    assert same_state(longer.model, whole.model)
 
 
 def test_a_run_goes_on_with_the_same_configuration_only(few, lenet5, tmp_path) -> None:
@@ -240,7 +213,7 @@ def test_saying_what_is_so_anyway_is_the_same_configuration(few, lenet5, tmp_pat
         folder = tmp_path / str(number)
         train(lenet5, few[0], dataclasses.replace(QUICK, epochs=1), folder=folder, **first)
         longer = train(lenet5, few[0], dataclasses.replace(QUICK, epochs=2), folder=folder, resume=True, **then)
-        assert states_equal(longer.model, whole.model)
+        assert same_state(longer.model, whole.model)
 
 
 def test_a_loss_that_is_no_number_leaves_the_last_good_epoch(few, lenet5, tmp_path) -> None:
@@ -407,23 +380,6 @@ def test_imp_before_training_rewinds_nothing(few, lenet5) -> None:
     assert any("imp rewinds nothing" in note for note in done.pruning.summary.notes)
 
 
-def test_an_image_input_has_a_name(few, tmp_path) -> None:
-    """Of a network of the user's own: scored and trained by that name."""
-    (tmp_path / "mine.py").write_text(
-        "from torch import nn\n\nclass Net(nn.Sequential):\n    def forward(self, x):\n        return super().forward(x)\n\n"
-        "def make():\n    return Net(nn.Flatten(), nn.Linear(784, 16), nn.ReLU(), nn.Linear(16, 10))\n"
-    )
-    made = "from mine import make; import torch; torch.manual_seed(0); torch.save(make().state_dict(), 'mine.pt')"
-    subprocess.run([sys.executable, "-c", made], cwd=tmp_path, check=True)
-    done = run(
-        "train", "mine.pt", "--network", "mine.py:make", "--input", "x:float32:1x28x28", "--data", "digits", "--epochs", "3",
-        "--method", "snapit", "--method-option", "steps=0", "--sparsity", "0.5", "--stage", "during", "--interval", "1",
-        "-o", "small.safetensors", cwd=tmp_path,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert "node sparsity 0.50000 reached" in done.stdout
-
-
 @pytest.mark.parametrize("kind", ["list", "loader", "unsteady"])
 def test_a_run_goes_on_with_the_same_batches_only(few, lenet5, tmp_path, kind) -> None:
     """Of what is not in memory the first batch is looked at, unless it is another each time."""
@@ -503,54 +459,6 @@ def test_an_interval_is_for_events_during_training(few, lenet5) -> None:
         train(lenet5, few[0], QUICK, method="snapit", sparsity=0.3, stage="during", interval=1)
 
 
-def test_a_network_of_ones_own_remembers_the_data_it_was_trained_on(tmp_path) -> None:
-    whole = nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.ReLU(), nn.Linear(16, 10))
-    torch.save(whole, tmp_path / "whole.pt")
-    first = run("train", "whole.pt", "--input", "1x8x8", "--data", "digits", "--epochs", "1", "-o", "one.pt", cwd=tmp_path)
-    assert first.returncode == 0, first.stderr
-    assert "Scored on" not in first.stdout
-    second = run("train", "one.pt", "--epochs", "1", "--resume", "-o", "two.pt", cwd=tmp_path)
-    assert second.returncode == 0, second.stderr
-    assert "two.run: there is no run to go on with; this one begins anew" in second.stderr
-    assert load(tmp_path / "two.pt").origin.data == "digits"
-    arrays = {"x": np.random.default_rng(0).random((40, 1, 8, 8), dtype=np.float32), "y": np.arange(40) % 10}
-    np.savez(tmp_path / "few.npz", **arrays)
-    assert run("train", "one.pt", "--data", "few.npz", "--epochs", "1", "-o", "far.pt", cwd=tmp_path).returncode == 0
-    (tmp_path / "elsewhere").mkdir()  # the data is found from any folder
-    again = run("train", "../far.pt", "--epochs", "1", "-o", "again.pt", cwd=tmp_path / "elsewhere")
-    assert again.returncode == 0, again.stderr
-
-
-def test_a_network_of_ones_own_code_is_trained_from_the_start(tmp_path) -> None:
-    """By its builder: what it takes follows from the data, its weights from the seed."""
-    (tmp_path / "net.py").write_text(
-        "from torch import nn\n\ndef make(width=16):\n"
-        "    return nn.Sequential(nn.Flatten(), nn.Linear(64, width), nn.ReLU(), nn.Linear(width, 10))\n"
-    )
-    made = run("new", "net.py:make", "--network-arg", "width=24", "-o", "new.pt", cwd=tmp_path)
-    assert "input 1x8x8, data digits" in made.stdout, made.stderr
-    again = run("train", "new.pt", "--network", "net.py:make", "--epochs", "1", "-o", "new.safetensors", cwd=tmp_path)
-    assert again.returncode == 0, again.stderr
-    weights = []
-    for seed in ("0", "0", "1"):
-        done = run(
-            "train", "net.py:make", "--method", "snapit", "--sparsity", "0.5", "--epochs", "1", "--seed", seed,
-            "--threads", "1", "-o", "small.safetensors", cwd=tmp_path,
-        )  # fmt: skip
-        assert "node sparsity 0.50000 reached" in done.stdout, done.stderr
-        weights.append(load(tmp_path / "small.safetensors", network=f"{tmp_path / 'net.py'}:make").state_dict()["3.bias"])
-    assert torch.equal(weights[0], weights[1])
-    assert not torch.equal(weights[0], weights[2])
-    for wrong, words in (
-        (("net.py:nope",), "net.py has no nope"),
-        (("net.py:make", "--classes", "20"), "give what it takes with --network-arg"),
-        (("lenet5", "--network-arg", "a=1"), "--network-arg is for a builder elsewhere"),
-    ):
-        refused = run("new", *wrong, "-o", "z.pt", cwd=tmp_path)
-        assert refused.returncode == 2
-        assert words in refused.stderr
-
-
 def test_data_that_are_no_numbers_are_to_blame(few, lenet5) -> None:
     inputs = few[0].inputs.clone()
     inputs[100] = torch.nan
@@ -606,161 +514,3 @@ def test_what_means_nothing_is_refused(few, lenet5, tmp_path) -> None:
         train(lenet5, few[0], dataclasses.replace(QUICK, epochs=1), folder=tmp_path / "run", resume=True)
     with pytest.raises(BadInput, match="was made with loss cross-entropy, now it is nll-logits"):
         train(lenet5, few[0], QUICK, folder=tmp_path / "run", resume=True, loss="nll-logits")
-
-
-# -- the command line
-
-
-def test_one_command_trains_and_prunes(folder: Path) -> None:
-    arguments = ("--method", "snapit", "--sparsity", "0.5", "--epochs", "3", "--batch-size", "16", "--threads", "1")
-    done = run(
-        "train", "lenet5", "--data", "few.npz", *arguments, "-o", "small.onnx", "-o", "small.safetensors", "--json", cwd=folder
-    )
-    assert done.returncode == 0, done.stderr
-    told = json.loads(done.stdout)
-    assert told["training"]["stage"] == "before"
-    assert len(told["training"]["history"]) == 3
-    assert told["training"]["test"]["accuracy"] > 0.3
-    assert all(proof["equivalent"] for proof in told["equivalence"])
-    assert len(told["equivalence"]) == 4
-    assert [row.epoch for row in read_history(folder / "small.run" / "history.csv")] == [1, 2, 3]
-    again = run("train", "small.safetensors", "--epochs", "2", "--threads", "1", "-o", "tuned.safetensors", cwd=folder)
-    assert again.returncode == 0, again.stderr
-    assert "trained: accuracy" in again.stdout
-    tuned = load(folder / "tuned.safetensors")
-    assert tuned.origin.plan is not None
-    assert sum(p.numel() for p in tuned.parameters()) == told["parameters"]["small"]
-
-
-def test_a_log_gets_a_line_now_and_then(folder: Path, capfd, monkeypatch) -> None:
-    """As in a cluster's job, where stderr is a file: hours of silence look like a hang."""
-    arguments = ("train", "lenet5", "--data", "few.npz", "--epochs", "2", "--batch-size", "64", "--threads", "1")
-    short = main(capfd, folder, *arguments, "-o", "short.safetensors")
-    assert (short.returncode, short.stderr) == (0, "")
-    monkeypatch.setattr("compressor.cli.SECONDS_PER_LINE", 0)
-    long = main(capfd, folder, *arguments, "-o", "long.safetensors")
-    assert re.search(r"^epoch 1 of 2, loss \d\.\d{3} \(1 of 3\)$", long.stderr, re.MULTILINE)
-    assert re.search(r"^epoch 2 of 2, loss .*, test accuracy .*, \d+ s left \(3 of 3\)$", long.stderr, re.MULTILINE)
-    silent = main(capfd, folder, *arguments, "-o", "silent.safetensors", "--quiet")
-    assert (silent.returncode, silent.stdout, silent.stderr) == (0, "", "")
-
-
-def test_one_command_prunes_and_fine_tunes(folder: Path) -> None:
-    assert (
-        run(
-            "train", "lenet5", "--data", "few.npz", "--epochs", "4", "--batch-size", "16", "-o", "net.pt", cwd=folder
-        ).returncode
-        == 0
-    )
-    asked = ("l1-filters", "net.pt", "--sparsity", "0.5", "-o", "small.onnx", "--threads", "1", "--json")
-    bare, tuned = (run(*asked, *more, cwd=folder) for more in ((), ("--finetune", "2")))
-    assert tuned.returncode == 0, tuned.stderr
-    one, other = (json.loads(done.stdout) for done in (bare, tuned))
-    assert one["nodes"] == other["nodes"]
-    assert other["training"]["test"]["accuracy"] > one["accuracy"]["small"]
-    assert not any("not trained afterwards" in note for note in other["notes"])
-
-
-@pytest.fixture
-def folder(tmp_path: Path, few) -> Path:
-    """Where `few.npz` holds some real digits."""
-    data = open_data("digits")
-    parts = {}
-    for name, split in (("train", data.train), ("test", data.test)):
-        chosen = torch.arange(192)
-        parts[f"{name}_images"] = (torch.stack(split.fetch(chosen)) * 255).byte().numpy()
-        parts[f"{name}_labels"] = split.labels[chosen].numpy()
-    np.savez(tmp_path / "few.npz", **parts)
-    return tmp_path
-
-
-TRAIN = ["train", "lenet5", "--data", "few.npz", "--method", "snapit", "--method-option", "steps=0", "--stage", "during",
-         "--interval", "2", "--sparsity", "0.6", "--epochs", "12", "--batch-size", "8", "--threads", "1"]  # fmt: skip
-
-
-def test_a_run_that_is_really_killed_goes_on_bit_by_bit(folder: Path) -> None:
-    whole = run(*TRAIN, "-o", "whole.safetensors", cwd=folder)
-    assert whole.returncode == 0, whole.stderr
-    for _, moment in zip(range(2), (2, 6), strict=True):
-        command = [sys.executable, "-m", "compressor.cli", *TRAIN, "-o", "killed.safetensors", "--resume"]
-        running = subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        history = folder / "killed.run" / "history.csv"
-        for _ in itertools.count():
-            if history.is_file() and len(read_history(history)) >= moment:
-                break
-            assert running.poll() is None
-            time.sleep(0.01)
-        running.kill()
-        running.wait()
-        assert not (folder / "killed.safetensors").exists()
-        rest = [path for path in (folder / "killed.run").iterdir() if path.name not in ("state.pt", "history.csv")]
-        time.sleep(0.3)  # the watcher removes what was half-written
-        assert not any(path.exists() for path in rest)
-    resumed = run(*TRAIN, "-o", "killed.safetensors", "--resume", cwd=folder)
-    assert resumed.returncode == 0, resumed.stderr
-    assert states_equal(load(folder / "whole.safetensors"), load(folder / "killed.safetensors"))
-
-
-def test_tensorboard_can_follow(folder: Path) -> None:
-    command = ("train", "lenet5", "--data", "few.npz", "--epochs", "2", "--batch-size", "64", "--threads", "1", "-o", "x.pt")
-    done = run(*command, "--tensorboard", "events", cwd=folder)
-    if done.returncode == 3:
-        assert "pip install tensorboard" in done.stderr
-        pytest.skip("tensorboard is not installed")
-    assert done.returncode == 0, done.stderr
-    code = """if True:
-        from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-        events = EventAccumulator("events").Reload()
-        print(*(f"{e.step}:{e.value:.4f}" for e in events.Scalars("train_loss")))"""
-    read = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True)
-    rows = read_history(folder / "x.run" / "history.csv")
-    assert read.stdout.split() == [f"{row.epoch}:{row.train_loss:.4f}" for row in rows]
-
-
-def test_fine_tuning_goes_on_too(folder: Path, few) -> None:
-    """An export that fails after hours of it must not cost them."""
-    assert run("new", "lenet5", "-o", "net.safetensors", cwd=folder).returncode == 0
-    command = ("l1-filters", "net.safetensors", "--data", "few.npz", "--sparsity", "0.3", "--threads", "1", "--finetune")
-    assert run(*command, "1", "-o", "small.safetensors", cwd=folder).returncode == 0
-    assert [row.epoch for row in read_history(folder / "small.run" / "history.csv")] == [1]
-    further = run(*command, "3", "-o", "small.safetensors", "--resume", cwd=folder)
-    assert further.returncode == 0, further.stderr
-    whole = run(*command, "3", "-o", "whole.safetensors", "--run", "elsewhere", cwd=folder)
-    assert whole.returncode == 0, whole.stderr
-    assert (folder / "elsewhere" / "state.pt").is_file()
-    one, other = (load(folder / f"{name}.safetensors").state_dict() for name in ("small", "whole"))
-    assert all(torch.equal(one[name], other[name]) for name in one)
-    refused = run("l1-filters", "net.safetensors", "--sparsity", "0.3", "-o", "x.safetensors", "--resume", cwd=folder)
-    assert (refused.returncode, refused.stderr) == (2, "compress: --resume is for a training: give --finetune EPOCHS, too\n")
-
-
-@pytest.mark.parametrize(
-    ("arguments", "kind", "words"),
-    [
-        (("vgg17",), WrongUsage, "vgg17: neither a file nor a network; did you mean vgg"),
-        (("none.pt",), BadInput, "none.pt: no such file"),
-        (("lenet5", "--sparsity", "0.5"), WrongUsage, "--sparsity: of a pruning; name a --method"),
-        (("lenet5", "--stage", "after"), WrongUsage, "name a --method"),
-        (("lenet5", "--method", "snapit"), WrongUsage, "give one of --sparsity"),
-        (("lenet5", "--method", "snap-it", "--sparsity", "0.5"), WrongUsage, "no method 'snap-it'"),
-        (("lenet5", "--lr", "-1"), WrongUsage, r"--lr -1\.0: must be a number, at least 0"),
-        (("lenet5", "--key", "ema"), WrongUsage, "--key is for files; lenet5 is a fresh network"),
-        (
-            ("lenet5", "--method", "snip", "--sparsity", "0.5", "--stage", "during", "--epochs", "1"),
-            WrongUsage,
-            "1 events, one",
-        ),
-        (("lenet5", "--data", "synthetic"), BadInput, "synthetic"),
-        (("lenet5", "--data", f"{__file__}:once"), BadInput, "is an iterator, and training reads it in every epoch"),
-    ],
-)
-def test_train_refuses_in_one_line(tmp_path: Path, arguments, kind, words) -> None:
-    targets = ["-o", str(tmp_path / "x.pt")]
-    with pytest.raises(kind, match=words) as error:
-        command_line.main(["train", *arguments, *targets], standalone_mode=False)
-    assert "\n" not in str(error.value)
-    assert not list(tmp_path.iterdir())
-
-
-def once():
-    return iter([(torch.zeros(2, 1, 28, 28), torch.zeros(2, dtype=torch.long))])

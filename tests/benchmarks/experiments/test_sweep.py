@@ -10,7 +10,6 @@ import re
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 from statistics import mean, stdev
@@ -30,8 +29,7 @@ from compressor.data import Preprocessing, hold, open_data
 from compressor.errors import BadInput, WrongUsage
 from compressor.system.user_code import object_named
 from tests import ROOT
-from tests.cli.test_cli import run
-from tests.pruning.test_train import digits, few, folder  # noqa: F401 - fixtures
+from tests.command import COMMAND, run
 
 SWEEP = """
 data = "few.npz"
@@ -52,9 +50,9 @@ batch_size = 16
 
 
 @pytest.fixture
-def sweep(folder: Path) -> Path:  # noqa: F811
-    (folder / "sweep.toml").write_text(SWEEP)
-    return folder
+def sweep(few_folder: Path) -> Path:
+    (few_folder / "sweep.toml").write_text(SWEEP)
+    return few_folder
 
 
 def test_a_sweeps_file_is_its_trials(sweep: Path) -> None:
@@ -350,7 +348,7 @@ def test_a_fresh_network_sees_colour(sweep: Path) -> None:
 
 
 def test_a_sweep_that_is_interrupted_goes_on_and_is_rendered(sweep: Path) -> None:
-    command = [sys.executable, "-m", "compressor.cli", "sweep", "sweep.toml", "-o", "results", "-j", "2", "--json"]
+    command = [*COMMAND, "sweep", "sweep.toml", "-o", "results", "-j", "2", "--json"]
     running = subprocess.Popen(command, cwd=sweep, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     trials = sweep / "results" / "trials"
     while not trials.is_dir() or len(list(trials.glob("lenet5*.json"))) < 2:

@@ -18,13 +18,7 @@ from compressor.benchmarks.measure.bench import bench
 from compressor.benchmarks.measure.networks import open_network, source_of
 from compressor.benchmarks.render import render
 from compressor.benchmarks.report.page import headlines
-from tests.command import main
-
-COMMAND = [sys.executable, "-m", "compressor.cli"]
-
-
-def run(*arguments, cwd: Path) -> subprocess.CompletedProcess:
-    return subprocess.run([*COMMAND, *map(str, arguments)], capture_output=True, text=True, cwd=cwd, timeout=300)
+from tests.command import run
 
 
 @pytest.fixture(scope="module")
@@ -131,12 +125,12 @@ BAD = {
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_bad_input_is_one_line(case: str, folder: Path, capfd) -> None:
+def test_bad_input_is_one_line(case: str, folder: Path) -> None:
     arguments, code, words = BAD[case]
     (folder / "damaged.json.onnx").write_bytes(b"no")
     if "cuda" in arguments and torch.cuda.is_available():
         pytest.skip("there is a CUDA device")
-    done = main(capfd, folder, "bench", "dense.pt", *arguments, "--rounds", "2", "--no-memory")
+    done = run("bench", "dense.pt", *arguments, "--rounds", "2", "--no-memory", cwd=folder)
     assert done.returncode == code, done.stderr
     assert done.stdout == ""
     assert len(done.stderr.splitlines()) == 1
@@ -152,8 +146,8 @@ def test_bad_input_is_one_line(case: str, folder: Path, capfd) -> None:
         ("none.json", "no such file"),
     ],
 )
-def test_reports_that_cannot_be_shown(name: str, words: str, folder: Path, capfd) -> None:
-    done = main(capfd, folder, "report", name, "-o", "again.html")
+def test_reports_that_cannot_be_shown(name: str, words: str, folder: Path) -> None:
+    done = run("report", name, "-o", "again.html", cwd=folder)
     assert (done.returncode, done.stdout) == (1, "")
     assert words in done.stderr
     assert not (folder / "again.html").exists()
@@ -227,8 +221,8 @@ MACS = 32 * 9 * 49 + 32 * 10
 
 
 @pytest.mark.parametrize("name", ["open", "any", "old", "beside"])
-def test_onnx_files_of_others_are_counted(name: str, odd: Path, capfd) -> None:
-    done = main(capfd, odd, "bench", "grow.pth", f"{name}.onnx", *GROW)
+def test_onnx_files_of_others_are_counted(name: str, odd: Path) -> None:
+    done = run("bench", "grow.pth", f"{name}.onnx", *GROW, cwd=odd)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)["networks"]
     assert [n["macs"]["total"] for n in found] == [MACS, MACS]
@@ -237,15 +231,15 @@ def test_onnx_files_of_others_are_counted(name: str, odd: Path, capfd) -> None:
     assert found[1]["bytes"] == sum(file.stat().st_size for file in files)
 
 
-def test_a_fixed_batch_is_refused_with_the_way_out(odd: Path, capfd) -> None:
-    done = main(capfd, odd, "bench", "grow.pth", "fixed.onnx", *GROW)
+def test_a_fixed_batch_is_refused_with_the_way_out(odd: Path) -> None:
+    done = run("bench", "grow.pth", "fixed.onnx", *GROW, cwd=odd)
     assert done.returncode == 1
     assert done.stderr == "compress: fixed.onnx: takes batches of exactly 2; export it again with a dynamic batch\n"
 
 
-def test_what_nobody_counts_is_named_and_no_reduction_is_claimed(odd: Path, capfd) -> None:
+def test_what_nobody_counts_is_named_and_no_reduction_is_claimed(odd: Path) -> None:
     arguments = ("--network", "nets.py:Rec", "--input", "5x8", *GROW[4:])
-    done = main(capfd, odd, "bench", "rec.pth", "rec.onnx", *arguments)
+    done = run("bench", "rec.pth", "rec.onnx", *arguments, cwd=odd)
     assert done.returncode == 0, done.stderr
     document = json.loads(done.stdout)
     assert document["networks"][0]["macs"]["total"] == 5 * 4 * 16 * (8 + 16) + 16 * 10
@@ -255,8 +249,8 @@ def test_what_nobody_counts_is_named_and_no_reduction_is_claimed(odd: Path, capf
     assert "nobody counted them: Gemm, LSTM" in render(document, ".md")
 
 
-def test_half_precision_is_measured_as_it_is(odd: Path, capfd) -> None:
-    done = main(capfd, odd, "bench", "half.pth", "half.pth", *GROW, "--network-arg", "w=8")
+def test_half_precision_is_measured_as_it_is(odd: Path) -> None:
+    done = run("bench", "half.pth", "half.pth", *GROW, "--network-arg", "w=8", cwd=odd)
     assert done.returncode == 0, done.stderr
     dense, again = json.loads(done.stdout)["networks"]
     entries = 8 * 9 + 8 + 8 * 10 + 10
@@ -265,8 +259,8 @@ def test_half_precision_is_measured_as_it_is(odd: Path, capfd) -> None:
     assert [dense["name"], again["name"]] == ["half.pth", "half.pth (2)"]
 
 
-def test_numbers_that_are_none_are_null(odd: Path, capfd) -> None:
-    done = main(capfd, odd, "bench", "grow.pth", "any.onnx", *GROW, "--data", "nets.py:nan")
+def test_numbers_that_are_none_are_null(odd: Path) -> None:
+    done = run("bench", "grow.pth", "any.onnx", *GROW, "--data", "nets.py:nan", cwd=odd)
     assert done.returncode == 0, done.stderr
     document = json.loads(done.stdout, parse_constant=lambda text: pytest.fail(f"{text} is no JSON"))
     assert document["networks"][0]["quality"] is None or document["networks"][0]["quality"]["loss"] is None
