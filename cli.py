@@ -24,11 +24,11 @@ if TYPE_CHECKING:
     from torch import nn
 
     from compressor.proof.equivalence import Equivalence
+    from compressor.pruning.course import Trained
     from compressor.pruning.events import Progress
     from compressor.pruning.result import Result
-    from compressor.pruning.train import Trained
     from compressor.sources.scoring import Source
-    from compressor.training import Row
+    from compressor.training.history import Row
 
 PROOF_SAMPLES = 64
 SUMMARY = 150

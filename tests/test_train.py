@@ -22,8 +22,9 @@ from compressor import compress, load, networks, train
 from compressor.data import Columns, Preprocessing, hold, open_data
 from compressor.errors import BadInput, WrongUsage
 from compressor.objective.objective import Objective, evaluate
-from compressor.training import Diverged, read_history
+from compressor.training.history import read_history
 from compressor.training.recipe import Recipe
+from compressor.training.trainer import Diverged
 from tests.command import main
 from tests.test_cli import run
 

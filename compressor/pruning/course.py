@@ -25,11 +25,13 @@ from compressor.objective.objective import Quality, evaluate
 from compressor.proof.reference import over_channels
 from compressor.pruning.events import Progress
 from compressor.pruning.in_training import Pruner, training_macs
-from compressor.pruning.train import Trained
+from compressor.pruning.result import Result
+from compressor.selection.schedule import Stage
 from compressor.surgery.dead_nodes import steady
 from compressor.surgery.paths import paths
-from compressor.training import Row, Trainer
-from compressor.training.trainer import Seen
+from compressor.training.history import Row
+from compressor.training.recipe import Recipe
+from compressor.training.trainer import Seen, Trainer
 from compressor.types.structure import Structure
 
 
@@ -221,3 +223,30 @@ def _duration(seconds: float) -> str:
 def nonzero_weights(model: nn.Module) -> int:
     """Non-zero weights."""
     return sum(int(torch.count_nonzero(w)) for w in weights_of(model))
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What `train` returns.
+
+    Attributes:
+        model: the network, small where it was pruned.
+        history: a row for each epoch.
+        recipe: what it was trained by.
+        stage: when it was pruned; None without a method.
+        quality: on the test data, at the end; None without any.
+        pruning: what the pruning did; None without a method.
+        notes: sentences for the reader.
+        macs: multiply-adds of the whole run: forward and backward of every sample, and of every sample scored.
+        seconds: of all epochs and events.
+    """
+
+    model: nn.Module
+    history: tuple[Row, ...]
+    recipe: Recipe
+    stage: Stage | None
+    quality: Quality | None
+    pruning: Result | None
+    macs: int
+    seconds: float
+    notes: tuple[str, ...] = ()

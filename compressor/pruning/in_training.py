@@ -27,8 +27,7 @@ from compressor.pruning.result import Result
 from compressor.pruning.setup import FRESH_NORMS, UNUSED_DATA, Setup, refreshed
 from compressor.selection.schedule import Stage, placed
 from compressor.surgery.shrink import shrink, sliced
-from compressor.training import Trainer
-from compressor.training.trainer import Moments
+from compressor.training.trainer import Moments, Trainer
 from compressor.types.plan import Event, Plan
 from compressor.types.structure import Kept, Structure
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,47 +19,20 @@ from compressor.model.origin import planned_masks
 from compressor.model.precision import working_copy
 from compressor.objective.batches import Batch, call
 from compressor.objective.losses import Loss, loss_named
-from compressor.objective.objective import Objective, Quality
-from compressor.pruning.course import Course
+from compressor.objective.objective import Objective
+from compressor.pruning.course import Course, Trained
 from compressor.pruning.events import Progress
 from compressor.pruning.in_training import Pruner
-from compressor.pruning.result import Result
 from compressor.pruning.run_identity import configuration_of, unsaid_of
 from compressor.pruning.setup import device_of, example_for, prepare
 from compressor.selection.schedule import Stage
-from compressor.training import Row, Trainer
+from compressor.training.history import Row
 from compressor.training.recipe import Recipe
 from compressor.training.run import Run
+from compressor.training.trainer import Trainer
 
 SCORED = 2560
 """Samples that each event scores, where the data leave it open."""
-
-
-@dataclass(frozen=True)
-class Trained:
-    """What `train` returns.
-
-    Attributes:
-        model: the network, small where it was pruned.
-        history: a row for each epoch.
-        recipe: what it was trained by.
-        stage: when it was pruned; None without a method.
-        quality: on the test data, at the end; None without any.
-        pruning: what the pruning did; None without a method.
-        notes: sentences for the reader.
-        macs: multiply-adds of the whole run: forward and backward of every sample, and of every sample scored.
-        seconds: of all epochs and events.
-    """
-
-    model: nn.Module
-    history: tuple[Row, ...]
-    recipe: Recipe
-    stage: Stage | None
-    quality: Quality | None
-    pruning: Result | None
-    macs: int
-    seconds: float
-    notes: tuple[str, ...] = ()
 
 
 def train(
