@@ -256,10 +256,7 @@ def verify(
 ) -> None:  # fmt: skip
     """Check that two networks compute the same: exit 0 if so, 1 if not."""
     from compressor.benchmarks.measure.networks import source_of
-    from compressor.benchmarks.report.document import SCHEMA
-    from compressor.benchmarks.report.terminal import proof_line
     from compressor.exporters.equivalence import check_equivalence
-    from compressor.system.environment import environment
 
     _prepare(device, threads)
     if tolerance is not None and tolerance != tolerance:
@@ -272,8 +269,13 @@ def verify(
     provider = "cuda" if device.startswith("cuda") else "cpu"
     proof = check_equivalence(*pair, source.inputs, what=what, tolerance=tolerance, provider=provider)
     if as_json:
+        from compressor.benchmarks.report.document import SCHEMA
+        from compressor.system.environment import environment
+
         _print_json({"schema": SCHEMA, **proof.as_dict(), "notes": remarks, "environment": environment(device), "seed": seed})
     elif not quiet:
+        from compressor.benchmarks.report.terminal import proof_line
+
         click.echo(proof_line(proof.as_dict()))
         for remark in remarks:
             click.echo(remark)
@@ -788,11 +790,11 @@ def _pictures(result: Result, folder: Path) -> dict[Path, str]:
 
 
 def _tell(document: dict[str, Any], as_json: bool, quiet: bool) -> None:
-    from compressor.benchmarks.report.terminal import show, show_training
-
     if as_json:
         _print_json(document)
     elif not quiet:
+        from compressor.benchmarks.report.terminal import show, show_training
+
         (show if "method" in document else show_training)(document)
 
 
