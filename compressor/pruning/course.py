@@ -30,9 +30,9 @@ from compressor.settings import Stage
 from compressor.surgery.dead_nodes import steady
 from compressor.surgery.paths import paths
 from compressor.system.progress import Progress
-from compressor.training import Row, Trainer
+from compressor.training.history import Row
 from compressor.training.recipe import Recipe
-from compressor.training.trainer import Seen
+from compressor.training.trainer import Seen, Trainer
 from compressor.types.structure import Structure
 
 

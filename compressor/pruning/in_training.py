@@ -31,8 +31,7 @@ from compressor.pruning.setup import Setup, refreshed
 from compressor.selection.schedule import placed
 from compressor.settings import Timing
 from compressor.surgery.shrink import shrink, sliced
-from compressor.training import Trainer
-from compressor.training.trainer import Moments
+from compressor.training.trainer import Moments, Trainer
 from compressor.types.plan import Event, Plan
 from compressor.types.structure import Kept, Structure
 

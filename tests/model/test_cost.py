@@ -9,7 +9,8 @@ import torch
 from scipy.sparse import csr_matrix
 from torch import nn
 
-from compressor.model.cost import cost, count, count_training, csr_int32, weight_matrices
+from compressor.model.cost import cost, count, count_training, csr_int32
+from compressor.model.weights import weight_matrices
 from tests.whole.test_libraries import IMPORT, python
 
 T, B, W = 5, 3, 16

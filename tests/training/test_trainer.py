@@ -18,8 +18,9 @@ from compressor.errors import BadInput, UnsupportedNetwork, WrongUsage
 from compressor.objective.objective import Objective
 from compressor.selection.schedule import placed
 from compressor.surgery.shrink import shrink, sliced
-from compressor.training import Diverged, Row, Trainer, read_history, write_history
+from compressor.training.history import Row, read_history, write_history
 from compressor.training.recipe import Recipe, recipe_named
+from compressor.training.trainer import Diverged, Trainer
 
 
 def network() -> nn.Module:
@@ -177,7 +178,7 @@ from torch import nn
 from compressor.errors import BadInput
 from compressor.objective.objective import Objective
 from compressor.training.recipe import Recipe
-from compressor.training import Trainer
+from compressor.training.trainer import Trainer
 torch.set_num_threads(1)
 layers = [nn.Conv2d(16, 16, 1) for _ in range(8)]  # 256 KiB of each for each sample
 trainer = Trainer(nn.Sequential(*layers, nn.Flatten(), nn.Linear(65536, 2)), Recipe(), Objective(()))
