@@ -115,11 +115,11 @@ class Job:
 
     def tell(self, document: dict[str, Any]) -> None:
         """Show the report."""
-        from compressor.benchmarks.report.terminal import show, show_training
-
         if self.screen.json:
             _print_json(document)
         elif not self.screen.quiet:
+            from compressor.benchmarks.report.terminal import show, show_training
+
             (show if "method" in document else show_training)(document)
 
 

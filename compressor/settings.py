@@ -16,7 +16,10 @@ from typing import Any, Literal, get_args
 from compressor.errors import WrongUsage
 from compressor.options import Declared, names_of, option, options_of, spelled
 
-Unit = Literal["nodes", "macs", "parameters", "bytes"]
+Unit = Literal["node", "weight"]
+"""What a method scores, and removes."""
+
+Resource = Literal["nodes", "macs", "parameters", "bytes"]
 """What a pruning counts."""
 
 Attention = Literal["heads", "dims"]
@@ -43,11 +46,11 @@ class Budget:
         keep: how much is left: below 1 a fraction of the dense network's, else that many.
     """
 
-    unit: Unit
+    unit: Resource
     keep: float
 
     def __post_init__(self) -> None:
-        if self.unit not in get_args(Unit) or not 0 < self.keep < math.inf:
+        if self.unit not in get_args(Resource) or not 0 < self.keep < math.inf:
             raise WrongUsage(f"a budget of {self.keep:g} {self.unit}: give a fraction that is left, or how many, of nodes ...")
 
     @classmethod
@@ -56,7 +59,7 @@ class Budget:
         return cls("nodes", 1 - removed)
 
     @classmethod
-    def parse(cls, unit: Unit, text: Amount) -> Budget:
+    def parse(cls, unit: Resource, text: Amount) -> Budget:
         """Read `0.1`, `40M` or `500KB`; a number is taken as it is.
 
         Raises:
@@ -100,7 +103,7 @@ def check_sparsity(sparsity: float) -> None:
         raise WrongUsage(f"sparsity {sparsity:g} is not in [0, 1): it is the fraction removed, such as 0.93")
 
 
-TARGETS: Mapping[str, Unit] = {
+TARGETS: Mapping[str, Resource] = {
     "target_nodes": "nodes", "target_macs": "macs", "target_params": "parameters", "target_size": "bytes",
 }  # fmt: skip
 """Option -> what it counts: each stands in place of a sparsity."""
@@ -117,7 +120,7 @@ class Pruning(Declared):
     target_params: Amount | None = option(None, "parameters left, likewise: 0.05, 500K", metavar="LEFT")
     target_size: Amount | None = option(None, "bytes of tensors left, likewise: 0.05, 500KB", metavar="LEFT")
     target_nodes: Amount | None = option(None, "nodes left, likewise: 0.3, 200", metavar="LEFT")
-    per: Unit | None = option(None, "rank nodes by their score per multiply-add, parameter or byte that goes with them")
+    per: Resource | None = option(None, "rank nodes by their score per multiply-add, parameter or byte that goes with them")
     round_to: int | Literal["auto"] = option(
         1, "widths are multiples of N, of N/2 where few stay; auto is fastest", least=1, most=1024, metavar="N|auto"
     )
@@ -322,3 +325,14 @@ def as_key(name: str, value: Any = None) -> str:
     """As a sweep's file has it: `round_to = 8`."""
     key = FLAGS.get(name, name).removeprefix("--").replace("-", "_")
     return key if value is None else f"{key} = {value!r}"
+
+
+def table(*owners: type) -> str:
+    """The options of dataclasses as a Markdown table: as flags, and as Python and a sweep call them."""
+    lines = ["| Flag | In Python and in a sweep | What | Default |", "| --- | --- | --- | --- |"]
+    for o in (o for owner in owners for o in options_of(owner)):
+        values = f" {'|'.join(map(str, o.choices))}" if o.choices and not o.open else f" {o.metavar}" if o.metavar else ""
+        flag = f"{as_flag(o.name)}{values}".replace("|", "\\|")
+        default = "" if o.default in (None, ()) or o.default is False else f"`{o.default}`"
+        lines.append(f"| `{flag}` | `{o.name}` | {o.help} | {default} |")
+    return "\n".join(lines)

@@ -16,17 +16,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from compressor import networks
-from compressor.benchmarks.experiments.trial import (
-    SCHEMA,
-    Trial,
-    failed,
-    files_of,
-    found,
-    network_file,
-    serve,
-    weights_of,
-    write_record,
-)
+from compressor.benchmarks.experiments.trial import SCHEMA, Trial, failed, files_of, found, network_file, serve, write_record
 from compressor.errors import BadInput, WrongUsage, first_line, nearest
 from compressor.method import make, method_named
 from compressor.objective.losses import loss_named
@@ -42,6 +32,7 @@ from compressor.settings import (
     as_key,
     check_sparsity,
 )
+from compressor.system.files import file_sha256
 from compressor.system.user_code import object_named
 from compressor.training.recipe import recipe_named
 from compressor.types.origin import InputSpec
@@ -145,7 +136,7 @@ def _weights(network: Any, seed: int, path: Path) -> str | None:
         hint = nearest(str(network), networks.names(), f"choose {', '.join(networks.names())}")
         which = f" for seed {seed}" if "{seed}" in str(network) else ""
         raise WrongUsage(f"{path}: no network {network!r}, nor a file of that name{which}; {hint}")
-    return weights_of(file)
+    return file_sha256(file)
 
 
 def _kinds(given: Any, raw: Mapping[str, Any], where: str) -> Iterable[dict[str, Any]]:

@@ -31,7 +31,7 @@ from compressor.sources.fresh import fresh_network
 from compressor.sources.scoring import Source
 from compressor.sources.training import TrainingData, training_data_for
 from compressor.system.environment import prepare
-from compressor.system.files import staged
+from compressor.system.files import file_sha256, staged
 from compressor.training.recipe import recipe_named
 from compressor.types.origin import InputSpec
 
@@ -181,7 +181,7 @@ def _network(trial: Trial, data: str, base: Path) -> nn.Module:
         name = found(trial.network, base)
         return fresh_network(name, data, image_size=trial.image_size, seed=trial.seed, remembered=data, inputs=inputs)
     file = network_file(trial.network, trial.seed, base)
-    if file is None or weights_of(file) != trial.weights:
+    if file is None or file_sha256(file) != trial.weights:
         raise BadInput(f"{trial.network}: the file for seed {trial.seed} is gone or changed since the sweep began")
     builder = None if trial.builder is None else found(trial.builder, base)
     return load(file, network=builder, inputs=inputs)
@@ -190,14 +190,8 @@ def _network(trial: Trial, data: str, base: Path) -> nn.Module:
 def files_of(names: Iterable[str | None], base: Path) -> str | None:
     """A hash of the files among what these names begin with; None if there is none."""
     places = [base / name.partition(":")[0] for name in names if name is not None and name not in LOSSES]
-    hashes = [weights_of(place) for place in places if place.is_file()]
+    hashes = [file_sha256(place) for place in places if place.is_file()]
     return hashlib.sha256("".join(hashes).encode()).hexdigest() if hashes else None
-
-
-def weights_of(file: Path) -> str:
-    """The SHA-256 of a file."""
-    with file.open("rb") as content:
-        return hashlib.file_digest(content, "sha256").hexdigest()
 
 
 def found(name: str, base: Path) -> str:

@@ -23,20 +23,11 @@ from compressor.coupling import structure
 from compressor.errors import BadInput, CompressError, UnsupportedNetwork, first_line
 from compressor.exporters.onnx import available, file_bytes, fixed_batch
 from compressor.exporters.onnx import count as count_onnx
-from compressor.model.cost import (
-    LAYERS,
-    cost,
-    count,
-    count_training,
-    csr_int32,
-    macs_by_fvcore,
-    macs_by_thop,
-    tensor_bytes,
-    weights_of,
-)
+from compressor.model.cost import cost, count, count_training, csr_int32, macs_by_fvcore, macs_by_thop, tensor_bytes
 from compressor.model.inputs import Inputs, several
 from compressor.model.origin import origin_of
 from compressor.model.precision import working_copy
+from compressor.model.weights import LAYERS, weight_matrices
 from compressor.objective.batches import Batch, inputs_of
 from compressor.objective.losses import loss_named
 from compressor.objective.objective import Objective, evaluate
@@ -180,7 +171,7 @@ def _facts(network: Network, inputs: Inputs) -> dict[str, Any]:
         "tensor_bytes": tensor_bytes(network.module),
         "csr_bytes": {
             **{str(bits): n for bits, n in size.csr_bytes.items()},
-            "int32": sum(csr_int32(w) for w in weights_of(network.module)),
+            "int32": sum(csr_int32(w) for w in weight_matrices(network.module)),
         },
         "macs": {
             "total": counted.macs,

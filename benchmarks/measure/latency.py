@@ -9,9 +9,6 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import TypeVar
 
-import torch
-from torch.utils import benchmark
-
 from compressor.errors import CompressError, first_line
 
 Job = Callable[[], object]
@@ -25,6 +22,8 @@ MOST_CALLS = 1000
 
 def cpu_clock(timer: Callable[[], float] = time.perf_counter) -> Clock:
     """Wall-clock seconds by `torch.utils.benchmark`, with as many threads as torch uses now."""
+    import torch  # here, as pages of what was measured are made without it
+    from torch.utils import benchmark
 
     def clock(job: Job, calls: int) -> float:
         threads = torch.get_num_threads()  # the library's own default would be one
@@ -36,6 +35,7 @@ def cpu_clock(timer: Callable[[], float] = time.perf_counter) -> Clock:
 
 def cuda_clock(device: str) -> Clock:
     """Seconds between two CUDA events around the calls, on the device's current stream."""
+    import torch
 
     def clock(job: Job, calls: int) -> float:
         with torch.cuda.device(device):

@@ -6,7 +6,7 @@ import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,6 @@ from torch.utils._pytree import tree_map_only
 from compressor.benchmarks.measure.latency import Job, attempt
 from compressor.checkpoint.checkpoint import load
 from compressor.errors import BadInput
-from compressor.exporters.onnx import Session, input_specs
 from compressor.model.inputs import Inputs, each, run, samples, suited
 from compressor.model.observe import outputs_of, tensors_in
 from compressor.model.origin import origin_of
@@ -26,6 +25,9 @@ from compressor.options import spelled
 from compressor.sources.noise import noise_like, noise_remark
 from compressor.sources.scoring import Source, source_for
 from compressor.types.origin import InputSpec
+
+if TYPE_CHECKING:
+    from compressor.exporters.onnx import Session
 
 ENGINES = ("torch", "onnxruntime")
 
@@ -56,6 +58,8 @@ class Network:
             MissingEnvironment: ONNX Runtime does not run on that device here.
         """
         if engine == "onnxruntime":
+            from compressor.exporters.onnx import Session
+
             assert self.onnx is not None
             return Session(self.onnx, device.partition(":")[0], threads).bound(inputs)
         assert self.module is not None
@@ -87,6 +91,8 @@ class Network:
         """The network as something that torch calls."""
         if self.module is not None:
             return copy.deepcopy(self.module).to(device)
+        from compressor.exporters.onnx import Session
+
         assert self.onnx is not None
         return _Runtime(Session(self.onnx, device.partition(":")[0], threads))
 
@@ -159,11 +165,18 @@ def source_of(
         return source_for(known[0], data, loss=loss, count=samples, batch_size=samples, seed=seed, proof_samples=samples)
     if data is not None:
         raise BadInput(f"data {data}: an ONNX file does not say how it takes data; name one .pt or .safetensors beside it")
-    specs = tuple(InputSpec.parse(text) for text in said) or next((input_specs(f) for f in files if f.suffix == ".onnx"), ())
+    specs = tuple(InputSpec.parse(text) for text in said) or _taken_by(files)
     if not specs or any(0 in spec.shape or spec.dtype == "?" for spec in specs):
         raise BadInput(f"{', '.join(map(str, files))}: the input shape is not known; add {spelled('inputs', '3x224x224')}")
     inputs = noise_like(specs, samples, torch.Generator().manual_seed(seed))
     return Source("synthetic", [(inputs,)], None, inputs, (noise_remark(),))
+
+
+def _taken_by(files: Sequence[Path]) -> tuple[InputSpec, ...]:
+    """What the first ONNX file takes."""
+    from compressor.exporters.onnx import input_specs
+
+    return next((input_specs(file) for file in files if file.suffix == ".onnx"), ())
 
 
 BATCH = 64

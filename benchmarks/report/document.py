@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from compressor.model.cost import cost
 from compressor.model.inputs import Inputs, suited
@@ -15,6 +15,9 @@ from compressor.proof.equivalence import Equivalence
 from compressor.pruning.course import Trained
 from compressor.pruning.result import Result, Summary
 from compressor.system.environment import environment
+
+if TYPE_CHECKING:
+    from compressor.pruning.course import Trained
 
 SCHEMA = 1
 UNTRAINED = "A pruned network that was not trained afterwards is expected to be poor: train it before judging its accuracy."

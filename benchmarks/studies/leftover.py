@@ -33,7 +33,7 @@ from compressor.system.files import staged
 
 RESULTS = Path(__file__).parent / "results" / "leftover.json"
 BATCHES = (1, 64)
-LAYERS = ("Conv", "FusedConv", "Gemm", "MatMul", "FusedGemm")
+KERNELS = ("Conv", "FusedConv", "Gemm", "MatMul", "FusedGemm")
 
 
 def profiled(path: Path, x: Tensor, runs: int, folder: Path) -> dict[str, list[float]]:
@@ -58,7 +58,7 @@ def by_layer(model: nn.Module, path: Path, x: Tensor, runs: int, folder: Path) -
     """Rows of layers, with their multiply-adds, and of what is between them; batch norms are folded into the layers."""
     times = profiled(path, x, runs, folder)
     macs = {name: n for name, n in count(model, (x,)).by_layer.items() if n}
-    kernels = [name for name in times if name.split()[1] in LAYERS]
+    kernels = [name for name in times if name.split()[1] in KERNELS]
     if len(kernels) != len(macs):
         raise SystemExit(
             f"{path.name}: {len(kernels)} kernels for {len(macs)} layers; what ONNX Runtime fused is not known here"

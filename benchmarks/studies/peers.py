@@ -34,8 +34,9 @@ from compressor.benchmarks.studies.resnet50 import resnet50
 from compressor.coupling import structure
 from compressor.data import Images, Samples, open_data
 from compressor.errors import first_line
-from compressor.model.cost import LAYERS, count
+from compressor.model.cost import count
 from compressor.model.observe import outputs_of
+from compressor.model.weights import LAYERS
 from compressor.proof.equivalence import TORCH_TOLERANCE, Equivalence
 from compressor.surgery.shrink import shrink
 from compressor.system.environment import environment

@@ -19,7 +19,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from compressor.coupling.flow import Constant, Flow, Parameter, flat, operator_of, owner_of
 from compressor.coupling.grouping import groups_of
-from compressor.coupling.layers import LAYERS as LAYER_OPERATORS
+from compressor.coupling.layers import LAYER_OPERATORS
 from compressor.coupling.operators import apply
 from compressor.coupling.products import PRODUCTS
 from compressor.coupling.splits import before_products
@@ -30,7 +30,7 @@ from compressor.settings import Attention
 from compressor.system.quiet import quiet
 from compressor.types.structure import NOT_IN_EVAL, OUTPUT, Bound, Group, Slice, Structure
 
-LAYERS = (_ConvNd, nn.Linear, nn.RNNBase)
+PRODUCERS = (_ConvNd, nn.Linear, nn.RNNBase)
 """Modules whose outputs are nodes."""
 
 
@@ -56,7 +56,7 @@ class Traced:
                 raise Untraceable(f"{type(error).__name__}: {first_line(error)}") from error
             self.program.graph_module.graph.eliminate_dead_code()  # attention weights that nobody reads, and the like
             self.modules = dict(twin.named_modules())
-            self.layers = {name: m for name, m in self.modules.items() if isinstance(m, LAYERS)}
+            self.layers = {name: m for name, m in self.modules.items() if isinstance(m, PRODUCERS)}
             self.in_training = self._in_training(twin, example_inputs)
         self.attention = attention
 

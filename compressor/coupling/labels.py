@@ -6,8 +6,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
 from compressor.types.structure import OUTPUT
@@ -54,6 +52,9 @@ class Labels:
 
     def solve(self) -> Solution:
         """Put together what is tied."""
+        from scipy.sparse import coo_array  # a quarter of a second, which a training without pruning does not wait for
+        from scipy.sparse.csgraph import connected_components
+
         ties = torch.cat(self._ties).numpy() if self._ties else np.zeros(0, dtype=np.int64)
         ends = ties >> 32, ties & 0xFFFFFFFF
         graph = coo_array((np.ones(len(ties), dtype=np.int8), ends), shape=(self._count,) * 2)

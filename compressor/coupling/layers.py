@@ -13,7 +13,7 @@ from compressor.coupling.labels import FILLER, collapsed, constant_along
 CONVOLUTIONS = named("conv1d conv2d conv3d convolution")
 TRANSPOSED = named("conv_transpose1d conv_transpose2d conv_transpose3d")
 RECURRENT = named("lstm gru rnn_tanh rnn_relu")
-LAYERS = CONVOLUTIONS | TRANSPOSED | RECURRENT | {"linear", "embedding"}
+LAYER_OPERATORS = CONVOLUTIONS | TRANSPOSED | RECURRENT | {"linear", "embedding"}
 
 
 def _linear(flow: Flow, node: fx.Node, arguments: list[Any], options: dict[str, Any]) -> Any:

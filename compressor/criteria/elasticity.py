@@ -14,13 +14,14 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from compressor.criteria.variables import Unit, finite, gradient, input_channels, variables
+from compressor.criteria.variables import finite, gradient, input_channels, variables
 from compressor.errors import BadInput, UnsupportedNetwork
 from compressor.model.observe import observed
 from compressor.model.speed import best_layouts, fold_norms
 from compressor.objective.batches import size_of
 from compressor.objective.objective import Objective
 from compressor.options import spelled
+from compressor.settings import Unit
 from compressor.types.scores import Scores
 from compressor.types.structure import Slice, Structure
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from compressor.criteria.variables import Unit, gradient, hessian_product, variables
+from compressor.criteria.variables import gradient, hessian_product, variables
 from compressor.errors import BadInput
 from compressor.objective.objective import Objective
+from compressor.settings import Unit
 from compressor.types.scores import Scores
 from compressor.types.structure import Structure
 

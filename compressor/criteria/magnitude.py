@@ -7,9 +7,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from compressor.criteria.variables import Unit
 from compressor.errors import UnsupportedNetwork
 from compressor.model.weights import maskable
+from compressor.settings import Unit
 from compressor.surgery.shrink import tensors_of
 from compressor.types.scores import Scores
 from compressor.types.structure import Group, Structure

@@ -41,7 +41,7 @@ def norm_scales_l1(model: nn.Module, structure: Structure) -> Tensor:
     return _sum([tensors[name].abs().sum() for name in sorted(names) if name in tensors])
 
 
-def weights_of(model: nn.Module) -> list[Tensor]:
+def penalised(model: nn.Module) -> list[Tensor]:
     """The weights that a penalty on weights is about."""
     return list(maskable(model).values())
 

@@ -11,10 +11,11 @@ from torch.func import functional_call
 from torch.nn.modules.batchnorm import _NormBase
 from torch.utils.checkpoint import checkpoint
 
-from compressor.criteria.variables import Unit, variables
+from compressor.criteria.variables import variables
 from compressor.errors import BadInput, UnsupportedNetwork
 from compressor.model.inputs import Inputs, each, run
 from compressor.model.observe import tensors_in
+from compressor.settings import Unit
 from compressor.types.scores import Scores
 from compressor.types.structure import Structure
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -21,9 +20,9 @@ from compressor.model.weights import maskable
 from compressor.objective.batches import size_of
 from compressor.objective.objective import Objective
 from compressor.options import spelled
+from compressor.settings import Unit
 from compressor.types.structure import Slice, Structure
 
-Unit = Literal["node", "weight"]
 Variables = dict[str, Tensor]
 """Weight or group -> the leaf tensor, of the weight's shape or `(width,)`."""
 

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from torch import Tensor
 
 from compressor.data._arrays import Arrays, Columns, Rows
 from compressor.data._batches import Batches
-from compressor.data._draw import Drawn, length_of
+from compressor.data._draw import ByEpoch, Drawn, epoch_of, epoch_seed, length_of
 from compressor.data._hold import held_bytes, hold
 from compressor.data._images import USUAL, Images, Preprocessing, Split
 from compressor.data._random import own_randomness, seed_all
@@ -20,6 +19,7 @@ from compressor.system.user_code import is_named
 __all__ = [
     "Arrays",
     "Batches",
+    "ByEpoch",
     "Columns",
     "Drawn",
     "Images",
@@ -27,6 +27,8 @@ __all__ = [
     "Rows",
     "Samples",
     "Split",
+    "epoch_of",
+    "epoch_seed",
     "held_bytes",
     "hold",
     "length_of",
@@ -80,14 +82,14 @@ def open_data(name: str) -> Images | Arrays | Batches:
 
 @dataclass
 class Samples(Drawn):
-    """Batches `(inputs (batch, c, h, w), labels (batch,))` drawn from a split, afresh at each iteration.
+    """Batches `(inputs (batch, c, h, w), labels (batch,))` drawn from a split, afresh in each epoch.
 
     Attributes:
         split: what to draw from.
         input_shape: what the images are converted to, `(c, h, w)`.
-        count: samples of one iteration; all there are when the split is smaller.
+        count: samples of one epoch; all there are when the split is smaller.
         batch_size: samples of a batch.
-        seed: of the shuffle; iteration n uses a shuffle of its own. None keeps the first `count` in order.
+        seed: of the shuffle; each epoch has a shuffle of its own. None keeps the first `count` in order.
         preprocessing: how the images are normalised.
     """
 
@@ -97,13 +99,12 @@ class Samples(Drawn):
     batch_size: int
     seed: int | None = 0
     preprocessing: Preprocessing = USUAL
-    _iterations: int = field(default=0, init=False)
 
     @property
     def available(self) -> int:
         """Samples there are."""
         return len(self.split.labels)
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        for chosen in self.draw():
-            yield self.split.read(chosen, self.input_shape, self.preprocessing), self.split.labels[chosen]
+    def batch(self, chosen: Tensor) -> tuple[Tensor, Tensor]:
+        """The images of these indices `(batch,)`, read and normalised, and their labels."""
+        return self.split.read(chosen, self.input_shape, self.preprocessing), self.split.labels[chosen]

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -49,29 +48,28 @@ class Columns:
 
 @dataclass
 class Rows(Drawn):
-    """Batches `(inputs (batch, ...), targets (batch, ...))` drawn from the columns of `Arrays`, afresh at each iteration.
+    """Batches `(inputs (batch, ...), targets (batch, ...))` drawn from the columns of `Arrays`, afresh in each epoch.
 
     Attributes:
         columns: what to draw from.
-        count: samples of one iteration; all there are when the columns are shorter.
+        count: samples of one epoch; all there are when the columns are shorter.
         batch_size: samples of a batch.
-        seed: of the shuffle; iteration n uses a shuffle of its own. None keeps the first `count` in order.
+        seed: of the shuffle; each epoch has a shuffle of its own. None keeps the first `count` in order.
     """
 
     columns: Columns
     count: int
     batch_size: int
     seed: int | None = 0
-    _iterations: int = field(default=0, init=False)
 
     @property
     def available(self) -> int:
         """Samples there are."""
         return len(self.columns)
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        for chosen in self.draw():
-            yield self.columns.inputs[chosen], self.columns.targets[chosen]
+    def batch(self, chosen: Tensor) -> tuple[Tensor, Tensor]:
+        """The rows of these indices `(batch,)`."""
+        return self.columns.inputs[chosen], self.columns.targets[chosen]
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Iterator
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -17,13 +17,30 @@ def length_of(data: Iterable[Any]) -> int | None:
         return None
 
 
+def epoch_of(data: Iterable[Any], number: int) -> Iterable[Any]:
+    """The batches of one epoch, counted from 0; of data that cannot be asked for one, whatever they give now."""
+    return data.epoch(number) if isinstance(data, ByEpoch) else data
+
+
+def epoch_seed(seed: int, number: int) -> int:
+    """The seed of an epoch's own random numbers."""
+    return (seed * 1_000_003 + number) % 2**63
+
+
+@runtime_checkable
+class ByEpoch(Protocol):
+    """Data that give every epoch by its number, so that looking at one changes nothing."""
+
+    def epoch(self, number: int) -> Iterable[Any]:
+        """The batches of one epoch, counted from 0."""
+
+
 class Drawn:
-    """How a data set is drawn from: a seeded shuffle of its own at each iteration, in batches."""
+    """How a data set is drawn from: a seeded shuffle of its own in each epoch, in batches. Iterated, it gives epoch 0."""
 
     count: int
     batch_size: int
     seed: int | None
-    _iterations: int
 
     @property
     def available(self) -> int:
@@ -32,22 +49,28 @@ class Drawn:
 
     @property
     def size(self) -> int:
-        """Samples of one iteration."""
+        """Samples of one epoch."""
         return min(self.count, self.available)
 
     def __len__(self) -> int:
         return -(-self.size // self.batch_size)
 
-    def skip_to(self, iteration: int) -> None:
-        """Let the next iteration draw as the one of this number, counted from 0, does."""
-        self._iterations = iteration
+    def __iter__(self) -> Iterator[Any]:
+        return self.epoch(0)
 
-    def draw(self) -> tuple[Tensor, ...]:
-        """The indices of each batch of the next iteration."""
+    def epoch(self, number: int) -> Iterator[Any]:
+        """The batches of one epoch, counted from 0."""
+        return map(self.batch, self.draw(number))
+
+    def batch(self, chosen: Tensor) -> Any:
+        """The samples of these indices `(batch,)`."""
+        raise NotImplementedError
+
+    def draw(self, number: int) -> tuple[Tensor, ...]:
+        """The indices of each batch of an epoch."""
         if self.seed is None:
             order = torch.arange(self.size)
         else:
-            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self._iterations)
+            generator = torch.Generator().manual_seed(epoch_seed(self.seed, number))
             order = torch.randperm(self.available, generator=generator)[: self.size]
-            self._iterations += 1
         return order.split(self.batch_size)

@@ -8,12 +8,11 @@ from typing import ClassVar
 from torch import nn
 
 from compressor.criteria.elasticity import sensitivity
-from compressor.criteria.variables import Unit
 from compressor.method import Method
 from compressor.objective.objective import Objective
 from compressor.options import option
 from compressor.selection.select import Scope, within
-from compressor.settings import Stage
+from compressor.settings import Stage, Unit
 from compressor.types.scores import Scores
 from compressor.types.structure import Structure
 

@@ -8,10 +8,10 @@ from typing import ClassVar, Literal
 from torch import nn
 
 from compressor.criteria.hessian import gradient_flow
-from compressor.criteria.variables import Unit
 from compressor.method import Method
 from compressor.objective.objective import Objective
 from compressor.options import option
+from compressor.settings import Unit
 from compressor.types.scores import Scores
 from compressor.types.structure import Structure
 

@@ -8,7 +8,7 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from compressor.criteria.magnitude import node_magnitude
-from compressor.criteria.penalties import group_hoyer_square, weights_of
+from compressor.criteria.penalties import group_hoyer_square, penalised
 from compressor.method import Method
 from compressor.objective.objective import Objective
 from compressor.options import option
@@ -35,4 +35,4 @@ class GroupHs(Method):
 
     def penalty(self, model: nn.Module, structure: Structure) -> Tensor:
         """Of all weights of convolutions, linear layers and recurrent cells."""
-        return self.strength * group_hoyer_square(weights_of(model))
+        return self.strength * group_hoyer_square(penalised(model))

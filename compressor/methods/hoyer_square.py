@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 from torch import Tensor, nn
 
 from compressor.criteria.magnitude import weight_magnitude
-from compressor.criteria.penalties import hoyer_square, weights_of
+from compressor.criteria.penalties import hoyer_square, penalised
 from compressor.method import Method
 from compressor.objective.objective import Objective
 from compressor.options import option
@@ -36,4 +36,4 @@ class HoyerSquare(Method):
 
     def penalty(self, model: nn.Module, structure: Structure) -> Tensor:
         """Of all weights of convolutions, linear layers and recurrent cells."""
-        return self.strength * hoyer_square(weights_of(model))
+        return self.strength * hoyer_square(penalised(model))

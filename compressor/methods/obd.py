@@ -8,11 +8,10 @@ from typing import ClassVar
 from torch import nn
 
 from compressor.criteria.hessian import damage
-from compressor.criteria.variables import Unit
 from compressor.method import Method
 from compressor.objective.objective import Objective
 from compressor.options import option
-from compressor.settings import Stage
+from compressor.settings import Stage, Unit
 from compressor.types.scores import Scores
 from compressor.types.structure import Structure
 

@@ -8,12 +8,12 @@ from typing import ClassVar
 import torch
 from torch import nn
 
-from compressor.criteria.variables import Unit
 from compressor.method import Method
 from compressor.model.weights import maskable
 from compressor.objective.objective import Objective
 from compressor.options import option
 from compressor.selection.select import Scope
+from compressor.settings import Unit
 from compressor.types.scores import Scores
 from compressor.types.structure import Structure
 

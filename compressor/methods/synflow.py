@@ -8,11 +8,11 @@ from typing import ClassVar
 from torch import nn
 
 from compressor.criteria.synaptic_flow import synaptic_flow
-from compressor.criteria.variables import Unit
 from compressor.method import Method
 from compressor.objective.objective import Objective
 from compressor.options import option
 from compressor.selection.schedule import exponential
+from compressor.settings import Unit
 from compressor.types.scores import Scores
 from compressor.types.structure import Structure
 

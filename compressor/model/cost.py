@@ -15,11 +15,11 @@ from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 from compressor.model.inputs import Inputs, each, run, tensors
 from compressor.model.observe import observed, tensors_in
+from compressor.model.weights import LAYERS, weight_matrices
 from compressor.system.quiet import quiet
 
 Size = Sequence[int]
 
-LAYERS = (nn.modules.conv._ConvNd, nn.Linear)
 INDEX_BITS = (2, 4, 8)
 
 
@@ -46,7 +46,7 @@ class Cost:
 
 def cost(model: nn.Module, inputs: Inputs) -> Cost:
     """Count a network on one sample."""
-    weights = weights_of(model)
+    weights = weight_matrices(model)
     return Cost(
         parameters=sum(p.numel() for p in model.parameters()),
         weights=sum(int(torch.count_nonzero(w)) for w in weights),
@@ -55,19 +55,6 @@ def cost(model: nn.Module, inputs: Inputs) -> Cost:
         csr_bytes={bits: math.ceil(sum(csr_bits(w, bits) for w in weights) / 8) for bits in INDEX_BITS},
         csr_int32_bytes=sum(csr_int32(w) for w in weights),
     )
-
-
-def weights_of(model: nn.Module) -> list[Tensor]:
-    """The weights of all convolutions, linear layers and recurrent cells, the outputs along the first dimension."""
-    found = []
-    for module in model.modules():
-        if isinstance(module, nn.modules.conv._ConvTransposeNd):
-            found.append(module.weight.detach().transpose(0, 1))
-        elif isinstance(module, LAYERS):
-            found.append(module.weight.detach())
-        elif isinstance(module, (nn.RNNBase, nn.RNNCellBase)):
-            found += [p.detach() for name, p in module.named_parameters() if name.startswith("weight_")]
-    return found
 
 
 def tensor_bytes(model: nn.Module) -> int:

@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.conv import _ConvNd
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 LAYERS = (_ConvNd, nn.Linear)
 RECURRENT = (nn.RNNBase, nn.RNNCellBase)
@@ -22,6 +22,22 @@ def maskable(model: nn.Module) -> dict[str, nn.Parameter]:
             if layer or (isinstance(module, RECURRENT) and name.startswith("weight_")):
                 found.setdefault(id(parameter), (f"{prefix}.{name}".removeprefix("."), parameter))
     return dict(found.values())
+
+
+def weight_matrices(model: nn.Module) -> list[Tensor]:
+    """The weights of all convolutions, linear layers and recurrent cells, outputs along the first dimension; shared ones once.
+
+    Unlike `maskable`, it has what a parametrisation computes, too.
+    """
+    found: dict[int, Tensor] = {}
+    seen: list[Tensor] = []  # alive until the end, so that no identity is given twice
+    for module in model.modules():
+        named = dict(module.named_parameters(recurse=False)) if isinstance(module, RECURRENT) else {}
+        own = [p for name, p in named.items() if name.startswith("weight_")]
+        for weight in [module.weight] if isinstance(module, LAYERS) else own:
+            found[id(weight)] = weight.detach().transpose(0, 1) if isinstance(module, _ConvTransposeNd) else weight.detach()
+            seen.append(weight)
+    return list(found.values())
 
 
 def present(model: nn.Module, planned: Collection[str]) -> dict[str, Tensor]:

@@ -75,7 +75,7 @@ def build(
     model, origin = skeleton(name, in_channels=in_channels, classes=classes, image_size=image_size)
     set_origin(model, replace(origin, data=data))
     try:
-        model.to_empty(device="cpu")
+        _allocate(model)
     except RuntimeError as error:
         raise WrongUsage(f"{name}: does not fit in memory with these arguments ({first_line(error)})") from error
     with torch.random.fork_rng(devices=[]):
@@ -124,13 +124,32 @@ def skeleton(
     shape = (arguments["in_channels"], arguments["image_size"], arguments["image_size"])
     with torch.device("meta"):
         model = _module(name).make(**arguments)
-        try:
-            with torch.no_grad():
-                model.eval()(torch.empty(1, *shape))
-        except RuntimeError as error:
-            raise WrongUsage(f"{name}: an image of {size_text(shape)} is too small for it ({error})") from error
-    model.train()
+        if arguments["image_size"] != size:  # the paper's own fits, and a pass without values takes as long to import as torch
+            _check_size(name, model, shape)
     return model, Origin(name, arguments, (InputSpec(shape),))
+
+
+def _allocate(model: nn.Module) -> None:
+    """Give a network on the meta device memory on the CPU, in place, with whatever lies there.
+
+    As `Module.to_empty` does, which first imports torch's symbolic shapes.
+    """
+    hollow = model.state_dict()
+    model.load_state_dict({name: torch.empty(t.shape, dtype=t.dtype, device="cpu") for name, t in hollow.items()}, assign=True)
+
+
+def _check_size(name: str, model: nn.Module, shape: tuple[int, ...]) -> None:
+    """Refuse an image that a network on the meta device, which is left in train mode, cannot take.
+
+    Raises:
+        WrongUsage: naming the image's size.
+    """
+    try:
+        with torch.no_grad():
+            model.eval()(torch.empty(1, *shape))
+    except RuntimeError as error:
+        raise WrongUsage(f"{name}: an image of {size_text(shape)} is too small for it ({error})") from error
+    model.train()
 
 
 LARGEST = 1_000_000

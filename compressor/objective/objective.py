@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from compressor.data import epoch_of
 from compressor.errors import BadInput, CompressError, first_line
 from compressor.model.inputs import Inputs
 from compressor.model.observe import observed, tensors_in
@@ -37,16 +38,18 @@ class Objective:
     example: Inputs | None = None
     _cache: list[Batch] | None = field(default=None, init=False)
 
-    def batches(self) -> Iterator[Batch]:
+    def batches(self, epoch: int = 0) -> Iterator[Batch]:
         """The batches of one event, on the device.
 
+        Args:
+            epoch: of data that are known by epoch; others are read as they come.
         Raises:
             BadInput: there are none, or one holds NaN or infinity.
         """
         if self._cache is None and isinstance(self.data, Iterator):
             self._cache = list(self.data)
         empty = True
-        for batch in self._cache if self._cache is not None else self.data:
+        for batch in self._cache if self._cache is not None else epoch_of(self.data, epoch):
             empty = False
             check_finite(batch)
             yield to_device(batch, self.device)

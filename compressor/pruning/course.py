@@ -14,12 +14,12 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from compressor.coupling import structure
 from compressor.errors import UnsupportedNetwork
-from compressor.model.cost import count, weights_of
+from compressor.model.cost import count
 from compressor.model.inputs import Inputs
 from compressor.model.observe import put_values, values_of
 from compressor.model.origin import planned_masks
 from compressor.model.precision import as_it_came
-from compressor.model.weights import maskable, present, unset
+from compressor.model.weights import maskable, present, unset, weight_matrices
 from compressor.objective.batches import Batch
 from compressor.objective.objective import Quality, evaluate
 from compressor.options import spelled
@@ -30,9 +30,9 @@ from compressor.settings import Stage
 from compressor.surgery.dead_nodes import steady
 from compressor.surgery.paths import paths
 from compressor.system.progress import Progress
-from compressor.training import Row, Trainer
+from compressor.training.history import Row
 from compressor.training.recipe import Recipe
-from compressor.training.trainer import Seen
+from compressor.training.trainer import Seen, Trainer
 from compressor.types.structure import Structure
 
 
@@ -88,7 +88,7 @@ class Course:
         self.sticky = Sticky({}) if free else Sticky.of(trainer.model, self.inputs, self._structure())
         self.dense_weights = nonzero_weights(trainer.model) + unset(trainer.model, planned_masks(trainer.model))
         if not keep_zeros:
-            self.dense_weights = sum(w.numel() for w in weights_of(trainer.model))
+            self.dense_weights = sum(w.numel() for w in weight_matrices(trainer.model))
         self.rows: list[Row] = []
         self.macs = 0
         self._measure()
@@ -223,7 +223,7 @@ def _duration(seconds: float) -> str:
 
 def nonzero_weights(model: nn.Module) -> int:
     """Non-zero weights."""
-    return sum(int(torch.count_nonzero(w)) for w in weights_of(model))
+    return sum(int(torch.count_nonzero(w)) for w in weight_matrices(model))
 
 
 @dataclass(frozen=True)

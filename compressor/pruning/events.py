@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from compressor.coupling.validate import Wrong, all_at_fault
-from compressor.data import Drawn, length_of
+from compressor.data import length_of
 from compressor.errors import BadInput, UnreachableSparsity, UnsupportedNetwork, first_line
 from compressor.method import Method
 from compressor.model.cost import count
@@ -27,7 +28,7 @@ from compressor.proof.reference import over_channels
 from compressor.pruning.controls import shuffled_nodes, shuffled_weights
 from compressor.selection.budget import Meter, prices
 from compressor.selection.select import Selection, highest_reachable, select, select_weights
-from compressor.settings import Ablation, Pruning, Unit
+from compressor.settings import Ablation, Pruning, Resource
 from compressor.surgery.dead_nodes import removable, steady, without_dead
 from compressor.surgery.paths import Paths, paths
 from compressor.surgery.shrink import shrink
@@ -55,7 +56,7 @@ class Aim:
     exact: bool = False
 
     @property
-    def unit(self) -> Unit:
+    def unit(self) -> Resource:
         """What is counted."""
         budget = self.settings.budget
         return "nodes" if budget is None else budget.unit
@@ -72,7 +73,7 @@ class Aim:
         return self.settings.floor
 
     @property
-    def per(self) -> Unit | None:
+    def per(self) -> Resource | None:
         """What scores are divided by, if anything."""
         return self.settings.per
 
@@ -171,9 +172,8 @@ class Events:
         """An event's target, batches of its own draw that tell how far they are, and its name."""
         target = self.targets[number]
         what = f"event {number + 1} of {len(self.targets)}, sparsity {target:.3f}"
-        if isinstance(self.objective.data, Drawn):
-            self.objective.data.skip_to(number)
-        return target, dataclasses.replace(self.objective, data=_Counted(self.objective, self.progress, what)), what
+        batches = _Counted(self.objective, self.progress, what, number)
+        return target, dataclasses.replace(self.objective, data=batches), what
 
 
 @dataclass(frozen=True)
@@ -373,14 +373,14 @@ def _same(one: Selection, other: Selection) -> bool:
 
 
 class _Counted:
-    """Batches that report how far they are."""
+    """The batches of one event, which report how far they are; each further pass over them is an epoch of its own."""
 
-    def __init__(self, objective: Objective, progress: Progress, what: str) -> None:
+    def __init__(self, objective: Objective, progress: Progress, what: str, number: int) -> None:
         self.objective, self.progress, self.what = objective, progress, what
+        self.epochs = itertools.count(number)
 
     def __iter__(self) -> Iterator[Batch]:
-        data = self.objective.data
-        total = length_of(data) or 0
-        for done, batch in enumerate(self.objective.batches()):
+        total = length_of(self.objective.data) or 0
+        for done, batch in enumerate(self.objective.batches(next(self.epochs))):
             self.progress(self.what, done, total)
             yield batch

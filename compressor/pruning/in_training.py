@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from compressor.data import seed_all
+from compressor.data._draw import epoch_seed
 from compressor.errors import UnsupportedNetwork, WrongUsage, first_line
 from compressor.method import Method
 from compressor.model.cost import count_training
@@ -30,8 +31,7 @@ from compressor.pruning.setup import Setup, refreshed
 from compressor.selection.schedule import placed
 from compressor.settings import Timing
 from compressor.surgery.shrink import shrink, sliced
-from compressor.training import Trainer
-from compressor.training.trainer import Moments
+from compressor.training.trainer import Moments, Trainer
 from compressor.types.plan import Event, Plan
 from compressor.types.structure import Kept, Structure
 
@@ -43,6 +43,10 @@ class _Snapshot:
     model: dict[str, Tensor]
     moments: Moments
     epochs_done: int
+
+
+OF_EVENTS = 500_009
+"""What tells the seeds of events from those of epochs."""
 
 
 class Pruner:
@@ -107,7 +111,7 @@ class Pruner:
         if not (numbers := self.due.get(epoch)):
             return macs
         objective = self.events.objective
-        seed_all(objective.data, (objective.seed * 1_000_003 + epoch + 500_009) % 2**63)  # for loaders that shuffle
+        seed_all(objective.data, epoch_seed(objective.seed, epoch + OF_EVENTS))  # for loaders that shuffle
         before = self.state = dataclasses.replace(self.state, model=trainer.model.eval())
         for number in numbers:
             left = self.state

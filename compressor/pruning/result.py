@@ -17,7 +17,7 @@ from compressor.model.precision import as_it_came
 from compressor.proof.equivalence import Equivalence
 from compressor.pruning.events import State
 from compressor.pruning.facts import Note
-from compressor.settings import Ablation, Unit
+from compressor.settings import Ablation, Resource
 from compressor.types.plan import Plan
 from compressor.types.structure import Structure, total_by_layer
 
@@ -29,7 +29,7 @@ NEAR_COLLAPSE = 4
 class Spent:
     """A budget and what became of it: how much of `unit` was asked to be left, is left, and was there."""
 
-    unit: Unit
+    unit: Resource
     asked: float
     reached: float
     dense: float

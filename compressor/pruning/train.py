@@ -27,9 +27,10 @@ from compressor.pruning.run_identity import identity_of, of_before, unsaid_of
 from compressor.pruning.setup import device_of, example_for, prepare, settings_of
 from compressor.settings import Budget, Pruning, Timing
 from compressor.system.progress import Progress
-from compressor.training import Row, Trainer
+from compressor.training.history import Row
 from compressor.training.recipe import Recipe
 from compressor.training.run import Run
+from compressor.training.trainer import Trainer
 
 SCORED = 2560
 """Samples that each event scores, where the data leave it open."""

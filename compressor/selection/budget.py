@@ -10,7 +10,7 @@ from torch import nn
 
 from compressor.model.cost import count
 from compressor.model.inputs import Inputs
-from compressor.settings import Unit
+from compressor.settings import Resource
 from compressor.types.structure import Group, Structure
 
 
@@ -23,7 +23,7 @@ class Meter:
         amount: what is left.
     """
 
-    def __init__(self, structure: Structure, unit: Unit = "nodes", prices: Prices | None = None, total: float = 0) -> None:
+    def __init__(self, structure: Structure, unit: Resource = "nodes", prices: Prices | None = None, total: float = 0) -> None:
         """Start from a structure.
 
         Args:
@@ -88,7 +88,7 @@ class Prices:
     rest: float = 0.0
 
 
-def prices(unit: Unit, model: nn.Module, inputs: Inputs, came: nn.Module | None = None) -> Prices:
+def prices(unit: Resource, model: nn.Module, inputs: Inputs, came: nn.Module | None = None) -> Prices:
     """What the entries of every tensor cost.
 
     A layer's multiply-adds fall with the entries of its weights: each of them meets as many positions as before. That is

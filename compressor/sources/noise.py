@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from compressor.data import epoch_seed
 from compressor.errors import BadInput, WrongUsage, first_line
 from compressor.model.inputs import Inputs
 from compressor.model.origin import origin_of
@@ -68,7 +69,7 @@ class Noise:
         vocabulary: integers are below it.
         outputs: shape of the network's output for one sample.
         loss: name of the loss that the targets are for.
-        count: samples of one iteration, in batches of `batch_size`.
+        count: samples of one epoch, in batches of `batch_size`.
     """
 
     specs: tuple[InputSpec, ...]
@@ -78,14 +79,16 @@ class Noise:
     count: int
     batch_size: int
     seed: int = 0
-    _iterations: int = field(default=0, init=False)
 
     def __len__(self) -> int:
         return -(-self.count // self.batch_size)
 
     def __iter__(self) -> Iterator[tuple[Inputs, Tensor]]:
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self._iterations)
-        self._iterations += 1
+        return self.epoch(0)
+
+    def epoch(self, number: int) -> Iterator[tuple[Inputs, Tensor]]:
+        """The batches of one epoch, counted from 0; each epoch's are its own."""
+        generator = torch.Generator().manual_seed(epoch_seed(self.seed, number))
         for start in range(0, self.count, self.batch_size):
             size = min(self.batch_size, self.count - start)
             inputs = noise_like(self.specs, size, generator, self.vocabulary)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor, nn
 
-from compressor.data import Arrays, Batches, Images, Preprocessing, Samples, open_data
+from compressor.data import Arrays, Batches, Images, Preprocessing, Samples, epoch_of, length_of, open_data
 from compressor.errors import BadInput, first_line
 from compressor.model.inputs import Inputs, as_inputs, each, several, suited, tensors
 from compressor.model.observe import outputs_of
@@ -111,7 +111,7 @@ def _of_images(model: nn.Module, images: Images, origin: Origin, count: int, bat
         )
     if origin.preprocessing:
         remarks.append(f"Images were normalised with {preprocessing.said()}.")
-    test = _Afresh(lambda: draw(images.test, TEST_SAMPLES, batch_size, seed))
+    test = draw(images.test, TEST_SAMPLES, batch_size, seed)
     return Source(images.name, _named(batches, origin), _named(test, origin), inputs, tuple(remarks))
 
 
@@ -119,7 +119,7 @@ def _of_arrays(model: nn.Module, arrays: Arrays, count: int, batch_size: int, se
     batches = arrays.batches("train", count, batch_size, seed)
     inputs = inputs_of(next(iter(arrays.batches("test", few, few, seed))))
     _outputs(model, inputs)
-    test = _Afresh(lambda: arrays.batches("test", TEST_SAMPLES, batch_size, seed))
+    test = arrays.batches("test", TEST_SAMPLES, batch_size, seed)
     return Source(arrays.name, batches, test, inputs, tuple(_fewer(batches.size, count, arrays.name)))
 
 
@@ -175,10 +175,28 @@ class _Afresh:
         return iter(self.make())
 
 
-def _named(batches: Iterable[Batch], origin: Origin) -> Iterable[Batch]:
+@dataclass(frozen=True)
+class _Named:
     """Batches whose input goes to the argument that the user named."""
+
+    source: Iterable[Batch]
+    name: str
+
+    def __len__(self) -> int:
+        return length_of(self.source) or 0
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self.epoch(0)
+
+    def epoch(self, number: int) -> Iterator[Batch]:
+        """The batches of one epoch, counted from 0."""
+        return (({self.name: x}, *rest) for x, *rest in epoch_of(self.source, number))
+
+
+def _named(batches: Iterable[Batch], origin: Origin) -> Iterable[Batch]:
+    """Batches whose input goes to the argument that the user named, if one did."""
     name = origin.inputs[0].name
-    return batches if name is None else _Afresh(lambda: (({name: x}, *rest) for x, *rest in batches))
+    return batches if name is None else _Named(batches, name)
 
 
 def _outputs(model: nn.Module, inputs: Inputs) -> Tensor:

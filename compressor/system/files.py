@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import secrets
 import shutil
@@ -120,3 +121,9 @@ def _settle(path: Path) -> None:
     os.chmod(path, 0o666 & ~mask)
     with path.open("rb") as file:
         os.fsync(file.fileno())
+
+
+def file_sha256(file: Path) -> str:
+    """The SHA-256 of a file."""
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()

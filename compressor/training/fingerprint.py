@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from compressor.data import Columns, Drawn, length_of, own_randomness, seed_all
+from compressor.data import Columns, length_of, own_randomness, seed_all
 from compressor.model.observe import tensors_in
 from compressor.objective.batches import Batch
 from compressor.objective.losses import Loss
@@ -32,16 +32,12 @@ def fingerprint_of_data(data: Columns | Iterable[Batch], seed: int) -> str:
         return fingerprint_of((data.inputs, data.targets))
 
     def first() -> str:
-        if isinstance(data, Drawn):
-            data.skip_to(0)
         seed_all(data, seed)  # loaders shuffle by it
         return fingerprint_of(tensors_in(next(iter(data), None)))
 
     with own_randomness(data):
         one, again = first(), first()
     number = length_of(data)
-    if isinstance(data, Drawn):
-        data.skip_to(0)
     return f"{one if one == again else 'another at each look'}{'' if number is None else f', {number} batches'}"
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from compressor.data import Drawn, length_of, seed_all
+from compressor.data import epoch_of, epoch_seed, length_of, seed_all
 from compressor.errors import BadInput, CompressError, UnsupportedNetwork, WrongUsage, first_line
 from compressor.model.check import not_finite
 from compressor.model.inputs import each
@@ -114,7 +114,7 @@ class Trainer:
         """One pass over the data. All that is random in it follows from `seed` and the epoch's number alone.
 
         Args:
-            data: batches; what can be drawn anew is drawn as of iteration `number`.
+            data: batches; of what is known by epoch, those of `number`.
             number: of the epoch, from 0.
             held: weight -> booleans of its shape; what is not set has no gradient, so that it stays as it is.
             progress: called with the steps done, of all (0 if unknown), and the loss.
@@ -123,14 +123,12 @@ class Trainer:
             BadInput: out of memory; the message names a batch size that fits.
             UnsupportedNetwork: the network does not run in train mode.
         """
-        if isinstance(data, Drawn):
-            data.skip_to(number)
-        seed_all(data, (seed * 1_000_003 + number) % 2**63)
+        seed_all(data, epoch_seed(seed, number))
         with _without_denormals():
-            return self._pass(data, number, penalty, held or {}, progress)
+            return self._pass(epoch_of(data, number), length_of(data) or 0, number, penalty, held or {}, progress)
 
     def _pass(
-        self, data: Iterable[Batch], number: int, penalty: Penalty | None, held: Mapping[str, Tensor],
+        self, data: Iterable[Batch], total: int, number: int, penalty: Penalty | None, held: Mapping[str, Tensor],
         progress: Callable[[int, int, float], None],
     ) -> Seen:  # fmt: skip
         lr = self.recipe.lr_at(self.epochs_done)
@@ -143,7 +141,7 @@ class Trainer:
         masks = [(p := self.model.get_parameter(name), mask.to(p)) for name, mask in held.items()]  # as booleans 7 times slower
         tally, largest = _Tally(number), 0
         normalises = any(isinstance(m, _BatchNorm) for m in self.model.modules())
-        started, total = time.perf_counter(), length_of(data) or 0
+        started = time.perf_counter()
         for step, given in enumerate(data):
             batch = suited_batch(self.model, to_device(given, self.objective.device))
             if size_of(batch) == 1 < largest and normalises:

@@ -18,7 +18,7 @@ from torch import nn
 from compressor import load
 from compressor.cli import cli as command_line
 from compressor.errors import BadInput, WrongUsage
-from compressor.training import read_history
+from compressor.training.history import read_history
 from tests.blocks import same_state
 from tests.command import COMMAND, run
 

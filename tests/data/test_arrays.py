@@ -113,7 +113,7 @@ def test_rows_are_drawn_as_samples_are(tmp_path: Path) -> None:
         Rows(data.train, 50, 20, 3),
         Samples(images.train, (1, 1, 1), 50, 20, 3),
     )
-    draws = [torch.cat([y for _, y in rows]) for rows in (first, first, second, samples)]
+    draws = [torch.cat([y for _, y in rows]) for rows in (first, first.epoch(1), second, samples)]
     assert (len(first), first.size, [len(x) for x, _ in first]) == (3, 50, [20, 20, 10])
     assert torch.equal(draws[0], draws[2])
     assert torch.equal(draws[0], draws[3])

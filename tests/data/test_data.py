@@ -57,7 +57,7 @@ def test_digits_are_the_reference_cases_digits() -> None:
 def test_samples_are_drawn_afresh_and_repeat_by_seed() -> None:
     split = open_data("digits").train
     first, second = Samples(split, (1, 8, 8), 50, 20, 3), Samples(split, (1, 8, 8), 50, 20, 3)
-    draws = [[y for _, y in first], [y for _, y in first], [y for _, y in second]]
+    draws = [[y for _, y in first], [y for _, y in first.epoch(1)], [y for _, y in second]]
     assert [len(y) for y in draws[0]] == [20, 20, 10]
     assert torch.equal(torch.cat(draws[0]), torch.cat(draws[2]))
     assert not torch.equal(torch.cat(draws[0]), torch.cat(draws[1]))

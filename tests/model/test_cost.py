@@ -9,7 +9,8 @@ import torch
 from scipy.sparse import csr_matrix
 from torch import nn
 
-from compressor.model.cost import cost, count, count_training, csr_int32, weights_of
+from compressor.model.cost import cost, count, count_training, csr_int32
+from compressor.model.weights import weight_matrices
 from tests.whole.test_libraries import IMPORT, python
 
 T, B, W = 5, 3, 16
@@ -108,7 +109,7 @@ def test_training_counts_of_grouped_and_transposed_layers(layer: nn.Module, shap
 
 def test_weights_of_every_kind_have_their_outputs_first() -> None:
     model = nn.Sequential(nn.ConvTranspose2d(4, 6, 3), nn.Conv1d(2, 5, 3), nn.Linear(7, 3), nn.LSTM(8, W), nn.GRUCell(8, W))
-    assert [tuple(w.shape[:2]) for w in weights_of(model)] == [(6, 4), (5, 2), (3, 7), (64, 8), (64, W), (48, 8), (48, W)]
+    assert [tuple(w.shape[:2]) for w in weight_matrices(model)] == [(6, 4), (5, 2), (3, 7), (64, 8), (64, W), (48, 8), (48, W)]
 
 
 def test_an_operator_that_nobody_counts_is_named() -> None:

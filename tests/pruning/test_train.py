@@ -14,8 +14,9 @@ from compressor import compress, networks, train
 from compressor.data import Columns
 from compressor.errors import BadInput, WrongUsage
 from compressor.objective.objective import Objective, evaluate
-from compressor.training import Diverged, read_history
+from compressor.training.history import read_history
 from compressor.training.recipe import Recipe
+from compressor.training.trainer import Diverged
 from tests.blocks import same_state
 
 QUICK = Recipe(epochs=4, batch_size=64)

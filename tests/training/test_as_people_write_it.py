@@ -23,7 +23,7 @@ from compressor.objective.losses import mse
 from compressor.objective.objective import Objective, evaluate
 from compressor.sources.training import training_data_for
 from compressor.system.user_code import object_named
-from compressor.training import Trainer
+from compressor.training.trainer import Trainer
 
 ONCE = Recipe(epochs=1, lr=0.01)
 

@@ -13,6 +13,8 @@ import pytest
 from compressor import networks
 from compressor.benchmarks.experiments.sweep import read_sweep
 from compressor.method import table
+from compressor.settings import Pruning, Timing
+from compressor.settings import table as options_table
 from tests import ROOT
 
 README = (ROOT / "README.md").read_text()
@@ -67,6 +69,10 @@ def test_every_method_and_network_is_named() -> None:
     for name in networks.names():
         assert f"`{name}" in README, name
     assert table() in README, table()
+
+
+def test_every_option_of_a_pruning_is_told() -> None:
+    assert options_table(Pruning, Timing) in README, options_table(Pruning, Timing)
 
 
 @pytest.mark.parametrize("target", ["demo", "test", "bench", "check", "test-slow"])
