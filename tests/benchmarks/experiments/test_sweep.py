@@ -5,14 +5,15 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import multiprocessing
 import os
 import re
 import shutil
 import signal
 import subprocess
-import time
 from pathlib import Path
 from statistics import mean, stdev
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ from filelock import FileLock
 from PIL import Image
 
 from compressor import load
+from compressor.benchmarks.experiments import sweep as sweeps
 from compressor.benchmarks.experiments.cells import cells_of, harmonic_mean, normal_interval, t_interval
 from compressor.benchmarks.experiments.sweep import read_records, read_sweep, record_path, run_sweep
 from compressor.benchmarks.experiments.tables import differences, experiments_document, paper_row, tables
@@ -29,7 +31,8 @@ from compressor.data import Preprocessing, hold, open_data
 from compressor.errors import BadInput, WrongUsage
 from compressor.system.user_code import object_named
 from tests import ROOT
-from tests.command import COMMAND, run
+from tests.benchmarks import probes
+from tests.command import COMMAND, FORKS, run, wait_for
 
 SWEEP = """
 data = "few.npz"
@@ -50,7 +53,9 @@ batch_size = 16
 
 
 @pytest.fixture
-def sweep(few_folder: Path) -> Path:
+def sweep(few_folder: Path, monkeypatch) -> Path:
+    """A folder with a sweep, whose workers are real processes, and begin as copies of one that has imported torch."""
+    monkeypatch.setattr(sweeps, "multiprocessing", SimpleNamespace(get_context=lambda _: FORKS))
     (few_folder / "sweep.toml").write_text(SWEEP)
     return few_folder
 
@@ -235,9 +240,14 @@ def test_a_sweep_of_ones_own_network_data_and_loss(sweep: Path) -> None:
     assert all(losses[0][name] != losses[1][name] for name in losses[0])
 
 
-@pytest.mark.parametrize("network", ["own.py:make", "own.pt"])
-def test_networks_of_ones_own_are_measured_too(sweep: Path, network: str) -> None:
-    """By the loss that was said, and by the builder: after hours of training is no time to find that neither is known."""
+@pytest.mark.parametrize(("network", "fresh"), [("own.py:make", True), ("own.pt", False)])
+def test_networks_of_ones_own_are_measured_too(sweep: Path, network: str, fresh: bool, monkeypatch) -> None:
+    """By the loss that was said, and by the builder: after hours of training is no time to find that neither is known.
+
+    Memory is measured in fresh processes for one of both.
+    """
+    if not fresh:
+        monkeypatch.setattr(sweeps, "serve", probes.serve)
     (sweep / "own.py").write_text(OWN)
     torch.manual_seed(0)
     whole = object_named(f"{sweep / 'own.py'}:make", "--network")()
@@ -255,8 +265,9 @@ def test_networks_of_ones_own_are_measured_too(sweep: Path, network: str) -> Non
         assert row[head.index(name)].endswith("x"), name
 
 
-def test_what_could_not_be_measured_is_measured_by_the_next_call(sweep: Path) -> None:
+def test_what_could_not_be_measured_is_measured_by_the_next_call(sweep: Path, monkeypatch) -> None:
     """The network was trained by then: that is not done again. The reason is said whole, however long the path before it."""
+    monkeypatch.setattr(sweeps, "serve", probes.serve)
     sweep /= "long" * 40
     sweep.mkdir()
     code = "from pathlib import Path\n" + OWN.replace("def make(): return", "def whole(): return")
@@ -351,15 +362,13 @@ def test_a_sweep_that_is_interrupted_goes_on_and_is_rendered(sweep: Path) -> Non
     command = [*COMMAND, "sweep", "sweep.toml", "-o", "results", "-j", "2", "--json"]
     running = subprocess.Popen(command, cwd=sweep, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     trials = sweep / "results" / "trials"
-    while not trials.is_dir() or len(list(trials.glob("lenet5*.json"))) < 2:
-        assert running.poll() is None
-        time.sleep(0.05)
+    wait_for(lambda: len(list(trials.glob("lenet5*.json"))) >= 2, running)
     running.send_signal(signal.SIGTERM)
     running.communicate(timeout=60)
     assert running.returncode == 128 + signal.SIGTERM
     before = {path: path.stat().st_mtime_ns for path in trials.glob("lenet5*.json")}
     assert 2 <= len(before) < 10
-    done = run(*command[3:], cwd=sweep)
+    done = run(*command[len(COMMAND) :], cwd=sweep)
     assert done.returncode == 0, done.stderr
     outcome = json.loads(done.stdout)
     assert outcome["skipped"] == len(before)
@@ -449,7 +458,9 @@ def test_data_of_a_sweep_is_found_from_its_file(sweep: Path, monkeypatch) -> Non
     assert (outcome.done, outcome.errors) == (1, {})
 
 
-def test_a_trial_that_fails_and_a_worker_that_dies_are_recorded(sweep: Path) -> None:
+def test_a_trial_that_fails_and_a_worker_that_dies_are_recorded(sweep: Path, monkeypatch) -> None:
+    """A worker as the sweep itself starts it."""
+    monkeypatch.setattr(sweeps, "multiprocessing", multiprocessing)
     text = SWEEP.replace(
         '{ method = "imp"', '{ method = "snapit", label = "too much", sparsities = [0.9999] },\n    { method = "imp"'
     )
