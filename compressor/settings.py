@@ -317,6 +317,8 @@ FLAGS: Mapping[str, str] = {o.name: o.flag.rpartition("/")[2] for owner in SHARE
 
 def as_flag(name: str, value: object = None) -> str:
     """As the command line has it: `--round-to 8`."""
+    if name == "keep_zeros":  # which is a switch of the other sense there
+        return "--train-zeros"
     flag = FLAGS.get(name, f"--{name.replace('_', '-')}")
     return flag if value is None or value is True else f"{flag} {value}"
 

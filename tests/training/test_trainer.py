@@ -198,7 +198,7 @@ def test_out_of_memory_says_which_batch_fits() -> None:
     done = subprocess.run([sys.executable, "-c", MEMORY], capture_output=True, text=True, timeout=120)
     assert "out of memory with 512 samples in a step;" in done.stdout, done.stderr
     fits = int(done.stdout.partition("step; ")[2].split()[0])
-    assert f"--batch-size {fits}" in done.stdout
+    assert f"batch_size={fits}" in done.stdout
     assert 64 <= fits < 512, "what the failed step had filled is free again"
 
 
