@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from compressor import __version__
 from compressor.errors import BadInput, CompressError, MissingEnvironment, WrongUsage, nearest
 from compressor.method import make, method_named, summaries
 from compressor.options import options_of
@@ -59,7 +60,7 @@ class Commands(click.Group):
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(package_name="compressor")
+@click.version_option(__version__)
 def cli() -> None:
     """Make networks smaller by removing whole channels and neurons, or single weights, and prove that the result is right.
 
@@ -264,13 +265,13 @@ def verify(
     _prepare(device, threads)
     if tolerance is not None and tolerance != tolerance:
         raise WrongUsage("--tolerance: nan is no number")
-    pair = [_opened(path, mean, std, **model_options) for path in (a, b)]
-    modules, files = [m for m in pair if not isinstance(m, Path)], [m for m in pair if isinstance(m, Path)]
+    one, other = (_opened(path, mean, std, **model_options) for path in (a, b))
+    modules, files = [m for m in (one, other) if not isinstance(m, Path)], [m for m in (one, other) if isinstance(m, Path)]
     source = source_of(modules, files, data, model_options["inputs"], samples=samples, seed=seed)
     remarks = [f"Compared on {samples} samples of {'noise' if source.test is None else source.name}."]
     what = f"{a.name} = {b.name}"
     provider = "cuda" if device.startswith("cuda") else "cpu"
-    proof = check_equivalence(*pair, source.inputs, what=what, tolerance=tolerance, provider=provider)
+    proof = check_equivalence(one, other, source.inputs, what=what, tolerance=tolerance, provider=provider)
     if as_json:
         _print_json({"schema": SCHEMA, **proof.as_dict(), "notes": remarks, "environment": environment(device), "seed": seed})
     elif not quiet:
@@ -700,12 +701,13 @@ PRUNING = ("per", "freeze", "only", "attention", "floor", "calibrate_bn", "allow
 
 def _pruning(values: dict[str, Any], needed: bool = True) -> tuple[dict[str, Any], dict[str, Any]]:
     """Arguments of `compress`, checked, from those of `_pruning_options`; and what else was among the values."""
-    from compressor.selection.budget import Budget
+    from compressor.selection.budget import Budget, Unit
     from compressor.selection.select import check_sparsity
 
     rest = dict(values)
     sparsity, round_to = rest.pop("sparsity"), rest.pop("round_to")
-    asked = {unit: rest.pop(f"target_{name}") for unit, name in (("macs", "macs"), ("parameters", "params"), ("bytes", "size"))}
+    units: dict[Unit, str] = {"macs": "target_macs", "parameters": "target_params", "bytes": "target_size"}
+    asked = {unit: rest.pop(name) for unit, name in units.items()}
     given = {unit: text for unit, text in asked.items() if text is not None}
     if len(given) + (sparsity is not None) != 1 and (needed or given or sparsity is not None):
         raise WrongUsage("give one of --sparsity, --target-macs, --target-params and --target-size")
@@ -744,11 +746,15 @@ def _finish(
             result, proofs, qualities, bytes_before | sizes, source.name, list(source.remarks), device, seed, trained
         )
 
-    texts = {path: (lambda _, text=text: text) for path, text in pictures.items()}
+    texts: dict[Path, Callable[[dict[str, Any]], str]] = {path: _always(text) for path, text in pictures.items()}
     if plan is not None:
         texts[plan] = lambda _: result.plan.to_json()
     constant = result.summary.disconnected
     return _write(result.model, outputs, report, texts, document_of, source, opset, device, progress, constant)
+
+
+def _always(text: str) -> Callable[[object], str]:
+    return lambda _: text
 
 
 def _write(
@@ -865,7 +871,9 @@ def _check_targets(
     from compressor.system.files import check_target
 
     if suffixes is None:
-        from compressor.exporters import SUFFIXES as suffixes
+        from compressor.exporters import SUFFIXES
+
+        suffixes = SUFFIXES
     for target in outputs:
         check_target(target, suffixes)
     told = [path for path in (report, plan) if path is not None]
