@@ -19,7 +19,7 @@ from compressor.pruning.controls import Ablation
 from compressor.pruning.events import Progress
 from compressor.pruning.proofs import proven
 from compressor.pruning.result import Result
-from compressor.pruning.setup import _widened, chosen_method, device_of, example_for, prepare
+from compressor.pruning.setup import _widened, chosen_method, device_of, example_for, example_without_data, prepare
 from compressor.selection.budget import Budget, Unit
 from compressor.types.scores import Scores
 from compressor.types.structure import Attention
@@ -55,7 +55,8 @@ def compress(
         model: any network that `torch.export` can trace, of any precision (scored in float32). Intact unless `inplace`.
         method: a name (`snapit`, `snap`, `random`) or a `Method`.
         data: batches `(inputs, target)`, inputs a tensor, a tuple or a dict of them; a re-iterable is read afresh at each
-            event, an iterator is cached. Batches of another form need `forward`, `loss` and `example_inputs`.
+            event, an iterator is cached. Batches of another form need `forward`, `loss` and `example_inputs`. Methods whose
+            scores need no data ask for none.
         sparsity: fraction of the nodes, or of the weights where the method removes those, in [0, 1).
         budget: what is to be left of the nodes, multiply-adds, parameters or bytes; in place of `sparsity`.
         per: rank nodes by their score per multiply-add (`macs`), parameter or byte that goes with them.
@@ -63,7 +64,8 @@ def compress(
             `auto` takes what the device's kernels like; groups that are narrower are left alone.
         loss: a name, or a callable of (outputs, batch).
         forward: how a batch goes through the network.
-        example_inputs: a tensor `(batch, ...)`, a tuple, or a dict of named inputs; the first batch's by default.
+        example_inputs: a tensor `(batch, ...)`, a tuple, or a dict of named inputs; the first batch's by default, or without
+            data noise of the shape that the network remembers.
         freeze: names of layers that keep all their nodes, or patterns such as `features.*`; what is coupled with them does too.
         only: in place of that, the layers that may lose nodes.
         attention: what the nodes of an attention are: whole `heads`, or the `dims` inside all of its heads.
@@ -106,9 +108,12 @@ def score(
 ) -> Scores:
     """The scores of the dense network, `(width,)` per prunable group, without pruning. Arguments as in `compress`."""
     check_weights(model)
+    chosen = chosen_method(method, options)
     objective = Objective(data if data is not None else (), loss_named(loss), forward, device_of(model), seed)
+    if data is None:
+        example_inputs = example_without_data(model, example_inputs, chosen.uses_data, seed)
     objective.example = inputs = example_for(objective, example_inputs)
     working = working_copy(model, inputs)
     if working is not model:
         objective.forward = _widened(forward)
-    return chosen_method(method, options).score(working, find_structure(working, inputs), objective)
+    return chosen.score(working, find_structure(working, inputs), objective)

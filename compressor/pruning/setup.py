@@ -30,6 +30,7 @@ from compressor.pruning.events import Aim, Events, NodeEvents, Progress, State, 
 from compressor.pruning.result import Clock, Result, Spent, reasons_of, summarise
 from compressor.selection.budget import Budget, Unit
 from compressor.selection.select import check_reachable, check_sparsity
+from compressor.sources.noise import example_of
 from compressor.surgery.shrink import sizes_of
 from compressor.types.origin import Origin
 from compressor.types.plan import Plan
@@ -37,6 +38,7 @@ from compressor.types.structure import ASKED, LABEL_FLOW, NOT_IN_EVAL, Attention
 
 FRESH_NORMS = "The batch norms never saw data before the scoring and did not normalise; --calibrate-bn gives statistics first."
 UNUSED_DATA = "The scores of this method need no data: what was given only says what the network takes."
+ON_NOISE = "No data was given: the network was followed and proven on noise of the shape that it remembers."
 
 
 @dataclass(frozen=True)
@@ -126,9 +128,11 @@ def prepare(
     check_weights(model)
     chosen = chosen_method(method, options)
     objective = Objective(data if data is not None else (), loss_named(loss), forward, device_of(model), seed)
-    if data is None and (chosen.uses_data or calibrate_bn or example_inputs is None):
-        raise BadInput("no data: give batches of (inputs, target)")
     notes = []
+    if data is None:
+        if example_inputs is None:
+            notes.append(ON_NOISE)
+        example_inputs = example_without_data(model, example_inputs, chosen.uses_data or calibrate_bn, seed)
     if chosen.uses_data and is_fresh(model) and not calibrate_bn:
         notes.append(FRESH_NORMS)
     objective.example = inputs = example_for(objective, example_inputs)
@@ -189,6 +193,22 @@ def chosen_method(method: str | Method, options: dict[str, Any]) -> Method:
     if isinstance(method, str):
         return make(method, options)
     return dataclasses.replace(method, **options) if options else method
+
+
+def example_without_data(model: nn.Module, given: Tensor | Inputs | None, needs_data: bool, seed: int) -> Tensor | Inputs:
+    """What the network takes, where no data says so: as it was given, or noise of the shape that the network remembers.
+
+    Raises:
+        BadInput: data are needed, or nothing says what the network takes.
+    """
+    if needs_data:
+        raise BadInput("no data: give batches of (inputs, target)")
+    if given is not None:
+        return given
+    origin = origin_of(model)
+    if origin is None or not origin.inputs:
+        raise BadInput("no data: the scores need none, but say what the network takes with example_inputs=")
+    return example_of(model, seed=seed)
 
 
 def example_for(objective: Objective, given: Tensor | Inputs | None) -> Inputs:
