@@ -144,7 +144,10 @@ def test_help_needs_no_torch() -> None:
 def test_public_names_are_those_that_are_promised() -> None:
     import compressor
 
-    assert {"compress", "score", "load", "save", "Plan", "structure"} <= set(compressor.__all__)
+    assert {"compress", "score", "load", "save", "export", "check_equivalence", "Plan", "structure", "networks"} <= set(
+        compressor.__all__
+    )
+    assert set(compressor.__all__) <= set(dir(compressor))
     for name in compressor.__all__:
         assert getattr(compressor, name).__doc__, name
     with pytest.raises(AttributeError, match="no attribute 'compres'"):
