@@ -83,7 +83,7 @@ def scoring(data: str, samples: int, batch_size: int, rounds: int) -> dict[str, 
 def whole_command(data: str) -> dict[str, Any]:
     """The command in a process of its own: seconds, peak memory, and its report."""
     with tempfile.TemporaryDirectory() as folder:
-        compress = [sys.executable, "-m", "cli"]
+        compress = [sys.executable, "-m", "compressor"]
         subprocess.run(
             [*compress, "new", "vgg16", "-o", f"{folder}/vgg16.pt", "--data", data], check=True, stdout=subprocess.DEVNULL
         )

@@ -38,26 +38,53 @@ KEY = "compressor"
 SCHEMA = 1
 
 
-def save(model: nn.Module, path: str | Path) -> None:
+def save(model: nn.Module, path: str | Path, *, network: str | None = None, arguments: Mapping[str, Any] | None = None) -> None:
     """Write a network to `.pt` or `.safetensors`; one without a named builder is pickled as a whole, to `.pt` only.
 
+    Args:
+        network: builder of the network that `model` is, or was pruned from, such as `mynet.py:make`, where `model` does not
+            say so itself; it is remembered as `model.origin`, and `load(path, network=...)` takes it, too.
+        arguments: of that builder.
     Raises:
         BadInput: the network has no named builder and is not made of known classes alone, or the folder cannot be written.
-        WrongUsage: another suffix.
+        WrongUsage: another suffix, or a builder that cannot be called or makes another network.
     """
     path = Path(path)
     check_target(path, SUFFIXES)
+    if network is not None:
+        _name_builder(model, network, arguments)
+    elif arguments:
+        raise WrongUsage("arguments are for the builder that network= names; name it, or leave them out")
     with staged(path) as [temporary]:
-        write(model, temporary)
+        write(model, temporary, ', or name what builds it: save(model, path, network="mynet.py:make")')
 
 
-def write(model: nn.Module, path: Path) -> None:
-    """Write to exactly this file; `save` adds the checks and the rename."""
+def _name_builder(model: nn.Module, network: str, arguments: Mapping[str, Any] | None) -> None:
+    """Let a network remember, in place, what builds it, if that gives its tensors or wider ones."""
+    origin = origin_of(model) or Origin(None, {})
+    is_other = origin.network not in (None, network)
+    if is_other and not (networks.is_code(str(origin.network)) and networks.is_code(network)):
+        raise WrongUsage(f"the network is {origin.network}, not {network}; leave network= out")
+    given = dict(origin.arguments if arguments is None else arguments)
+    full, known = networks.unfilled(network, given)
+    try:
+        _check_state(full, model.state_dict(), f"{network} builds another network")
+    except BadInput as error:
+        raise WrongUsage(str(error)) from error
+    set_origin(model, replace(origin, network=network, arguments=given, inputs=origin.inputs or known.inputs))
+
+
+def write(model: nn.Module, path: Path, advice: str = "") -> None:
+    """Write to exactly this file; `save` adds the checks and the rename.
+
+    Args:
+        advice: what else could be done where the network cannot be written; the end of the message.
+    """
     origin = origin_of(model) or Origin(None, {})
     header = json.dumps(_as_json(origin))
     state = {name: tensor.detach().contiguous() for name, tensor in model.state_dict().items()}
     if origin.network is None:
-        _write_whole(model, header, path)
+        _write_whole(model, header, path, advice)
     elif path.suffix == ".safetensors":
         safetensors.torch.save_file(_unshared(state), path, metadata={KEY: header})
     else:
@@ -70,9 +97,9 @@ def _unshared(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: t if first[t.data_ptr()] == name else t.clone() for name, t in state.items()}
 
 
-def _write_whole(model: nn.Module, header: str, path: Path) -> None:
+def _write_whole(model: nn.Module, header: str, path: Path, advice: str) -> None:
     """A network without a named builder, pickled as it is, if this tool could read it back."""
-    elsewhere = "write .pt2 (runs without this package) or .onnx instead"
+    elsewhere = f"write .pt2 (runs without this package) or .onnx instead{advice}"
     if path.suffix == ".safetensors":
         raise BadInput(f"{path.suffix} needs a network with a named builder ({spelled('network')}); {elsewhere}")
     bare = copy.copy(model)
@@ -272,16 +299,14 @@ def _bare(model: nn.Module) -> nn.Module:
 
 def _fill(model: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
     """Put tensors of whatever width into a network as its builder makes it, and let its modules remember the new sizes."""
+    _check_state(model, state, path)
     expected = model.state_dict()
-    counters = {name for name in expected if name.rpartition(".")[2] == "num_batches_tracked"}  # old files have none
-    _check_names(expected.keys() - counters, state.keys() - counters, path)
     originals = dict(model.named_parameters(remove_duplicate=False))
     tied: dict[int, nn.Parameter] = {}  # by the identity of the originals, which live on until all are replaced
     for name, old in expected.items():
         owner, _, attribute = name.rpartition(".")
         module = model.get_submodule(owner)
         tensor = state[name] if name in state else torch.zeros(old.shape, dtype=old.dtype)
-        _check_tensor(path, name, tensor, old, module)
         if attribute in module._parameters:
             module._parameters[attribute] = tied.setdefault(id(originals[name]), nn.Parameter(tensor))
         else:
@@ -290,7 +315,17 @@ def _fill(model: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
         refit(module, is_depthwise(module))
 
 
-def _check_names(expected: Set[str], given: Set[str], path: Path) -> None:
+def _check_state(model: nn.Module, state: Mapping[str, Tensor], label: str | Path) -> None:
+    """Refuse tensors that are not those, be they narrower, of a network as it is built; messages begin with the label."""
+    expected = model.state_dict()
+    counters = {name for name in expected if name.rpartition(".")[2] == "num_batches_tracked"}  # old files have none
+    _check_names(expected.keys() - counters, state.keys() - counters, label)
+    for name, old in expected.items():
+        if name in state:
+            _check_tensor(label, name, state[name], old, model.get_submodule(name.rpartition(".")[0]))
+
+
+def _check_names(expected: Set[str], given: Set[str], path: str | Path) -> None:
     for what, names in (
         ("lacks tensors of the network", expected - given),
         ("has tensors that the network lacks", given - expected),
@@ -300,7 +335,7 @@ def _check_names(expected: Set[str], given: Set[str], path: Path) -> None:
             raise BadInput(f"{path}: the state dict {what}: {listed}{f' and {len(names) - 3} more' if len(names) > 3 else ''}")
 
 
-def _check_tensor(path: Path, name: str, tensor: Tensor, old: Tensor, module: nn.Module) -> None:
+def _check_tensor(path: str | Path, name: str, tensor: Tensor, old: Tensor, module: nn.Module) -> None:
     """Refuse a tensor that is not the network's, be it narrower."""
     fixed = 2 if isinstance(module, _ConvNd) else tensor.dim()  # a kernel's height and width never shrink
     shape, most = tuple(tensor.shape), tuple(old.shape)
