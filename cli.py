@@ -369,19 +369,24 @@ def bench(
 )  # fmt: skip
 @click.option("--title", help="of a sweep's page; the folder's name by default")
 def report(document: Path, outputs: tuple[Path, ...], title: str | None) -> None:
-    """Render a report of `compress bench`, which is its .json, or the folder of a sweep, as a page or as Markdown."""
+    """Render a report as a page, as Markdown or as JSON.
+
+    REPORT is a .json of `compress bench`, the folder of a sweep, or a sweep's study.
+
+    A study is a sweep in one file, a line for each trial: `compress report results/ -o results/study.jsonl` makes it. The
+    records in results/trials/ may go then: pages are rendered from the lines, and `compress sweep` does not repeat their trials.
+    """
+    from compressor.benchmarks.render import LINES, read, titled
     from compressor.benchmarks.render import SUFFIXES as PAGES
-    from compressor.benchmarks.render import read
 
-    _check_targets((document,), outputs, None, None, suffixes=PAGES)
-    if not document.is_dir():
-        _write_pages(outputs, _read(document, read))
-        return
-    from compressor.benchmarks.experiments.sweep import read_records
-    from compressor.benchmarks.experiments.tables import experiments_document
+    is_sweep = document.is_dir() or document.suffix == LINES
+    _check_targets((document,), outputs, None, None, suffixes=(*PAGES, LINES) if is_sweep else PAGES)
+    if is_sweep:
+        from compressor.benchmarks.experiments.records import read_study
 
-    records = read_records(document)
-    _write_pages(outputs, experiments_document(records, title or document.resolve().name))
+        _write_pages(outputs, dict(read_study(document, title)))
+    else:
+        _write_pages(outputs, titled(_read(document, read), title))
 
 
 @cli.command()
