@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from importlib.resources import files
@@ -42,22 +43,35 @@ FEW = 10
 
 def paper_row(cell: Cell) -> dict[str, Any] | None:
     """The row of a paper's table that is nearest to a cell: same network, data, method, stage and unit."""
+
+    def distance(row: Mapping[str, Any]) -> float:
+        ours = cell.mean("node_sparsity" if "node_sparsity" in row else "weight_sparsity") or 0.0
+        return abs(100 * ours - _sparsity_of(row))
+
+    near = [row for row in _paper_rows(cell) if distance(row) <= NEAR]
+    return min(near, key=distance) if near else None
+
+
+def paper_row_asked(cell: Cell) -> dict[str, Any] | None:
+    """The row of a paper's table at the sparsity that a cell's trials were asked for."""
+    asked = float(cell.target or 0)
+    return next((row for row in _paper_rows(cell) if math.isclose(_sparsity_of(row), 100 * asked)), None)
+
+
+def _paper_rows(cell: Cell) -> list[dict[str, Any]]:
+    """The papers' rows of the same network, data, method, stage and unit."""
     text = files("compressor.benchmarks.report").joinpath("paper_training.json").read_text(encoding="utf-8")
-    if cell.control:
-        return None
-    rows = [
+    return [] if cell.control else [
         row for row in json.loads(text)["rows"]
         if (row["network"], row["data"], row["method"]) == (cell.builder, cell.data, cell.method)
         and row["stage"] in (None, cell.stage)
         and (row["method"] is None or cell.unit in (None, "node" if "node_sparsity" in row else "weight"))
     ]  # fmt: skip
 
-    def distance(row: Mapping[str, Any]) -> float:
-        ours = cell.mean("node_sparsity" if "node_sparsity" in row else "weight_sparsity") or 0.0
-        return abs(100 * ours - float(row.get("node_sparsity", row["weight_sparsity"])))
 
-    near = [row for row in rows if distance(row) <= NEAR]
-    return min(near, key=distance) if near else None
+def _sparsity_of(row: Mapping[str, Any]) -> float:
+    """Percent that was removed, of nodes where those were."""
+    return float(row.get("node_sparsity", row["weight_sparsity"]))
 
 
 HEAD = [
