@@ -48,10 +48,8 @@ bench: $(READY)  ## the numbers of the README, with their environment
 	$(BIN)/python -m benchmarks.studies.leftover --data $(DATA)
 	$(BIN)/python -m benchmarks.studies.methods --data $(DATA) --mnist $(MNIST)
 
-tables: $(READY)  ## the pages of the sweeps, from their records; the sweeps themselves take hours
-	for trials in benchmarks/results/*/trials; do \
-		folder=$$(dirname $$trials) && $(COMPRESS) report $$folder -o $$folder/page.md -o $$folder/page.html || exit 1; \
-	done
+tables: $(READY)  ## the tables of the README and the pages of the sweeps, from their records; the sweeps themselves take hours
+	$(BIN)/python -m compressor.benchmarks.documentation
 
 zoo: $(READY)  ## networks that others wrote: torchvision, timm, transformers; half of their nodes
 	$(BIN)/python -m benchmarks.studies.zoo

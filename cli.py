@@ -286,19 +286,25 @@ def bench(
 @click.option("-o", "--output", "outputs", required=True, multiple=True, type=PATH, help=".html, .md or .json; may be repeated")
 @click.option("--title", help="of a sweep's page; the folder's name by default")
 def report(document: Path, outputs: tuple[Path, ...], title: str | None) -> None:
-    """Render a report of `compress bench`, which is its .json, or the folder of a sweep, as a page or as Markdown."""
+    """Render a report as a page, as Markdown or as JSON.
+
+    REPORT is a .json of `compress bench`, the folder of a sweep, or a sweep's study.
+
+    A study is a sweep in one file, a line for each trial: `compress report results/ -o results/study.jsonl` makes it. The records
+    in results/trials/ may go then: pages come from the lines, and `compress sweep` does not repeat their trials.
+    """
+    from compressor.benchmarks.experiments.records import LINES
     from compressor.benchmarks.render import SUFFIXES as PAGES
-    from compressor.benchmarks.render import read
+    from compressor.benchmarks.render import read, titled
 
-    _check_targets((document,), outputs, PAGES)
-    if not document.is_dir():
-        _write_pages(outputs, parsed(document, read))
-        return
-    from compressor.benchmarks.experiments.sweep import read_records
-    from compressor.benchmarks.experiments.tables import experiments_document
+    is_sweep = document.is_dir() or document.suffix == LINES
+    _check_targets((document,), outputs, (*PAGES, LINES) if is_sweep else PAGES)
+    if is_sweep:
+        from compressor.benchmarks.experiments.records import read_study
 
-    records = read_records(document)
-    _write_pages(outputs, experiments_document(records, title or document.resolve().name))
+        _write_pages(outputs, dict(read_study(document, title)))
+    else:
+        _write_pages(outputs, titled(parsed(document, read), title))
 
 
 @cli.command()

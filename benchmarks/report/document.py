@@ -50,7 +50,7 @@ def make_document(
         "environment": environment(device),
         "notes": [*remarks, *of_pruning["notes"], *([UNTRAINED] if trained is None else trained.notes)],
     }
-    return json.loads(json.dumps(document))
+    return _as_json(document)
 
 
 def training_document(
@@ -70,7 +70,13 @@ def training_document(
         "environment": environment(device),
         "notes": [*remarks, *trained.notes],
     }
-    return json.loads(json.dumps(document))
+    return _as_json(document)
+
+
+def _as_json(document: dict[str, Any]) -> dict[str, Any]:
+    """As it will be read back."""
+    back: dict[str, Any] = json.loads(json.dumps(document))
+    return back
 
 
 def _training(trained: Trained) -> dict[str, Any]:

@@ -22,7 +22,8 @@ from PIL import Image
 
 from compressor import load
 from compressor.benchmarks.experiments.cells import cells_of, harmonic_mean, normal_interval, t_interval
-from compressor.benchmarks.experiments.sweep import read_records, read_sweep, record_path, run_sweep
+from compressor.benchmarks.experiments.records import read_records
+from compressor.benchmarks.experiments.sweep import read_sweep, record_path, run_sweep
 from compressor.benchmarks.experiments.tables import differences, experiments_document, paper_row, tables
 from compressor.benchmarks.render import read, render
 from compressor.data import Preprocessing, hold, open_data
