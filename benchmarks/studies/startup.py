@@ -2,8 +2,8 @@
 
 A command that only makes a network is compared with `import torch`; a pruning with its proofs and its `.onnx` with a bare
 script, `bare_export.py`, that imports torch, exports the same LeNet5 and runs it once in ONNX Runtime; `show`, whose groups
-come from `torch.export`, with the same script's export alone. Both of a pair run in turn, A B A B, after a warm-up that fills the
-caches of files. Raw values go to a file: seconds by the clock, and the seconds of processor time, which a busy machine
+come from `torch.export`, with that script's export alone. Both of a pair run in turn, A B A B, after a warm-up that fills
+the caches of files. Raw values go to a file: seconds by the clock, and those of processor time, which a busy machine
 stretches less.
 """
 
