@@ -146,7 +146,7 @@ def _check_size(name: str, model: nn.Module, shape: tuple[int, ...]) -> None:
     """
     try:
         with torch.no_grad():
-            model.eval()(torch.empty(1, *shape))
+            model.eval()(torch.empty(1, *shape, device="meta"))
     except RuntimeError as error:
         raise WrongUsage(f"{name}: an image of {size_text(shape)} is too small for it ({error})") from error
     model.train()
