@@ -5,6 +5,7 @@ Both start where the installed `compress` starts, and both capture what reaches 
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -12,15 +13,18 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from subprocess import CompletedProcess
+from typing import TypeVar
 
 import pytest
 import torch
 
 from compressor import cli
 
+Result = TypeVar("Result")
 COMMAND = [sys.executable, "-m", "compressor.cli"]
 """The command line as a process of its own: for signals, exit codes, start-up, what a fresh process reads."""
 
@@ -35,10 +39,11 @@ def process(*arguments: object, cwd: Path | None = None) -> CompletedProcess[str
 
 def run(*arguments: object, cwd: Path | None = None) -> CompletedProcess[str]:
     """What `compress ARGUMENTS` does in a folder: its exit code, stdout and stderr. Here nothing stays changed by it."""
+    command = ["compress", *map(str, arguments)]
     threads, stop = torch.get_num_threads(), signal.getsignal(signal.SIGTERM)
     with pytest.MonkeyPatch.context() as patch, torch.random.fork_rng(devices=[]), caught(1) as out, caught(2) as err:
         patch.chdir(cwd or Path.cwd())
-        patch.setattr(sys, "argv", ["compress", *map(str, arguments)])
+        patch.setattr(sys, "argv", command)
         patch.setattr(sys, "stdout", STREAMS[1])
         patch.setattr(sys, "stderr", STREAMS[2])
         try:
@@ -48,7 +53,18 @@ def run(*arguments: object, cwd: Path | None = None) -> CompletedProcess[str]:
             signal.signal(signal.SIGTERM, stop)
             torch.set_num_threads(threads)
     code = end.value.code
-    return CompletedProcess(sys.argv, code if isinstance(code, int) else 0, out(), err())
+    return CompletedProcess(command, code if isinstance(code, int) else 0, out(), err())
+
+
+FORKS = multiprocessing.get_context("forkserver")
+"""Makes real processes that need not import torch: copies of one that has, and has done nothing else."""
+FORKS.set_forkserver_preload(["compressor.benchmarks.experiments.trial", "compressor.exporters.onnx", "compressor.cli"])
+
+
+def isolated(function: Callable[..., Result], *arguments: object) -> Result:
+    """What a function of a module returns, or raises, in a process of its own: one that crashes takes no tests along."""
+    with ProcessPoolExecutor(1, mp_context=FORKS) as pool:
+        return pool.submit(function, *arguments).result()
 
 
 def wait_for(what: Callable[[], object], process: subprocess.Popen | None = None, seconds: float = 300) -> None:

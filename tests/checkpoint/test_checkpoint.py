@@ -25,30 +25,36 @@ def pruned(digits) -> nn.Module:
     return compress(networks.build("lenet5", data="digits"), "snapit", digits, 0.8).model
 
 
-@pytest.mark.parametrize("suffix", SUFFIXES)
-def test_a_pruned_network_comes_back_bit_for_bit_in_a_fresh_process_and_trains(suffix: str, pruned, tmp_path: Path) -> None:
-    path = tmp_path / f"small{suffix}"
-    save(pruned, path)
-    torch.save(pruned.state_dict(), tmp_path / "expected.pth")
-    code = f"""
+FRESH = """
+import sys
 import torch
 from compressor import load
-model = load({str(path)!r})
-expected = torch.load({str(tmp_path / "expected.pth")!r}, weights_only=True)
-state = model.state_dict()
-assert list(state) == list(expected) and all(torch.equal(state[k], expected[k]) for k in state)
-assert model.training and model.features[0].out_channels == state["features.0.weight"].shape[0]
-before = model.features[0].weight.detach().clone()
-optimizer = torch.optim.Adam(model.parameters())
-torch.nn.functional.cross_entropy(model(torch.randn(4, 1, 28, 28)), torch.arange(4)).backward()
-optimizer.step()
-assert not torch.equal(before, model.features[0].weight)
+for path in sys.argv[2:]:
+    model = load(path)
+    expected = torch.load(sys.argv[1], weights_only=True)
+    state = model.state_dict()
+    assert list(state) == list(expected) and all(torch.equal(state[k], expected[k]) for k in state)
+    assert model.training and model.features[0].out_channels == state["features.0.weight"].shape[0]
+    before = model.features[0].weight.detach().clone()
+    optimizer = torch.optim.Adam(model.parameters())
+    torch.nn.functional.cross_entropy(model(torch.randn(4, 1, 28, 28)), torch.arange(4)).backward()
+    optimizer.step()
+    assert not torch.equal(before, model.features[0].weight)
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+
+
+def test_a_pruned_network_comes_back_bit_for_bit_in_a_fresh_process_and_trains(pruned, tmp_path: Path) -> None:
+    paths = [tmp_path / f"small{suffix}" for suffix in SUFFIXES]
+    for path in paths:
+        save(pruned, path)
+    torch.save(pruned.state_dict(), tmp_path / "expected.pth")
+    command = [sys.executable, "-c", FRESH, tmp_path / "expected.pth", *paths]
+    done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    loaded = load(path)
-    assert origin_of(loaded) == origin_of(pruned)
-    assert origin_of(loaded).plan.events
+    for path in paths:
+        loaded = load(path)
+        assert origin_of(loaded) == origin_of(pruned)
+        assert origin_of(loaded).plan.events
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)

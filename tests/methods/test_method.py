@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -18,6 +16,7 @@ from compressor.model.weights import maskable
 from compressor.objective.objective import Objective
 from compressor.options import options_of
 from tests.blocks import BLOCKS
+from tests.command import run
 
 METHODS = sorted(summaries())
 OWN = '''"""Widest: keep the nodes that come first."""
@@ -112,7 +111,7 @@ def test_every_option_has_help_and_a_default(method) -> None:
 
 @pytest.mark.parametrize("name", METHODS)
 def test_the_command_shows_its_options_and_its_paper(name: str) -> None:
-    done = subprocess.run([sys.executable, "-m", "compressor.cli", name, "--help"], capture_output=True, text=True)
+    done = run(name, "--help")
     assert done.returncode == 0
     for option in options_of(method_named(name)):
         assert f"--{option.name}" in done.stdout
@@ -138,8 +137,7 @@ def test_a_users_own_method_is_one_file(tmp_path: Path, monkeypatch, image_batch
     model = a_network()
     found = structure(model, (image_batches[0][0],))
     make("widest", {"power": 2.0}).score(model, found, Objective([])).covers(found)
-    done = subprocess.run([sys.executable, "-m", "compressor.cli", "widest", "--help"], capture_output=True, text=True)
-    assert "--power" in done.stdout
+    assert "--power" in run("widest", "--help").stdout
 
 
 def test_names_of_commands_are_reserved(tmp_path: Path, monkeypatch) -> None:

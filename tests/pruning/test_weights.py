@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -29,6 +27,7 @@ from compressor.surgery.paths import paths
 from compressor.types.plan import Mask, Plan
 from compressor.types.scores import Scores
 from tests.blocks import BLOCKS
+from tests.command import run
 
 X = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 BATCHES = [(X, torch.tensor([0, 1, 2, 0]))]
@@ -339,20 +338,8 @@ def test_a_users_own_weight_method_runs_from_the_command_line(tmp_path: Path, mo
     (tmp_path / "methods" / "last.py").write_text(OWN)
     monkeypatch.setenv("COMPRESSOR_METHODS", str(tmp_path / "methods"))
     save(networks.build("lenet5", data="digits"), tmp_path / "net.pt")
-    arguments = [
-        "last",
-        "net.pt",
-        "--sparsity",
-        "0.5",
-        "-o",
-        "small.onnx",
-        "-o",
-        "small.safetensors",
-        "--plots",
-        "pictures",
-        "--json",
-    ]
-    done = subprocess.run([sys.executable, "-m", "compressor.cli", *arguments], cwd=tmp_path, capture_output=True, text=True)
+    outputs = ("-o", "small.onnx", "-o", "small.safetensors", "--plots", "pictures", "--json")
+    done = run("last", "net.pt", "--sparsity", "0.5", *outputs, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout)
     assert told["masks"]["left"] == told["masks"]["total"] - round(0.5 * told["masks"]["total"])

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import copy
 import itertools
-import subprocess
+import re
+import resource
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -21,6 +23,7 @@ from compressor.surgery.shrink import shrink, sliced
 from compressor.training.history import Row, read_history, write_history
 from compressor.training.recipe import Recipe, recipe_named
 from compressor.training.trainer import Diverged, Trainer
+from tests.command import isolated
 
 
 def network() -> nn.Module:
@@ -172,33 +175,28 @@ def test_a_network_that_does_not_train_is_refused_in_one_line() -> None:
         Trainer(nn.Flatten(), Recipe(), Objective(()))
 
 
-MEMORY = """
-import resource, torch
-from torch import nn
-from compressor.errors import BadInput
-from compressor.objective.objective import Objective
-from compressor.training.recipe import Recipe
-from compressor.training.trainer import Trainer
-torch.set_num_threads(1)
-layers = [nn.Conv2d(16, 16, 1) for _ in range(8)]  # 256 KiB of each for each sample
-trainer = Trainer(nn.Sequential(*layers, nn.Flatten(), nn.Linear(65536, 2)), Recipe(), Objective(()))
-x, y = torch.zeros(512, 16, 64, 64), torch.zeros(512, dtype=torch.long)
-trainer.epoch([(x[:2], y[:2])], 0, 0)
-used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
-resource.setrlimit(resource.RLIMIT_AS, (used + (600 << 20), used + (600 << 20)))
-try:
-    trainer.epoch([(x, y)], 0, 0)
-except BadInput as error:
-    print(error)
-"""
+def said_without_memory() -> str:
+    """What is said of a step that takes more memory than there is."""
+    torch.set_num_threads(1)
+    layers = [nn.Conv2d(16, 16, 1) for _ in range(8)]  # 256 KiB of each for each sample
+    trainer = Trainer(nn.Sequential(*layers, nn.Flatten(), nn.Linear(65536, 2)), Recipe(), Objective(()))
+    x, y = torch.zeros(512, 16, 64, 64), torch.zeros(512, dtype=torch.long)
+    trainer.epoch([(x[:2], y[:2])], 0, 0)
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used + (600 << 20), used + (600 << 20)))
+    try:
+        trainer.epoch([(x, y)], 0, 0)
+    except BadInput as error:
+        return str(error)
+    return "it fits"
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="limits a process's memory as Linux does")
 def test_out_of_memory_says_which_batch_fits() -> None:
-    done = subprocess.run([sys.executable, "-c", MEMORY], capture_output=True, text=True, timeout=120)
-    assert "out of memory with 512 samples in a step;" in done.stdout, done.stderr
-    fits = int(done.stdout.partition("step; ")[2].split()[0])
-    assert f"batch_size={fits}" in done.stdout
+    said = isolated(said_without_memory)
+    assert "out of memory with 512 samples in a step;" in said
+    fits = int(said.partition("step; ")[2].split()[0])
+    assert re.search(rf"batch.size\W{fits}\b", said), said
     assert 64 <= fits < 512, "what the failed step had filled is free again"
 
 

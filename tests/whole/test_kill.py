@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import random
+import resource
 import shutil
+import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import onnxruntime
 import pytest
+import torch
 
 from compressor import load, networks, save
+from compressor.errors import BadInput
+from compressor.exporters import export
+from tests.command import COMMAND, isolated, wait_for
 
 TARGETS = ("small.onnx", "small.safetensors", "report.json")
 
@@ -21,7 +29,7 @@ TARGETS = ("small.onnx", "small.safetensors", "report.json")
 def command(folder: Path) -> list[str]:
     outputs = ["-o", "small.onnx", "-o", "small.safetensors", "--report", "report.json"]
     how = ["--sparsity", "0.5", *outputs, "--samples", "64", "--quiet"]
-    return [sys.executable, "-m", "compressor.cli", "snap", "net.pt", *how]
+    return [*COMMAND, "snap", "net.pt", *how]
 
 
 def complete(path: Path) -> None:
@@ -34,50 +42,57 @@ def complete(path: Path) -> None:
         assert sum(p.numel() for p in load(path).parameters()) < 142_798
 
 
-def settled(folder: Path) -> set[str]:
-    """The folder's files once the watcher has done its work."""
-    expected = {"net.pt", *TARGETS}
-    for _ in range(40):
-        names = {p.name for p in folder.iterdir()}
-        if names == expected:
-            break
-        time.sleep(0.05)
-    return names
+def kill_when(met: Callable[[], bool], folder: Path) -> bool:
+    """Kill the command at a moment; whether that came. No moment leaves half a file, or another one."""
+    for name in TARGETS:
+        (folder / name).write_bytes(b"old")
+    running = subprocess.Popen(command(folder), cwd=folder, stderr=subprocess.DEVNULL)
+    while running.poll() is None and not met():
+        time.sleep(0.001)
+    running.kill()
+    running.wait()
+    is_settled(folder)
+    return running.returncode == -signal.SIGKILL
 
 
-def killed(folder: Path, kills: int, from_share: float) -> int:
-    """Kill the command `kills` times after a random share of its duration; how many met it still running."""
-    save(networks.build("lenet5", data="digits"), folder / "net.pt")
-    start = time.monotonic()
-    subprocess.run(command(folder), cwd=folder, check=True)
-    duration, met = time.monotonic() - start, 0
-    draw = random.Random(0)
-    for _ in range(3 * kills):
-        if met == kills:
-            break
-        for name in TARGETS:
-            (folder / name).write_bytes(b"old")
-        running = subprocess.Popen(command(folder), cwd=folder, stderr=subprocess.DEVNULL)
-        try:
-            running.wait(duration * draw.uniform(from_share, 1.0))
-        except subprocess.TimeoutExpired:
-            met += 1
-        running.kill()
-        running.wait()
-        assert settled(folder) == {"net.pt", *TARGETS}
-        for name in TARGETS:
-            if (folder / name).read_bytes() != b"old":
-                complete(folder / name)
-    return met
+def is_settled(folder: Path) -> None:
+    """Every target is the file of before or a complete new one; the watcher, which outlives the command, removed the rest."""
+    wait_for(lambda: {p.name for p in folder.iterdir()} == {"net.pt", *TARGETS})
+    for name in TARGETS:
+        if (folder / name).read_bytes() != b"old":
+            complete(folder / name)
 
 
-def test_killed_while_it_writes(tmp_path: Path) -> None:
-    assert killed(tmp_path, 4, 0.4) >= 1
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    save(networks.build("lenet5", data="digits"), tmp_path / "net.pt")
+    return tmp_path
+
+
+def written(folder: Path) -> int:
+    """Bytes in files that are being written; -1 where there is none."""
+    with contextlib.suppress(FileNotFoundError):  # it has its name by now
+        return sum((p.stat().st_size for p in folder.glob(".*")), -1 if not list(folder.glob(".*")) else 0)
+    return -1
+
+
+@pytest.mark.parametrize("least", [0, 1], ids=["as a file appears", "as it grows"])
+def test_killed_while_it_writes(least: int, folder: Path) -> None:
+    assert kill_when(lambda: written(folder) >= least, folder)
 
 
 @pytest.mark.slow
-def test_killed_fifty_times(tmp_path: Path) -> None:
-    assert killed(tmp_path, 50, 0.0) == 50
+def test_killed_fifty_times(folder: Path) -> None:
+    """At any moment of its work."""
+    start = time.monotonic()
+    subprocess.run(command(folder), cwd=folder, check=True)
+    duration, draw, met = time.monotonic() - start, random.Random(0), 0
+    for _ in range(150):
+        end = time.monotonic() + duration * draw.random()
+        met += kill_when(lambda end=end: time.monotonic() > end, folder)
+        if met == 50:
+            return
+    pytest.fail(f"only {met} of 150 kills met it still running")
 
 
 def test_killed_between_the_first_byte_and_the_last(tmp_path: Path) -> None:
@@ -91,45 +106,38 @@ def test_killed_between_the_first_byte_and_the_last(tmp_path: Path) -> None:
         (tmp_path / name).write_bytes(b"old")
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == -9, done.stderr
-    for _ in range(40):
-        if len(list(tmp_path.iterdir())) == 2:
-            break
-        time.sleep(0.05)
+    wait_for(lambda: len(list(tmp_path.iterdir())) == 2)
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == {"a.onnx": b"old", "b.pt": b"old"}
 
 
-FULL = """
-import resource, sys, torch
-from compressor import networks, save
-from compressor.errors import BadInput
-from compressor.exporters import export
-resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
-model = networks.build("lenet5").eval()
-try:
-    export(model, sys.argv[1], example_inputs=(torch.randn(4, 1, 28, 28),))
-except BadInput as error:
-    print(error)
-"""
+def exported_into(folder: Path, largest: int | None, *suffixes: str) -> list[str]:
+    """What is said where a network is exported into a folder that does not take files of its size."""
+    if largest is not None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (largest, largest))
+    model, said = networks.build("lenet5").eval(), []
+    for suffix in suffixes:
+        try:
+            export(model, folder / f"small{suffix}", example_inputs=(torch.randn(4, 1, 28, 28),))
+        except BadInput as error:
+            said.append(str(error))
+    return said
 
 
-@pytest.mark.parametrize("suffix", [".pt", ".safetensors", ".onnx", ".pt2"])
-def test_a_full_disk_is_one_line_and_loses_nothing(suffix: str, tmp_path: Path) -> None:
-    target = tmp_path / f"small{suffix}"
-    target.write_bytes(b"old")
-    done = subprocess.run([sys.executable, "-c", FULL, target], capture_output=True, text=True)
-    assert done.stdout == f"small{suffix}: cannot be written (File too large); make room or choose another folder\n", (
-        done.stderr
-    )
-    assert [(p.name, p.read_bytes()) for p in tmp_path.iterdir()] == [(target.name, b"old")]
+def test_a_full_disk_is_one_line_and_loses_nothing(tmp_path: Path) -> None:
+    suffixes = (".pt", ".safetensors", ".onnx", ".pt2")
+    for suffix in suffixes:
+        (tmp_path / f"small{suffix}").write_bytes(b"old")
+    said = isolated(exported_into, tmp_path, 100_000, *suffixes)
+    reason = "cannot be written (File too large); make room or choose another folder"
+    assert said == [f"small{suffix}: {reason}" for suffix in suffixes]
+    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == {f"small{suffix}": b"old" for suffix in suffixes}
 
 
-def test_two_processes_write_the_same_target(tmp_path: Path) -> None:
-    save(networks.build("lenet5", data="digits"), tmp_path / "net.pt")
-    both = [subprocess.Popen([*command(tmp_path), "--seed", str(seed)], cwd=tmp_path) for seed in (0, 1)]
+def test_two_processes_write_the_same_target(folder: Path) -> None:
+    both = [subprocess.Popen([*command(folder), "--seed", str(seed)], cwd=folder) for seed in (0, 1)]
     assert [one.wait() for one in both] == [0, 0]
-    assert settled(tmp_path) == {"net.pt", *TARGETS}
-    for name in TARGETS:
-        complete(tmp_path / name)
+    assert all((folder / name).stat().st_size for name in TARGETS)
+    is_settled(folder)
 
 
 @pytest.mark.skipif(shutil.which("mount") is None, reason="needs mount")
@@ -139,10 +147,9 @@ def test_a_really_full_file_system(tmp_path: Path) -> None:
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=100k", "tmpfs", room], capture_output=True).returncode:
         pytest.skip("mounting a small file system is not permitted here")
     try:
-        code = FULL.replace("resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))", "")
-        for suffix in (".pt", ".safetensors", ".onnx"):
-            done = subprocess.run([sys.executable, "-c", code, room / f"small{suffix}"], capture_output=True, text=True)
-            assert "cannot be written (No space left on device)" in done.stdout, done.stderr
-            assert not list(room.iterdir())
+        said = isolated(exported_into, room, None, ".pt", ".safetensors", ".onnx")
+        assert len(said) == 3
+        assert all("cannot be written (No space left on device)" in line for line in said)
+        assert not list(room.iterdir())
     finally:
         subprocess.run(["umount", room], check=True)
