@@ -291,7 +291,7 @@ def report(document: Path, outputs: tuple[Path, ...], title: str | None) -> None
     REPORT is a .json of `compress bench`, the folder of a sweep, or a sweep's study.
 
     A study is a sweep in one file, a line for each trial: `compress report results/ -o results/study.jsonl` makes it. The
-    records in results/trials/ may go then: pages come from the lines, and `compress sweep` does not repeat their trials.
+    records in results/trials/ may go then: pages are rendered from the lines, and `compress sweep` repeats none of them.
     """
     from compressor.benchmarks.experiments.records import LINES
     from compressor.benchmarks.render import SUFFIXES as PAGES

@@ -28,19 +28,22 @@ DOCUMENTS = (ROOT / "README.md",)
 PAGES = RESULTS.parent / "pages"
 
 
+MARKED = re.compile(r"^<!-- table: (.+?) -->$\n(.*?)^<!-- end -->$", flags=re.M | re.S)
+
+
 def fill(text: str, tables: Mapping[str, Callable[[], str]]) -> str:
     """A document with each of these tables between its markers.
 
     Raises:
         BadInput: markers without an end, or of a table that there is not.
     """
-    begun, ended = re.findall(r"^<!-- table: (\S+) -->$", text, flags=re.M), re.findall(r"^<!-- end -->$", text, flags=re.M)
-    if unknown := [name for name in begun if name not in tables]:
+    begun, ended = text.count("<!-- table: "), text.count("<!-- end -->")
+    marked = [match[1] for match in MARKED.finditer(text)]
+    if not len(marked) == begun == ended:
+        raise BadInput(f"{begun} tables begin and {ended} end, each on lines of its own, {len(marked)} do both")
+    if unknown := [name for name in marked if name not in tables]:
         raise BadInput(f"no table {unknown[0]}; there are {', '.join(tables)}")
-    if len(begun) != len(ended):
-        raise BadInput(f"{len(begun)} tables begin and {len(ended)} end")
-    marked = re.compile(r"^<!-- table: (\S+) -->$.*?^<!-- end -->$", flags=re.M | re.S)
-    return marked.sub(lambda match: f"<!-- table: {match[1]} -->\n\n{tables[match[1]]()}\n\n<!-- end -->", text)
+    return MARKED.sub(lambda match: f"<!-- table: {match[1]} -->\n\n{tables[match[1]]()}\n\n<!-- end -->", text)
 
 
 def _raw(name: str) -> Any:
@@ -228,10 +231,10 @@ TABLES: Mapping[str, Callable[[], str]] = {
 }
 
 
-def write_pages(folder: Path) -> None:
+def write_pages(results: Path, folder: Path) -> None:
     """Each study as Markdown and as a page with curves."""
     folder.mkdir(exist_ok=True)
-    for file in sorted(RESULTS.glob(f"*/{STUDY_FILE}")):
+    for file in sorted(results.glob(f"*/{STUDY_FILE}")):
         study = read_study(file.parent)
         for suffix in (".md", ".html"):
             (folder / f"{file.parent.name}{suffix}").write_text(render(study, suffix), encoding="utf-8")
@@ -239,7 +242,7 @@ def write_pages(folder: Path) -> None:
 
 def main() -> None:
     """Write everything anew."""
-    write_pages(PAGES)
+    write_pages(RESULTS, PAGES)
     for document in DOCUMENTS:
         document.write_text(fill(document.read_text(encoding="utf-8"), TABLES), encoding="utf-8")
 

@@ -282,6 +282,8 @@ def _check_trial(values: dict[str, Any], where: str = "trial") -> None:
         checked(values, Trial)
     except BadInput as error:
         raise BadInput(f"{where}: {error}") from error
+    if not 0 <= values["seed"] < 2**63:
+        raise BadInput(f"{where}: seed: expected a whole number of at least 0, below 2^63")
     if unknown := sorted(values.keys() - Trial.__dataclass_fields__.keys()):
         raise BadInput(f"{where}: this version knows no {', '.join(unknown)}; update compressor")
 

@@ -116,17 +116,6 @@ def test_our_own_sweeps_can_be_read(tmp_path: Path) -> None:
     assert all(len(read_sweep(file)) >= 3 for file in files)
 
 
-def test_the_pages_of_our_own_sweeps_are_those_of_their_records() -> None:
-    """`make tables` was run after the last trial."""
-    results = ROOT / "benchmarks" / "results"
-    places = sorted(path.parent for path in results.glob("*/trials"))
-    assert len(places) >= 2
-    for place in places:
-        document = experiments_document(read_records(place), place.name)
-        assert render(document, ".md") == (place / "page.md").read_text()
-        assert not document["failed"]
-
-
 def test_a_sweep_starts_from_files_of_networks(sweep: Path) -> None:
     """A network of each seed, as `compress train` wrote it: each trial starts with its weights."""
     (sweep / "sweep.toml").write_text("""
