@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import pickle
 import pydoc
+import rlcompleter
 import subprocess
 import sys
 import tomllib
@@ -75,6 +76,11 @@ def test_help_shows_the_api() -> None:
         assert name in text
     assert "Remove nodes physically until" in text
     assert f"VERSION\n    {compressor.__version__}" in text
+
+
+def test_tab_completion_shows_the_api() -> None:
+    shown = rlcompleter.Completer({"compressor": compressor}).attr_matches("compressor.co")
+    assert "compressor.compress(" in shown
 
 
 def test_the_version_is_the_packages() -> None:

@@ -28,10 +28,18 @@ def make():
 """
 
 
+def run(*command: object, cwd: Path) -> str:
+    """What a command prints, which is to end well, without the checkout on its path."""
+    env = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+    done = subprocess.run([*map(str, command)], cwd=cwd, env=env, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("wheel")
-    subprocess.run([*PIP, "wheel", ROOT, "--no-deps", "--no-index", "--no-build-isolation", "-w", folder], check=True)
+    run(*PIP, "wheel", ROOT, "--no-deps", "--no-index", "--no-build-isolation", "-w", folder, cwd=folder)
     [found] = folder.glob("*.whl")
     return found
 
@@ -40,9 +48,9 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def bin(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The programs of a fresh environment that holds the wheel, and sees the libraries that are installed here."""
     fresh = tmp_path_factory.mktemp("fresh")
-    subprocess.run([sys.executable, "-m", "venv", "--without-pip", fresh], check=True)
+    run(sys.executable, "-m", "venv", "--without-pip", fresh, cwd=fresh)
     python = fresh / "bin" / "python"
-    subprocess.run([*PIP, "--python", python, "install", "--no-deps", "--no-index", wheel], check=True)
+    run(*PIP, "--python", python, "install", "--no-deps", "--no-index", wheel, cwd=fresh)
     [own] = fresh.glob("lib/*/site-packages")
     libraries = [folder for folder in sys.path if Path(folder).name in ("site-packages", "dist-packages")]
     (own / "libraries.pth").write_text("\n".join(libraries) + "\n")  # last on the path, and what is editable there is not seen
@@ -58,14 +66,6 @@ def folder(tmp_path: Path) -> Path:
     (tmp_path / "cli.py").write_text("WHOSE = 'theirs'\n")
     (tmp_path / "data.py").write_text(DATA)
     return tmp_path
-
-
-def run(*command: object, cwd: Path) -> str:
-    """What a command prints, which is to end well, without the checkout on its path."""
-    env = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
-    done = subprocess.run([*map(str, command)], cwd=cwd, env=env, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
 
 
 def test_the_wheel_holds_one_name(wheel: Path) -> None:
