@@ -18,8 +18,9 @@ from compressor.errors import BadInput, UnsupportedNetwork, WrongUsage
 from compressor.objective.objective import Objective
 from compressor.selection.schedule import placed
 from compressor.surgery.shrink import shrink, sliced
-from compressor.training import Diverged, Row, Trainer, read_history, write_history
+from compressor.training.history import Row, read_history, write_history
 from compressor.training.recipe import Recipe, recipe_named
+from compressor.training.trainer import Diverged, Trainer
 
 
 def network() -> nn.Module:
