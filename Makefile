@@ -42,11 +42,12 @@ format: $(READY)
 	$(BIN)/ruff check --fix .
 
 bench: $(READY)  ## the numbers of the README, with their environment
-	$(BIN)/python -m benchmarks.studies.main_job --data $(DATA)
-	$(BIN)/python -m benchmarks.studies.peers --data $(DATA)
-	$(BIN)/python -m benchmarks.studies.widths --data $(DATA)
-	$(BIN)/python -m benchmarks.studies.leftover --data $(DATA)
-	$(BIN)/python -m benchmarks.studies.methods --data $(DATA) --mnist $(MNIST)
+	$(BIN)/python -m compressor.benchmarks.studies.main_job --data $(DATA)
+	$(BIN)/python -m compressor.benchmarks.studies.startup
+	$(BIN)/python -m compressor.benchmarks.studies.peers --data $(DATA)
+	$(BIN)/python -m compressor.benchmarks.studies.widths --data $(DATA)
+	$(BIN)/python -m compressor.benchmarks.studies.leftover --data $(DATA)
+	$(BIN)/python -m compressor.benchmarks.studies.methods --data $(DATA) --mnist $(MNIST)
 
 tables: $(READY)  ## the tables of the README and the pages of the sweeps, from their records; the sweeps themselves take hours
 	$(BIN)/python -m compressor.benchmarks.documentation
