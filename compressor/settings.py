@@ -169,7 +169,8 @@ class Pruning(Declared):
             return cls(**given)
         if not isinstance(budget, Budget):
             raise WrongUsage(f"budget={budget!r}: must be a Budget; or give {spelled('target_macs', '0.3')}")
-        return cls(**given, **{name: budget.keep for name, unit in TARGETS.items() if unit == budget.unit})
+        aimed: dict[str, Any] = {name: budget.keep for name, unit in TARGETS.items() if unit == budget.unit}
+        return cls(**given, **aimed)
 
 
 @dataclass(frozen=True, kw_only=True)

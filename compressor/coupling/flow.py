@@ -211,7 +211,8 @@ def meet(flow: Flow, operands: list[Tensor], shape: tuple[int, ...]) -> Tensor:
     alive = [bool((v != FILLER).any()) for v in aligned]
     fixed = [v for v, lives in zip(aligned, alive, strict=True) if not lives and v.numel() > 1]
     if not any(alive):
-        return torch.broadcast_tensors(*(fixed or aligned[:1]))[0].clone().expand(shape)
+        first: Tensor = torch.broadcast_tensors(*(fixed or aligned[:1]))[0]
+        return first.clone().expand(shape)
     candidates = [v for v, lives in zip(aligned, alive, strict=True) if lives]
     main = start = max(candidates, key=lambda v: (not flow.is_stored(v), v.numel()))
     for other in candidates:

@@ -98,7 +98,7 @@ def _map_of(made: Tensor, node: fx.Node) -> Tensor:
 
 
 def _argument(arguments: list[Any], options: dict[str, Any], name: str, place: int) -> int:
-    return options.get(name, arguments[place] if len(arguments) > place else 1)
+    return int(options.get(name, arguments[place] if len(arguments) > place else 1))
 
 
 def _stored(flow: Flow, node: fx.Node, x: Any, weight: Any) -> bool:

@@ -84,7 +84,8 @@ def _labels(flow: Flow, value: Any) -> Tensor:
         return flow.stays(tuple(value.value.shape))
     if isinstance(value, Parameter):
         return flow.entry_labels(value)
-    return value
+    labels: Tensor = value
+    return labels
 
 
 def _matmul(flow: Flow, node: fx.Node, arguments: list[Any], options: dict[str, Any]) -> Any:

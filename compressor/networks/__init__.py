@@ -10,6 +10,7 @@ import importlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -50,7 +51,8 @@ def default_input(name: str) -> tuple[int, int, int]:
     Raises:
         WrongUsage: no network has that name.
     """
-    return _module(name).INPUT
+    channels, height, width = _module(name).INPUT
+    return channels, height, width
 
 
 def build(
@@ -211,7 +213,7 @@ def size_text(shape: tuple[int, ...]) -> str:
     return "x".join(map(str, shape))
 
 
-def _module(name: str):  # -> ModuleType
+def _module(name: str) -> ModuleType:
     if name not in names():
         raise WrongUsage(f"no network {name!r}: {nearest(name, names(), 'choose ' + ', '.join(names()))}")
     return importlib.import_module(f"compressor.networks.{name}")
