@@ -4,8 +4,9 @@ Read in this order: `Slice` and `Group` (which entries of which tensors live or 
 network), `Scores` (one number per node), `Plan` (what is kept), `Origin` (where a network comes from).
 """
 
+from compressor.types.mask import Mask
 from compressor.types.origin import InputSpec, Origin
-from compressor.types.plan import Event, Mask, Plan, fingerprint
+from compressor.types.plan import Event, Plan, fingerprint
 from compressor.types.scores import Scores
 from compressor.types.structure import (
     ASKED,
