@@ -255,7 +255,7 @@ def bench(
     from compressor.sources.open import adapt, pairs_of
 
     loss_named(task.loss)
-    loading = {
+    loading: dict[str, Any] = {
         "network": reading.network, "arguments": dict(pairs_of(reading.arguments)), "inputs": list(reading.inputs),
         "key": reading.key, "trust_pickle": reading.trust_pickle,
     }  # fmt: skip
@@ -598,11 +598,11 @@ def _prepare(machine: Machine) -> None:
     prepare(machine.device, machine.threads)
 
 
-def _print_json(document: dict[str, Any]) -> None:
+def _print_json(document: Mapping[str, Any]) -> None:
     click.echo(json.dumps(document, indent=1))
 
 
-def _write_pages(paths: tuple[Path, ...], document: dict[str, Any]) -> None:
+def _write_pages(paths: tuple[Path, ...], document: Mapping[str, Any]) -> None:
     """A benchmark's document in every form asked for: all of them or none."""
     from compressor.benchmarks.render import render
     from compressor.system.files import staged

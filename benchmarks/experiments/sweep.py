@@ -266,7 +266,7 @@ class Worker:
         if kind == "progress":
             self.said = content[0]
             return None
-        return content[0]
+        return dict(content[0])
 
     def stop(self) -> None:
         """End the process: at once if it does a trial, else by itself, so that nothing of it is left over."""

@@ -2,8 +2,8 @@
 
 A rule takes the flow, the node and its arguments, with tensors replaced by their labels, and returns the labels of what the
 operator gives. An operator that is in no family freezes what goes in, and says its name; so does one of a form that its rule
-cannot follow, for which the rule raises `Unfit`. Any other exception is a bug of the rule. It is not caught, for it would freeze
-layers in silence.
+cannot follow, for which the rule raises `Unfit`. Any other exception is a bug of the rule. It is not caught, for it would
+freeze layers in silence.
 """
 
 from __future__ import annotations
