@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from compressor import __version__
 from compressor.errors import BadInput, CompressError, WrongUsage
 from compressor.method import make, method_named, summaries
 from compressor.options import names_of, options_of, speaking, spelled
@@ -35,6 +36,7 @@ from compressor.settings import (
     Timing,
     as_flag,
 )
+from compressor.system.files import parsed
 from compressor.system.flags import PATH, flag_of, takes
 from compressor.system.progress import Progress, shown_progress
 from compressor.training.recipe import RECIPES, Recipe, recipe_named
@@ -77,7 +79,7 @@ class Commands(click.Group):
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(package_name="compressor")
+@click.version_option(__version__)
 def cli() -> None:
     """Make networks smaller by removing whole channels and neurons, or single weights, and prove that the result is right.
 
@@ -162,20 +164,20 @@ def verify(
     """Check that two networks compute the same: exit 0 if so, 1 if not."""
     from compressor.benchmarks.measure.networks import source_of
     from compressor.benchmarks.measure.runs import SCHEMA
-    from compressor.benchmarks.report.terminal import proof_line
     from compressor.exporters.equivalence import check_equivalence
+    from compressor.pruning.result_text import proof_line
     from compressor.system.environment import environment
 
     _prepare(machine)
     if tolerance is not None and tolerance != tolerance:
         raise WrongUsage(f"{spelled('tolerance')}: nan is no number")
-    pair = [_to_compare(path, reading, images) for path in (a, b)]
-    modules, files = [m for m in pair if not isinstance(m, Path)], [m for m in pair if isinstance(m, Path)]
+    one, other = (_to_compare(path, reading, images) for path in (a, b))
+    modules, files = [m for m in (one, other) if not isinstance(m, Path)], [m for m in (one, other) if isinstance(m, Path)]
     source = source_of(modules, files, task.data, reading.inputs, samples=samples, seed=machine.seed)
     remarks = [f"Compared on {samples} samples of {'noise' if source.test is None else source.name}."]
     what = f"{a.name} = {b.name}"
     provider = "cuda" if machine.device.startswith("cuda") else "cpu"
-    proof = check_equivalence(*pair, source.inputs, what=what, tolerance=tolerance, provider=provider)
+    proof = check_equivalence(one, other, source.inputs, what=what, tolerance=tolerance, provider=provider)
     if screen.json:
         where = {"notes": remarks, "environment": environment(machine.device), "seed": machine.seed}
         _print_json({"schema": SCHEMA, **proof.as_dict(), **where})
@@ -253,7 +255,7 @@ def bench(
     from compressor.sources.open import adapt, pairs_of
 
     loss_named(task.loss)
-    loading = {
+    loading: dict[str, Any] = {
         "network": reading.network, "arguments": dict(pairs_of(reading.arguments)), "inputs": list(reading.inputs),
         "key": reading.key, "trust_pickle": reading.trust_pickle,
     }  # fmt: skip
@@ -284,19 +286,25 @@ def bench(
 @click.option("-o", "--output", "outputs", required=True, multiple=True, type=PATH, help=".html, .md or .json; may be repeated")
 @click.option("--title", help="of a sweep's page; the folder's name by default")
 def report(document: Path, outputs: tuple[Path, ...], title: str | None) -> None:
-    """Render a report of `compress bench`, which is its .json, or the folder of a sweep, as a page or as Markdown."""
+    """Render a report as a page, as Markdown or as JSON.
+
+    REPORT is a .json of `compress bench`, the folder of a sweep, or a sweep's study.
+
+    A study is a sweep in one file, a line for each trial: `compress report results/ -o results/study.jsonl` makes it. The
+    records in results/trials/ may go then: pages are rendered from the lines, and `compress sweep` repeats none of them.
+    """
+    from compressor.benchmarks.experiments.records import LINES
     from compressor.benchmarks.render import SUFFIXES as PAGES
-    from compressor.benchmarks.render import read
+    from compressor.benchmarks.render import read, titled
 
-    _check_targets((document,), outputs, PAGES)
-    if not document.is_dir():
-        _write_pages(outputs, _read(document, read))
-        return
-    from compressor.benchmarks.experiments.sweep import read_records
-    from compressor.benchmarks.experiments.tables import experiments_document
+    is_sweep = document.is_dir() or document.suffix == LINES
+    _check_targets((document,), outputs, (*PAGES, LINES) if is_sweep else PAGES)
+    if is_sweep:
+        from compressor.benchmarks.experiments.records import read_study
 
-    records = read_records(document)
-    _write_pages(outputs, experiments_document(records, title or document.resolve().name))
+        _write_pages(outputs, dict(read_study(document, title)))
+    else:
+        _write_pages(outputs, titled(parsed(document, read), title))
 
 
 @cli.command()
@@ -314,7 +322,7 @@ def apply(
     from compressor.sources.scoring import source_for
     from compressor.types import Plan
 
-    decided = _read(plan, Plan.from_json)
+    decided = parsed(plan, Plan.from_json)
     dense = opened(model, reading, images).to(machine.device)
     source = source_for(dense, task.data, loss=task.loss, seed=machine.seed)
     with shown_progress(screen.quiet) as progress:
@@ -540,10 +548,14 @@ def _finish(
             machine.seed, trained,
         )  # fmt: skip
 
-    texts: dict[Path, Callable[[dict[str, Any]], str]] = {path: (lambda _, text=text: text) for path, text in pictures.items()}
+    texts: dict[Path, Callable[[object], str]] = {path: _always(text) for path, text in pictures.items()}
     if job.plan is not None:
         texts[job.plan] = lambda _: result.plan.to_json()
     return _write(job, result.model, texts, document_of, source, progress, constant=result.summary.disconnected)
+
+
+def _always(text: str) -> Callable[[object], str]:
+    return lambda _: text
 
 
 def _write(
@@ -561,16 +573,6 @@ def _write(
     return deliver(
         network, files.outputs, told, document_of, source.inputs, providers=providers, opset=files.opset, constant=constant
     )
-
-
-def _read(path: Path, parse: Callable[[str], Any]) -> Any:
-    """What a text file says."""
-    try:
-        return parse(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise BadInput(f"{path}: no such file") from None
-    except (OSError, ValueError, BadInput) as error:
-        raise BadInput(f"{path}: {error}") from error
 
 
 def _check_targets(
@@ -596,11 +598,11 @@ def _prepare(machine: Machine) -> None:
     prepare(machine.device, machine.threads)
 
 
-def _print_json(document: dict[str, Any]) -> None:
+def _print_json(document: Mapping[str, Any]) -> None:
     click.echo(json.dumps(document, indent=1))
 
 
-def _write_pages(paths: tuple[Path, ...], document: dict[str, Any]) -> None:
+def _write_pages(paths: tuple[Path, ...], document: Mapping[str, Any]) -> None:
     """A benchmark's document in every form asked for: all of them or none."""
     from compressor.benchmarks.render import render
     from compressor.system.files import staged

@@ -193,8 +193,9 @@ class Declared:
     """
 
     def __post_init__(self) -> None:
-        given = {o.name: getattr(self, o.name) for o in options_of(type(self))}
-        for name, value in checked(type(self), type(self).__name__.lower(), given).items():
+        owner: type = type(self)
+        given = {o.name: getattr(self, o.name) for o in options_of(owner)}
+        for name, value in checked(owner, owner.__name__.lower(), given).items():
             object.__setattr__(self, name, value)  # lists become tuples
 
 

@@ -169,7 +169,8 @@ class Pruning(Declared):
             return cls(**given)
         if not isinstance(budget, Budget):
             raise WrongUsage(f"budget={budget!r}: must be a Budget; or give {spelled('target_macs', '0.3')}")
-        return cls(**given, **{name: budget.keep for name, unit in TARGETS.items() if unit == budget.unit})
+        aimed: dict[str, Any] = {name: budget.keep for name, unit in TARGETS.items() if unit == budget.unit}
+        return cls(**given, **aimed)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -317,6 +318,8 @@ FLAGS: Mapping[str, str] = {o.name: o.flag.rpartition("/")[2] for owner in SHARE
 
 def as_flag(name: str, value: object = None) -> str:
     """As the command line has it: `--round-to 8`."""
+    if name == "keep_zeros":  # which is a switch of the other sense there
+        return "--train-zeros"
     flag = FLAGS.get(name, f"--{name.replace('_', '-')}")
     return flag if value is None or value is True else f"{flag} {value}"
 

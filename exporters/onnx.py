@@ -92,7 +92,7 @@ def check_size(model: nn.Module) -> None:
 
 def opset(model: onnx.ModelProto) -> int:
     """Version of the standard operator set that a model asks for."""
-    return next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
+    return int(next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")))
 
 
 def input_specs(path: Path) -> tuple[InputSpec, ...]:
@@ -236,7 +236,7 @@ def fixed_batch(path: Path) -> int | None:
         if not dims:
             raise BadInput(f"{path}: its input {value.name} has no shape; export it again with one")
         if dims[0].dim_value:
-            return dims[0].dim_value
+            return int(dims[0].dim_value)
     return None
 
 

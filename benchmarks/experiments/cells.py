@@ -9,9 +9,12 @@ from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import mean, stdev
-from typing import Any
+from typing import Any, cast
 
+from compressor.benchmarks.experiments.documents import DenseReport, ExperimentsDocument, PrunedReport, Record, ShownTrial
+from compressor.benchmarks.measure.bench_document import BenchDocument, Memory
 from compressor.benchmarks.measure.runs import TRAIN_STEP
+from compressor.benchmarks.measure.typed import LARGEST
 from compressor.benchmarks.report.compare import comparisons, dense_of, smalls_of
 
 
@@ -20,7 +23,7 @@ class Cell:
     """Trials that differ only in their seeds.
 
     Attributes:
-        builder: what the network is built by: its name, but where it came from a file.
+        builder: what the network is built by, where that is known: its name, but where it came from a file.
         control: an ablation in place of the method itself.
         values: name of a measure -> its value of each seed.
         unit: what was removed: nodes or weights.
@@ -29,7 +32,7 @@ class Cell:
     """
 
     network: str
-    builder: str
+    builder: str | None
     data: str
     label: str
     target: str
@@ -104,46 +107,56 @@ def standing(cell: Cell, seeds: Collection[float]) -> float:
     return factor * mean([value for seed, value in pairs if seed in seeds] or [value for _, value in pairs])
 
 
-def measures_of(record: Mapping[str, Any]) -> dict[str, float]:
-    """What a trial is judged by, from its record; ratios are dense / small."""
-    d = record["document"]
-    training = d["training"]
-    found = {"seed": record["trial"]["seed"], "training_macs": training["macs"]}
-    found["train_seconds"] = sum(row["train_seconds"] for row in training["history"])
+def measures_of(record: Record) -> dict[str, float]:
+    """What a trial is judged by, from its record; ratios are dense / small. What is no finite number is left out."""
+    report = record["document"]
+    training = report["training"]
+    found: dict[str, float] = {"seed": record["trial"]["seed"], "training_macs": training["macs"]}
+    found["train_seconds"] = sum(epoch["train_seconds"] for epoch in training["history"])
     found["seconds"] = training["seconds"]
     if (test := training["test"]) is not None:
         found |= {"loss": test["loss"]} if test["accuracy"] is None else {"accuracy": test["accuracy"]}
-    if "method" in d:
-        for name in ("macs", "parameters", "weights", "tensor_bytes"):
-            found[name], found[f"{name}_x"] = d[name]["small"], d[name]["dense"] / max(1, d[name]["small"])
-        found |= {"node_sparsity": d["node_sparsity"]["reached"], "weight_sparsity": d["weight_sparsity"]}
-    else:
-        found |= {name: d["cost"][name] for name in ("macs", "parameters", "weights", "tensor_bytes")}
-        found |= {"macs_x": 1.0, "parameters_x": 1.0, "tensor_bytes_x": 1.0, "node_sparsity": 0.0, "weight_sparsity": 0.0}
-    if "accuracy" in found and "method" in d:
+    found |= _of_pruned(cast(PrunedReport, report)) if "method" in report else _of_dense(cast(DenseReport, report))
+    if "accuracy" in found and "method" in report:
         found["hm"] = harmonic_mean(found["accuracy"], found["weight_sparsity"])
-    return found | ({} if record.get("bench") is None else _gains_of(record["bench"]))
+    if (bench := record.get("bench")) is not None:
+        found |= _gains_of(bench)
+    return {name: value for name, value in found.items() if abs(value) <= LARGEST}
 
 
-def _gains_of(bench: Mapping[str, Any]) -> dict[str, float]:
+def _of_pruned(report: PrunedReport) -> dict[str, float]:
+    """Sizes of the small network, how many times smaller than those of the dense one they are, and sparsities."""
+    found: dict[str, float] = {}
+    sizes = {name: report[name] for name in ("macs", "parameters", "weights", "tensor_bytes")}
+    for name, size in sizes.items():
+        found[name], found[f"{name}_x"] = size["small"], size["dense"] / max(1, size["small"])
+    return found | {"node_sparsity": report["node_sparsity"]["reached"], "weight_sparsity": report["weight_sparsity"]}
+
+
+def _of_dense(report: DenseReport) -> dict[str, float]:
+    """Sizes of a network that nothing was removed from."""
+    found: dict[str, float] = {name: report["cost"][name] for name in ("macs", "parameters", "weights", "tensor_bytes")}
+    return found | {"macs_x": 1.0, "parameters_x": 1.0, "tensor_bytes_x": 1.0, "node_sparsity": 0.0, "weight_sparsity": 0.0}
+
+
+def _gains_of(bench: BenchDocument) -> dict[str, float]:
     """Dense / small of what was measured: median times, and the memory of a train step beyond what the libraries take."""
-    document = dict(bench)
-    found = {f"{c.what}_{c.engine}_x": c.ratio for c in comparisons(document) if not c.failed}
+    found = {f"{c.what}_{c.engine}_x": c.ratio for c in comparisons(bench) if not c.failed}
     dense, small = (
-        next((m for m in document["memory"] if (m["network"], m["what"]) == (facts["name"], TRAIN_STEP)), None)
-        for facts in (dense_of(document), smalls_of(document)[0])
+        next((m for m in bench["memory"] if (m["network"], m["what"]) == (facts["name"], TRAIN_STEP)), None)
+        for facts in (dense_of(bench), smalls_of(bench)[0])
     )
     if dense and small and not dense["failed"] and not small["failed"]:
         found["train_memory_x"] = _own(dense) / max(1, _own(small))
     return found
 
 
-def _own(memory: Mapping[str, Any]) -> int:
+def _own(memory: Memory) -> int:
     """Bytes of a network's own: allocated on a GPU, above an empty process on a CPU."""
-    return int(memory["allocated"] if "allocated" in memory else memory["peak"] - memory["baseline"])
+    return memory["allocated"] if "allocated" in memory else memory["peak"] - memory["baseline"]
 
 
-def cells_of(document: Mapping[str, Any]) -> list[Cell]:
+def cells_of(document: ExperimentsDocument) -> list[Cell]:
     """A document's trials joined over their seeds."""
     trials = sorted(document["trials"], key=lambda trial: trial["trial"]["seed"])
     cells, groups = [], [part for same in _alike(trials, "seed", "weights") for part in _of_one_seed_each(same)]
@@ -151,26 +164,27 @@ def cells_of(document: Mapping[str, Any]) -> list[Cell]:
         t, first = same[0]["trial"], same[0]
         names = dict.fromkeys(name for one in same for name in one["measures"])
         values = {name: tuple(one["measures"][name] for one in same if name in one["measures"]) for name in names}
-        named = t["network"], first.get("builder", t["network"]), data_name(t["data"]), t["label"], target_of(t), t["method"]
+        built = first.get("builder", t["network"])
+        named = t["network"], built, data_name(t["data"]), t["label"], target_of(t), t.get("method")
         course = json.dumps([t.get(name) for name in ("recipe", "numbers")], sort_keys=True)
         places = tuple(sorted({one.get("place", "") for one in same}))
-        control = "ablation" in t["pruning"]
+        control = "ablation" in t.get("pruning", {})
         stage = "after" if first["stage"] == "before" and t.get("weights") else first["stage"]  # it was trained already
         cells.append(Cell(*named, stage, first["epochs"], control, values, first.get("unit"), course, places))
     cells = _told_apart(cells, [same[0]["trial"] for same in groups])
     return sorted(cells, key=lambda c: (c.network, c.data, c.method is not None, c.label, c.target))
 
 
-def _alike(trials: Sequence[Mapping[str, Any]], *but: str) -> list[list[Mapping[str, Any]]]:
+def _alike(trials: Sequence[ShownTrial], *but: str) -> list[list[ShownTrial]]:
     """Trials joined with those that differ in these values only."""
-    groups: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
+    groups: dict[str, list[ShownTrial]] = defaultdict(list)
     for trial in trials:
         rest = {name: value for name, value in trial["trial"].items() if name not in but}
         groups[json.dumps(rest, sort_keys=True)].append(trial)
     return list(groups.values())
 
 
-def _of_one_seed_each(same: list[Mapping[str, Any]]) -> list[list[Mapping[str, Any]]]:
+def _of_one_seed_each(same: list[ShownTrial]) -> list[list[ShownTrial]]:
     """Trials that start from files, apart where a seed's file was made anew since: no seed counts twice."""
     seeds = [trial["trial"]["seed"] for trial in same]
     return [same] if len(set(seeds)) == len(seeds) else _alike(same, "seed")
@@ -202,7 +216,7 @@ def _settings(trial: Mapping[str, Any]) -> dict[str, Any]:
     return {
         **{name: value for name, value in rest.items() if value is not None},
         **trial.get("numbers", {}),
-        **trial["pruning"],
+        **trial.get("pruning", {}),
     }
 
 
@@ -218,9 +232,7 @@ def name_of(trial: Mapping[str, Any]) -> str:
 
 def target_of(trial: Mapping[str, Any]) -> str:
     """What was asked for, in words."""
-    if trial["sparsity"] is not None:
-        return f"{trial['sparsity']:g}"
-    for unit in ("macs", "parameters"):
-        if trial[unit] is not None:
-            return f"{trial[unit]:g} of {unit} left"
+    for unit in ("sparsity", "macs", "parameters"):
+        if (value := trial.get(unit)) is not None:
+            return f"{value:g}" if unit == "sparsity" else f"{value:g} of {unit} left"
     return ""

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import multiprocessing
-import re
 import shutil
 import tomllib
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -16,7 +14,16 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from compressor import networks
-from compressor.benchmarks.experiments.trial import SCHEMA, Trial, failed, files_of, found, network_file, serve, write_record
+from compressor.benchmarks.experiments.records import TRIALS, done_lines, read_record, relabel
+from compressor.benchmarks.experiments.trial import (
+    Trial,
+    failed,
+    files_of,
+    found,
+    network_file,
+    serve,
+    write_record,
+)
 from compressor.errors import BadInput, WrongUsage, first_line, nearest
 from compressor.method import make, method_named
 from compressor.objective.losses import loss_named
@@ -37,7 +44,7 @@ from compressor.system.user_code import object_named
 from compressor.training.recipe import recipe_named
 from compressor.types.origin import InputSpec
 
-TRIALS, RUNS = "trials", "runs"
+RUNS = "runs"
 DENSE = "dense"
 """The kind of trial that prunes nothing."""
 
@@ -212,39 +219,6 @@ _TOML = {str: "text", int: "whole number", float: "number", bool: "truth value",
 """What the kinds of values are called in messages."""
 
 
-def read_record(path: Path) -> dict[str, Any]:
-    """One trial's record.
-
-    Raises:
-        BadInput: damaged, or of another schema.
-    """
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-        if record["schema"] != SCHEMA or record["status"] not in ("done", "failed"):
-            raise ValueError("another schema")
-        record["trial"] = Trial(**record["trial"]).as_dict()  # with what older ones do not say
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise BadInput(f"{path}: not a trial's record, or a damaged one ({first_line(error)}); remove it") from error
-    return record
-
-
-def read_records(folder: Path) -> list[dict[str, Any]]:
-    """All records of a sweep's folder.
-
-    Raises:
-        BadInput: there are none, or one is damaged.
-    """
-    paths = sorted((folder / TRIALS).glob("*.json"))
-    found = [read_record(path) for path in paths if not BEING_WRITTEN.fullmatch(path.name)]
-    if not found:
-        raise BadInput(f"{folder}: holds no records of trials; `compress sweep` makes them")
-    return found
-
-
-BEING_WRITTEN = re.compile(r"\..*\.[0-9a-f]{8}\.json")
-"""Names of the files of `staged`."""
-
-
 def record_path(trial: Trial, folder: Path) -> Path:
     """Where a trial's record lies, which another label may have given its name; or where it will lie."""
     there = (folder / TRIALS).glob(f"*-{trial.key}.json")
@@ -292,7 +266,7 @@ class Worker:
         if kind == "progress":
             self.said = content[0]
             return None
-        return content[0]
+        return dict(content[0])
 
     def stop(self) -> None:
         """End the process: at once if it does a trial, else by itself, so that nothing of it is left over."""
@@ -349,11 +323,13 @@ def run_sweep(
 def _run(
     trials: Sequence[Trial], folder: Path, base: Path, jobs: int, progress: Callable[[str, int, int], None],
 ) -> Outcome:  # fmt: skip
-    waiting = [t for t in trials if not _is_done(t, folder)]
+    lines = done_lines(folder)
+    waiting = [t for t in trials if not _is_done(t, folder, lines)]
     for trial in trials:
         if trial not in waiting:  # a sweep that was stopped may not have come to this
             shutil.rmtree(folder / RUNS / trial.key, ignore_errors=True)
             _relabel(trial, folder)
+    relabel(folder, {trial.key: trial.label for trial in trials})
     skipped, done = len(trials) - len(waiting), 0
     errors: dict[str, str] = {}
     queue, workers = list(waiting), [Worker(folder, base) for _ in range(min(jobs, len(waiting)))]
@@ -392,14 +368,19 @@ def _is_trained(path: Path) -> bool:
     return path.is_file() and read_record(path)["status"] == "done"
 
 
-def _is_done(trial: Trial, folder: Path) -> bool:
+def _is_done(trial: Trial, folder: Path, lines: Collection[str]) -> bool:
+    """Whether its record says so, or a line of the study, whose keys are `lines`."""
     path = record_path(trial, folder)
-    return _is_trained(path) and ("bench_failed" not in read_record(path) or not (folder / RUNS / trial.key).is_dir())
+    if not _is_trained(path):
+        return trial.key in lines
+    return "bench_failed" not in read_record(path) or not (folder / RUNS / trial.key).is_dir()
 
 
 def _relabel(trial: Trial, folder: Path) -> None:
     """Give a record the label that its trial has now."""
     path = record_path(trial, folder)
+    if not path.is_file():  # a line of the study
+        return
     record = read_record(path)
     if record["trial"]["label"] != trial.label:
         record["trial"]["label"] = trial.label

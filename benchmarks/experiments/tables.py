@@ -3,28 +3,37 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter, defaultdict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from importlib.resources import files
 from statistics import mean
-from typing import Any
+from typing import Any, cast
 
 from compressor.benchmarks.experiments.cells import (
     Cell,
     ahead,
     cells_of,
     data_name,
-    measures_of,
     name_of,
     normal_interval,
     standing,
     t_interval,
 )
+from compressor.benchmarks.experiments.documents import (
+    EXPERIMENTS,
+    SCHEMA,
+    DoneLine,
+    ExperimentsDocument,
+    Record,
+    ShownTrial,
+    Study,
+)
+from compressor.benchmarks.experiments.records import line_of, study_of
+from compressor.benchmarks.measure.bench_document import Environment
 from compressor.benchmarks.report.page import markdown_table, page
 
 Row = list[str]
-KIND = "experiments"
-SCHEMA = 1
 NEAR = 2.0
 """Points of sparsity within which a row of a paper is beside ours."""
 
@@ -34,22 +43,35 @@ FEW = 10
 
 def paper_row(cell: Cell) -> dict[str, Any] | None:
     """The row of a paper's table that is nearest to a cell: same network, data, method, stage and unit."""
+
+    def distance(row: Mapping[str, Any]) -> float:
+        ours = cell.mean("node_sparsity" if "node_sparsity" in row else "weight_sparsity") or 0.0
+        return abs(100 * ours - _sparsity_of(row))
+
+    near = [row for row in _paper_rows(cell) if distance(row) <= NEAR]
+    return min(near, key=distance) if near else None
+
+
+def paper_row_asked(cell: Cell) -> dict[str, Any] | None:
+    """The row of a paper's table at the sparsity that a cell's trials were asked for."""
+    asked = float(cell.target or 0)
+    return next((row for row in _paper_rows(cell) if math.isclose(_sparsity_of(row), 100 * asked)), None)
+
+
+def _paper_rows(cell: Cell) -> list[dict[str, Any]]:
+    """The papers' rows of the same network, data, method, stage and unit."""
     text = files("compressor.benchmarks.report").joinpath("paper_training.json").read_text(encoding="utf-8")
-    if cell.control:
-        return None
-    rows = [
+    return [] if cell.control else [
         row for row in json.loads(text)["rows"]
         if (row["network"], row["data"], row["method"]) == (cell.builder, cell.data, cell.method)
         and row["stage"] in (None, cell.stage)
         and (row["method"] is None or cell.unit in (None, "node" if "node_sparsity" in row else "weight"))
     ]  # fmt: skip
 
-    def distance(row: Mapping[str, Any]) -> float:
-        ours = cell.mean("node_sparsity" if "node_sparsity" in row else "weight_sparsity") or 0.0
-        return abs(100 * ours - row.get("node_sparsity", row["weight_sparsity"]))
 
-    near = [row for row in rows if distance(row) <= NEAR]
-    return min(near, key=distance) if near else None
+def _sparsity_of(row: Mapping[str, Any]) -> float:
+    """Percent that was removed, of nodes where those were."""
+    return float(row.get("node_sparsity", row["weight_sparsity"]))
 
 
 HEAD = [
@@ -200,47 +222,48 @@ def _footnotes(cells: Sequence[Cell]) -> list[str]:
     return [*notes, AHEAD_NOTE] if differences(cells) else notes
 
 
-def experiments_document(records: Sequence[Mapping[str, Any]], title: str) -> dict[str, Any]:
-    """All that a page shows, as data: the raw values of each trial, and where they were made."""
-    done = [r for r in records if r["status"] == "done"]
-    places = {json.dumps(r["document"]["environment"], sort_keys=True): r["document"]["environment"] for r in done}
-    trials = [
-        {
-            "trial": r["trial"],
-            **({"builder": r["builder"]} if "builder" in r else {}),
-            "stage": r["document"]["training"]["stage"],
-            "epochs": len(r["document"]["training"]["history"]),
-            "unit": "weight" if r["document"].get("masks") else "node",
-            "place": _place(r["document"]["environment"]),
-            "test_accuracies": [row["test_accuracy"] for row in r["document"]["training"]["history"]],
-            "measures": measures_of(r),
-        }
-        for r in done
-    ]
-    notes = Counter(note for r in done for note in [*r["document"]["notes"], *_unmeasured(r)])
-    failed = {f"{name_of(r['trial'])} ({r['key']})": r["error"] for r in records if r["status"] == "failed"}
+def experiments_document(records: Iterable[Record], title: str) -> ExperimentsDocument:
+    """All that a page shows of these records, as data."""
+    return document_of(study_of(map(line_of, records), title))
+
+
+def document_of(study: Study) -> ExperimentsDocument:
+    """All that a page shows, as data: the values of each trial, and where they were made."""
+    environments, lines = study["environments"], study["trials"]
+    notes = Counter(note for line in lines for note in line.get("notes", ()))
     return {
         "schema": SCHEMA,
-        "kind": KIND,
-        "title": title,
-        "trials": trials,
-        "failed": failed,
-        "notes": [f"{note} ({count} of {len(done)} trials)" for note, count in notes.most_common()],
-        "environments": [*places.values()],
+        "kind": EXPERIMENTS,
+        "title": study["title"],
+        "trials": [_shown(line, environments[line["environment"]]) for line in lines],
+        "failed": {f"{name_of(line['trial'])} ({line['key']})": line["error"] for line in study["failed"]},
+        "notes": [f"{note} ({count} of {len(lines)} trials)" for note, count in notes.most_common()],
+        "environments": environments,
     }
 
 
-def _unmeasured(record: Mapping[str, Any]) -> list[str]:
-    return [f"Times and memory were not measured: {record['bench_failed']}"] if "bench_failed" in record else []
+def _shown(line: DoneLine, environment: Environment) -> ShownTrial:
+    shown: ShownTrial = {
+        "trial": line["trial"],
+        "stage": line["stage"],
+        "epochs": len(line["test_accuracies"]),
+        "unit": line["unit"],
+        "place": _place(environment),
+        "test_accuracies": line["test_accuracies"],
+        "measures": line["measures"],
+    }
+    if "builder" in line:
+        shown["builder"] = line["builder"]
+    return shown
 
 
-def _place(environment: Mapping[str, Any]) -> str:
+def _place(environment: Environment) -> str:
     """What times depend on, as text."""
-    said = {name: environment[name] for name in ("processor", "device", "threads")}
+    said: dict[str, Any] = {name: environment[name] for name in ("processor", "device", "threads")}
     return json.dumps(said | {"torch": environment["packages"].get("torch")}, sort_keys=True)
 
 
-def to_markdown(document: dict[str, Any]) -> str:
+def to_markdown(document: ExperimentsDocument) -> str:
     lines = [f"# {document['title']}", ""]
     cells = cells_of(document)
     for title, head, rows in (*tables(cells), *differences(cells)):
@@ -249,7 +272,7 @@ def to_markdown(document: dict[str, Any]) -> str:
     return "\n".join([*lines, *markdown_table(["", ""], _environment(document))]) + "\n"
 
 
-def to_html(document: dict[str, Any]) -> str:
+def to_html(document: ExperimentsDocument) -> str:
     from compressor.benchmarks.experiments.curves import experiment_plots
 
     cells = cells_of(document)
@@ -260,7 +283,7 @@ def to_html(document: dict[str, Any]) -> str:
     )  # fmt: skip
 
 
-def _remarks(document: Mapping[str, Any]) -> list[str]:
+def _remarks(document: ExperimentsDocument) -> list[str]:
     """What did not come off, what the trials had to say, and where seeds say nothing."""
     remarks = [*(f"Failed: {name}: {error}" for name, error in document["failed"].items()), *document.get("notes", ())]
     for c in cells_of(document):
@@ -270,12 +293,12 @@ def _remarks(document: Mapping[str, Any]) -> list[str]:
     return remarks
 
 
-def _environment(document: Mapping[str, Any]) -> list[Row]:
+def _environment(document: ExperimentsDocument) -> list[Row]:
     """What the trials ran on; of several machines or commits, all of them."""
     places = document["environments"]
 
     def said(name: str) -> str:
-        return "; ".join(dict.fromkeys(str(place[name]) for place in places))
+        return "; ".join(dict.fromkeys(str(cast(Any, place)[name]) for place in places))
 
     packages = dict.fromkeys(f"{name} {version}" for place in places for name, version in place["packages"].items())
     rows = [[name, said(name)] for name in ("processor", "device", "threads", "python", "system", "commit")]

@@ -18,6 +18,7 @@ from torch import nn
 
 from compressor import load, networks, save
 from compressor.benchmarks.measure.bench import bench
+from compressor.benchmarks.measure.bench_document import BenchDocument
 from compressor.benchmarks.measure.networks import open_network
 from compressor.benchmarks.report.document import make_document, training_document
 from compressor.data import Columns, Rows
@@ -207,7 +208,7 @@ MEASURED_BATCH = 64
 def _measured(
     trial: Trial, dense: nn.Module, small: nn.Module, source: Source, loss: str, base: Path,
     progress: Callable[[str, int, int], None],
-) -> dict[str, Any]:  # fmt: skip
+) -> BenchDocument:  # fmt: skip
     """Times and peak memory of the dense and the small network, as `compress bench` measures them."""
     origin = origin_of(dense)
     builder = None if origin is None else origin.network

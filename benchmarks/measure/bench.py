@@ -9,12 +9,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
 
 from compressor import exporters, networks
+from compressor.benchmarks.measure.bench_document import BenchDocument
 from compressor.benchmarks.measure.latency import OUT_OF_MEMORY, Job, attempt, clock_for, in_turn
 from compressor.benchmarks.measure.memory import Probe, cuda_peak, peak_of_fresh_process
 from compressor.benchmarks.measure.networks import ENGINES, Network, repeated, too_large
@@ -41,7 +42,7 @@ def bench(
     candidates: Sequence[Network], source: Source, *, loss: str = "cross-entropy", batches: Sequence[int] = (1, 64),
     rounds: int = 9, device: str = "cpu", threads: int | None = None, seed: int = 0, memory: bool = True,
     loading: dict[str, Any] | None = None, progress: Progress = lambda *_: None,
-) -> dict[str, Any]:  # fmt: skip
+) -> BenchDocument:  # fmt: skip
     """Measure the first network against the others, in turn.
 
     Args:
@@ -96,7 +97,7 @@ def bench(
         "environment": {**environment(device), "onnxruntime": list(available()), "tf32": tf32},
         "notes": notes,
     }
-    return json.loads(json.dumps(_finite(document), allow_nan=False))
+    return cast(BenchDocument, json.loads(json.dumps(_finite(document), allow_nan=False)))
 
 
 def _finite(value: Any) -> Any:

@@ -46,7 +46,7 @@ def cuda_clock(device: str) -> Clock:
                 job()
             end.record()
             end.synchronize()
-            return start.elapsed_time(end) / 1000 / calls
+            return float(start.elapsed_time(end)) / 1000 / calls
 
     return clock
 

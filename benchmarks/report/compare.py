@@ -7,11 +7,11 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.resources import files
-from typing import Any
+from typing import Any, cast
 
+from compressor.benchmarks.measure.bench_document import BenchDocument, NetworkFacts
 from compressor.benchmarks.measure.latency import quartiles
-from compressor.benchmarks.measure.runs import INFERENCE, KIND, SCHEMA, TRAIN_STEP
-from compressor.errors import BadInput
+from compressor.benchmarks.measure.runs import INFERENCE, TRAIN_STEP
 
 NEAR = 1.0
 """Percentage points of node sparsity within which a row of the paper is shown."""
@@ -50,43 +50,17 @@ class Comparison:
         return bool(self.dense and self.small and (self.small[2] < self.dense[0] or self.dense[2] < self.small[0]))
 
 
-def check(document: Any) -> dict[str, Any]:
-    """A document that was read from a file, if this version can show it.
-
-    Raises:
-        BadInput: not a benchmark report, or one of another schema version.
-    """
-    if not isinstance(document, dict) or document.get("kind") != KIND or "schema" not in document:
-        raise BadInput("not a report of `compress bench`")
-    if type(document["schema"]) is not int or document["schema"] != SCHEMA:
-        raise BadInput(f"report schema {document['schema']}, this version shows {SCHEMA}; update compressor or measure again")
-    names = [network["name"] for network in document["networks"]]
-    if len(names) < 2 or len(set(names)) < len(names) or not all(isinstance(n, str) and n.isprintable() for n in names):
-        raise BadInput("a damaged report: it needs two networks or more, each with a name of its own")
-    for t in document["times"]:
-        seconds = t["values"]
-        if (
-            type(t["batch"]) is not int
-            or t["batch"] < 1
-            or not all(type(v) in (int, float) and 0 < v < math.inf for v in seconds)
-        ):
-            raise BadInput("a damaged report: a time is not a positive number of seconds for a batch")
-    if not isinstance(document["notes"], list) or not all(isinstance(note, str) for note in document["notes"]):
-        raise BadInput("a damaged report: its notes are not sentences")
-    return document
-
-
-def dense_of(document: dict[str, Any]) -> dict[str, Any]:
+def dense_of(document: BenchDocument) -> NetworkFacts:
     """The facts of the dense network."""
     return document["networks"][0]
 
 
-def smalls_of(document: dict[str, Any]) -> list[dict[str, Any]]:
+def smalls_of(document: BenchDocument) -> list[NetworkFacts]:
     """The facts of the small networks."""
     return document["networks"][1:]
 
 
-def comparisons(document: dict[str, Any]) -> list[Comparison]:
+def comparisons(document: BenchDocument) -> list[Comparison]:
     """Every time of every small network against the dense one's, in the order they were measured."""
     times = {(t["network"], t["what"], t["engine"], t["batch"]): t for t in document["times"]}
     dense = dense_of(document)["name"]
@@ -110,7 +84,7 @@ def _spread(values: list[float]) -> tuple[float, float, float] | None:
     return quartiles(values) if values else None
 
 
-def mac_reduction(document: dict[str, Any], name: str, what: str = INFERENCE) -> float:
+def mac_reduction(document: BenchDocument, name: str, what: str = INFERENCE) -> float:
     """Multiply-adds of the dense network / those of a small one, of a training step too; nan where not all are counted."""
     dense, small = dense_of(document), next(n for n in document["networks"] if n["name"] == name)
     if dense["macs"]["uncounted"] or small["macs"]["uncounted"]:
@@ -119,17 +93,18 @@ def mac_reduction(document: dict[str, Any], name: str, what: str = INFERENCE) ->
         before, after = dense.get("training_macs"), small.get("training_macs")
     else:
         before, after = dense["macs"]["total"], small["macs"]["total"]
-    counted = isinstance(before, int) and isinstance(after, int) and before > 0 and after > 0
-    return before / after if counted else math.nan
+    if isinstance(before, int) and isinstance(after, int) and before > 0 and after > 0:
+        return before / after
+    return math.nan
 
 
-def main_comparison(document: dict[str, Any], name: str, what: str) -> Comparison | None:
+def main_comparison(document: BenchDocument, name: str, what: str) -> Comparison | None:
     """The one for the headline: the largest batch that both did, in ONNX Runtime where that was measured."""
     fit = [c for c in comparisons(document) if c.network == name and c.what == what and not c.failed]
     return max(fit, key=lambda c: (c.engine == "onnxruntime", c.batch), default=None)
 
 
-def headline(document: dict[str, Any], name: str) -> dict[str, str]:
+def headline(document: BenchDocument, name: str) -> dict[str, str]:
     """What is said first of a small network: claim -> how it was measured."""
     dense, small = dense_of(document), next(n for n in document["networks"] if n["name"] == name)
     said = {}
@@ -163,18 +138,18 @@ def times(ratio: float) -> str:
     return f"{ratio:,.0f}x" if ratio >= 99.95 else f"{ratio:.1f}x" if ratio >= 9.995 else f"{ratio:.2f}x"
 
 
-def efficiency(document: dict[str, Any], c: Comparison) -> float:
+def efficiency(document: BenchDocument, c: Comparison) -> float:
     """Realised efficiency: speed-up / MAC reduction of that run; 1 means that every saved operation was saved time."""
     return c.ratio / mac_reduction(document, c.network, c.what)
 
 
-def node_sparsity(document: dict[str, Any], small: dict[str, Any]) -> float | None:
+def node_sparsity(document: BenchDocument, small: NetworkFacts) -> float | None:
     """1 - nodes kept / nodes, where both are known."""
-    dense = dense_of(document).get("nodes")
-    return 1 - small["nodes"] / dense if dense and small.get("nodes") is not None else None
+    dense, left = dense_of(document).get("nodes"), small.get("nodes")
+    return 1 - left / dense if dense and left is not None else None
 
 
-def paper_rows(document: dict[str, Any]) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+def paper_rows(document: BenchDocument) -> Iterator[tuple[NetworkFacts, dict[str, Any]]]:
     """(facts of a small network, row of the paper) for the same network and nearly the same node sparsity."""
     dense = dense_of(document)
     data = {"3x32x32": "CIFAR-10", "3x224x224": "Imagenette"}.get((dense.get("inputs") or [""])[0])
@@ -188,7 +163,8 @@ def paper_rows(document: dict[str, Any]) -> Iterator[tuple[dict[str, Any], dict[
 
 def paper() -> dict[str, Any]:
     """The tables of the paper for structured pruning, as printed."""
-    return json.loads(files("compressor.benchmarks.report").joinpath("paper.json").read_text(encoding="utf-8"))
+    text = files("compressor.benchmarks.report").joinpath("paper.json").read_text(encoding="utf-8")
+    return cast(dict[str, Any], json.loads(text))
 
 
 def disk_meant(row: dict[str, Any]) -> float:
@@ -198,5 +174,5 @@ def disk_meant(row: dict[str, Any]) -> float:
     found; there it is 1 / (1 - weight sparsity).
     """
     if row["table"] == "Table 4":
-        return math.exp(math.log10(row["disk_x_as_printed"]))
-    return 1 / (1 - row["weight_sparsity"] / 100)
+        return math.exp(math.log10(float(row["disk_x_as_printed"])))
+    return 1 / (1 - float(row["weight_sparsity"]) / 100)

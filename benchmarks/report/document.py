@@ -12,8 +12,7 @@ from compressor.model.cost import cost
 from compressor.model.inputs import Inputs, suited
 from compressor.objective.objective import Quality
 from compressor.proof.equivalence import Equivalence
-from compressor.pruning.course import Trained
-from compressor.pruning.result import Result, Summary
+from compressor.pruning.result import Result
 from compressor.system.environment import environment
 
 if TYPE_CHECKING:
@@ -27,7 +26,7 @@ def make_document(
     result: Result, proofs: list[Equivalence], qualities: list[Quality] | None, files: Mapping[Path, int], data: str,
     remarks: list[str], device: str, seed: int, trained: Trained | None = None,
 ) -> dict[str, Any]:  # fmt: skip
-    """The report as data, ready for JSON: raw values, no ratios (readers compute those).
+    """The report as data, ready for JSON: what `Result.as_dict` says, and what became of the files.
 
     Args:
         proofs: of the written files; the proofs of the surgery are in the result.
@@ -37,46 +36,21 @@ def make_document(
         remarks: sentences that come before the result's own notes.
         trained: the training that came with the pruning.
     """
-    s = result.summary
-    before, after = s.before, s.after
-
-    def both(name: str) -> dict[str, Any]:
-        return {"dense": getattr(before, name), "small": getattr(after, name)}
-
+    of_pruning = result.as_dict()
     document = {
         "schema": SCHEMA,
-        "method": s.method,
-        "options": s.options,
+        **of_pruning,
         "data": data,
-        "samples_per_event": s.samples,
-        "events": [{"sparsity": e.sparsity, "loss": e.loss, "tie": e.tie} for e in result.plan.events],
-        "node_sparsity": {"asked": s.asked if s.weights is None and _of_nodes(s) else None, "reached": s.reached},
-        "masks": _masks(s),
-        "ablation": s.ablation,
-        "budget": asdict(s.budget) if s.budget else None,
-        "round_to": s.round_to,
-        "open_share": s.open_share,
-        "weight_sparsity": s.weight_sparsity,
-        "nodes": {"dense": s.total_nodes, "small": round((1 - s.reached) * s.total_nodes)},
-        "macs": both("macs"),
-        "parameters": both("parameters"),
-        "weights": both("weights"),
-        "tensor_bytes": both("tensor_bytes"),
-        "csr_bytes": both("csr_bytes"),
         "files": [{"path": str(path), "bytes": size} for path, size in files.items()],
         "training": None if trained is None else _training(trained),
         "loss": _quality(qualities, "loss"),
         "accuracy": _quality(qualities, "accuracy"),
-        "widths": {layer: {"dense": w[0], "small": w[1]} for layer, w in s.widths.items()},
-        "near_collapse": s.near_collapse,
-        "frozen": s.frozen,
-        "equivalence": [proof.as_dict() for proof in (*s.proofs, *proofs)],
-        "seconds": s.seconds,
+        "equivalence": [*of_pruning["equivalence"], *(proof.as_dict() for proof in proofs)],
         "seed": seed,
         "environment": environment(device),
-        "notes": [*remarks, *s.notes, *([UNTRAINED] if trained is None else trained.notes)],
+        "notes": [*remarks, *of_pruning["notes"], *([UNTRAINED] if trained is None else trained.notes)],
     }
-    return json.loads(json.dumps(document))
+    return _as_json(document)
 
 
 def training_document(
@@ -96,7 +70,13 @@ def training_document(
         "environment": environment(device),
         "notes": [*remarks, *trained.notes],
     }
-    return json.loads(json.dumps(document))
+    return _as_json(document)
+
+
+def _as_json(document: dict[str, Any]) -> dict[str, Any]:
+    """As it will be read back."""
+    back: dict[str, Any] = json.loads(json.dumps(document))
+    return back
 
 
 def _training(trained: Trained) -> dict[str, Any]:
@@ -109,20 +89,6 @@ def _training(trained: Trained) -> dict[str, Any]:
         "macs": trained.macs,
         "seconds": trained.seconds,
     }
-
-
-def _of_nodes(summary: Summary) -> bool:
-    return summary.budget is None or summary.budget.unit == "nodes"
-
-
-def _masks(summary: Summary) -> dict[str, Any] | None:
-    """What became of single weights, where they were removed."""
-    w = summary.weights
-    if w is None:
-        return None
-    layers = {name: {"dense": dense, "left": left} for name, (dense, left) in w.by_layer.items()}
-    return {"asked": summary.asked, "total": w.total, "left": w.left, "on_a_path": w.effective, "dead_nodes": w.dead,
-            "silent_outputs": w.silent, "layers": layers}  # fmt: skip
 
 
 def _quality(qualities: list[Quality] | None, name: str) -> dict[str, Any] | None:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from importlib.resources import files
 from typing import Any
 
+from compressor.benchmarks.measure.bench_document import BenchDocument, NetworkFacts
 from compressor.benchmarks.report.compare import (
     ENGINE_NAMES,
     comparisons,
@@ -28,12 +29,12 @@ Table = tuple[str, Row, list[Row]]
 """(title, head, rows), all text."""
 
 
-def to_json(document: dict[str, Any]) -> str:
+def to_json(document: Mapping[str, Any]) -> str:
     """The document itself."""
     return json.dumps(document, indent=1, allow_nan=False) + "\n"
 
 
-def to_html(document: dict[str, Any]) -> str:
+def to_html(document: BenchDocument) -> str:
     """One self-contained page: no script, no file beside it, no network."""
     from compressor.benchmarks.report.plots import all_plots
 
@@ -49,7 +50,7 @@ def page(**parts: Any) -> str:
     return environment.from_string(template).render(**parts)
 
 
-def to_markdown(document: dict[str, Any]) -> str:
+def to_markdown(document: BenchDocument) -> str:
     """The same tables as Markdown, for a pull request or a README."""
     parts = _parts(document)
     lines = [f"# {parts['title']}", ""]
@@ -63,7 +64,7 @@ def to_markdown(document: dict[str, Any]) -> str:
     return "\n".join(lines).rstrip() + "\n"
 
 
-def headlines(document: dict[str, Any]) -> dict[str, dict[str, str]]:
+def headlines(document: BenchDocument) -> dict[str, dict[str, str]]:
     """Small network -> what is said first of it -> how that was measured."""
     return {n["name"]: headline(document, n["name"]) for n in smalls_of(document)}
 
@@ -77,7 +78,7 @@ def markdown_table(head: Row, rows: list[Row]) -> list[str]:
     return [line(head), line(["---"] + ["---:"] * (len(head) - 1)), *map(line, rows)]
 
 
-def _parts(document: dict[str, Any]) -> dict[str, Any]:
+def _parts(document: BenchDocument) -> dict[str, Any]:
     """What every rendering shows, as text."""
     smalls = smalls_of(document)
     papers = list(_paper_table(document))
@@ -97,10 +98,10 @@ def _parts(document: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _sizes(document: dict[str, Any]) -> tuple[Row, list[Row]]:
+def _sizes(document: BenchDocument) -> tuple[Row, list[Row]]:
     """Everything that needs no clock: a row for each quantity, a column for each network."""
     networks = document["networks"]
-    quantities: list[tuple[str, Callable[[dict[str, Any]], Any]]] = [
+    quantities: list[tuple[str, Callable[[NetworkFacts], Any]]] = [
         ("nodes", lambda n: n.get("nodes")),
         ("MACs of one sample", lambda n: n["macs"]["total"]),
         ("FLOPs of one sample (2 x MACs)", lambda n: 2 * n["macs"]["total"]),
@@ -122,24 +123,24 @@ def _sizes(document: dict[str, Any]) -> tuple[Row, list[Row]]:
         if any(isinstance(v, int) for v in values):
             rows.append([label, *_with_ratios(values)])
     rows.append(["node sparsity", "", *(_percent(node_sparsity(document, n)) for n in networks[1:])])
-    if any(n["quality"] for n in networks):
-        counted = next(n["quality"]["samples"] for n in networks if n["quality"])
-        accuracies = [(n["quality"] or {}).get("accuracy") for n in networks]
+    qualities = [n["quality"] for n in networks]
+    if any(qualities):
+        counted = next(q["samples"] for q in qualities if q)
+        accuracies = [q["accuracy"] if q else None for q in qualities]
         if any(a is not None for a in accuracies):
             rows.append([f"accuracy on {counted:,} samples", *map(_percent, accuracies)])
-        found = [(n["quality"] or {}).get("loss") for n in networks]
-        losses = ["-" if loss is None else f"{loss:.4g}" for loss in found]
+        losses = [f"{q['loss']:.4g}" if q and q["loss"] is not None else "-" for q in qualities]
         rows.append([f"loss on {counted:,} samples ({document['loss']})", *losses])
     return ["", *(n["name"] for n in networks)], rows
 
 
-def _by_layer(document: dict[str, Any]) -> tuple[Row, list[Row]]:
+def _by_layer(document: BenchDocument) -> tuple[Row, list[Row]]:
     """Multiply-adds and output widths of every layer that has any, a column for each network that torch runs."""
     shown = [n for n in document["networks"] if n["macs"].get("by_layer")]
     layers = dict.fromkeys(layer for n in shown for layer in n["macs"]["by_layer"])
 
-    def cell(n: dict[str, Any], layer: str) -> str:
-        width = n["widths"].get(layer)
+    def cell(n: NetworkFacts, layer: str) -> str:
+        width = n.get("widths", {}).get(layer)
         return f"{n['macs']['by_layer'].get(layer, 0):,}" + (f" ({width:,} wide)" if width else "")
 
     rows = [[layer or "the network itself", *(cell(n, layer) for n in shown)] for layer in layers]
@@ -164,7 +165,7 @@ def _percent(value: float | None) -> str:
     return "-" if value is None else f"{value:.2%}"
 
 
-def _times(document: dict[str, Any]) -> tuple[Row, list[Row]]:
+def _times(document: BenchDocument) -> tuple[Row, list[Row]]:
     """Every run: medians, quartiles, the speed-up and how much of the saved operations it realises."""
     head = ["run", "network", "dense, ms", "small, ms", "speed-up", "MAC reduction", "realised efficiency"]
     rows = []
@@ -191,7 +192,7 @@ def _milliseconds(spread: tuple[float, float, float] | None) -> str:
     return f"{median} ({low} to {high})"
 
 
-def _memory(document: dict[str, Any]) -> tuple[Row, list[Row]]:
+def _memory(document: BenchDocument) -> tuple[Row, list[Row]]:
     """Peak memory of every run."""
     on_gpu = any("allocated" in m for m in document["memory"])
     head = ["run", "network", *(("allocated, MiB", "reserved, MiB") if on_gpu else ("peak, MiB", "above the libraries, MiB"))]
@@ -212,7 +213,7 @@ def _mib(size: int) -> str:
     return f"{size / 2**20:,.1f}"
 
 
-def _paper_table(document: dict[str, Any]) -> Iterator[Any]:
+def _paper_table(document: BenchDocument) -> Iterator[Any]:
     """Head and rows, or nothing."""
     found = list(paper_rows(document))
     if not found:
@@ -227,7 +228,7 @@ def _paper_table(document: dict[str, Any]) -> Iterator[Any]:
         best = {c.what: times(c.ratio) if c.significant else "not significant" for c in comparisons(document)
                 if c.network == small["name"] and not c.failed and c.engine == "torch"}  # fmt: skip
         rows.append([
-            small["name"], "ours", _percent(sparsity), _percent(1 - small["weights"] / dense["weights"]),
+            small["name"], "ours", _percent(sparsity), _percent(_weights_removed(dense, small)),
             times(mac_reduction(document, small["name"])), best.get("inference", "-"), best.get("train_step", "-"),
             times(dense["bytes"] / small["bytes"]),
         ])  # fmt: skip
@@ -240,7 +241,12 @@ def _paper_table(document: dict[str, Any]) -> Iterator[Any]:
     yield rows
 
 
-def _footnotes(document: dict[str, Any], with_paper: bool) -> list[str]:
+def _weights_removed(dense: NetworkFacts, small: NetworkFacts) -> float | None:
+    before, after = dense.get("weights"), small.get("weights")
+    return 1 - after / before if before and after is not None else None
+
+
+def _footnotes(document: BenchDocument, with_paper: bool) -> list[str]:
     uncounted = {n["name"]: n["macs"]["uncounted"] for n in document["networks"] if n["macs"]["uncounted"]}
     notes = [
         "Times are medians with quartiles; dense and small ran in turn. A speed-up is marked as not significant where the "
@@ -260,7 +266,7 @@ def _footnotes(document: dict[str, Any], with_paper: bool) -> list[str]:
     return notes
 
 
-def _environment(document: dict[str, Any]) -> list[Row]:
+def _environment(document: BenchDocument) -> list[Row]:
     e = document["environment"]
     packages = ", ".join(f"{name} {version}" for name, version in e["packages"].items())
     return [

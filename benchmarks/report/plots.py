@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, StrMethodFormatter
 from torch import Tensor
 
+from compressor.benchmarks.measure.bench_document import BenchDocument, Memory
 from compressor.benchmarks.measure.latency import quartiles
 from compressor.benchmarks.measure.runs import INFERENCE, TRAIN_STEP
 from compressor.benchmarks.report.compare import ENGINE_NAMES, Comparison, comparisons, dense_of, mac_reduction, smalls_of
@@ -34,7 +35,7 @@ STYLE: Any = {
 }  # fmt: skip
 
 
-def all_plots(document: dict[str, Any]) -> dict[str, tuple[str, str]]:
+def all_plots(document: BenchDocument) -> dict[str, tuple[str, str]]:
     """Name -> (SVG, what it shows), for those that the document has values for."""
     found = {}
     for name, (draw, caption) in _PLOTS.items():
@@ -151,12 +152,12 @@ def svg(figure: Figure, name: str) -> str:
     return re.sub(r'\b(id="|xlink:href="#|url\(#)', rf"\g<1>{name}-", text)
 
 
-def _colour(document: dict[str, Any], name: str) -> str:
+def _colour(document: BenchDocument, name: str) -> str:
     names = [n["name"] for n in smalls_of(document)]
     return SMALL[names.index(name) % len(SMALL)] if name in names else DENSE
 
 
-def _widths(document: dict[str, Any], figure: Figure) -> bool:
+def _widths(document: BenchDocument, figure: Figure) -> bool:
     """Every layer's width, dense and small, a bar over a bar."""
     dense = dense_of(document).get("widths", {})
     smalls = [n for n in smalls_of(document) if n.get("widths")]
@@ -179,7 +180,7 @@ def _widths(document: dict[str, Any], figure: Figure) -> bool:
     return True
 
 
-def _against_batch(document: dict[str, Any], figure: Figure) -> bool:
+def _against_batch(document: BenchDocument, figure: Figure) -> bool:
     """Time of one sample against the batch size, one panel for each kind of run."""
     runs = [(INFERENCE, "torch"), (INFERENCE, "onnxruntime"), (TRAIN_STEP, "torch")]
     measured = [t for t in document["times"] if t["values"]]
@@ -216,7 +217,7 @@ def _what(what: str) -> str:
     return what.replace("_", " ")
 
 
-def _speedups(document: dict[str, Any], figure: Figure) -> bool:
+def _speedups(document: BenchDocument, figure: Figure) -> bool:
     """Every speed-up with its spread, against the line where every saved multiply-add is saved time."""
     names = [n["name"] for n in smalls_of(document)]
     shown = sorted((c for c in comparisons(document) if not c.failed), key=lambda c: names.index(c.network))
@@ -243,7 +244,7 @@ def _label(c: Comparison) -> str:
     return f"{c.network}: {_what(c.what)}, {ENGINE_NAMES[c.engine]}, batch {c.batch}"
 
 
-def _memory(document: dict[str, Any], figure: Figure) -> bool:
+def _memory(document: BenchDocument, figure: Figure) -> bool:
     """Peak memory of every run, above what the libraries take by themselves."""
     shown = [m for m in document["memory"] if not m["failed"]]
     if not shown:
@@ -258,12 +259,12 @@ def _memory(document: dict[str, Any], figure: Figure) -> bool:
     return True
 
 
-def taken(m: dict[str, Any]) -> int:
+def taken(m: Memory) -> int:
     """Bytes of a measurement of memory: allocated on a GPU; on a CPU what the process took above the libraries' own."""
     return m["allocated"] if "allocated" in m else max(0, m["peak"] - m["baseline"])
 
 
-_PLOTS: dict[str, tuple[Callable[[dict[str, Any], Figure], bool], str]] = {
+_PLOTS: dict[str, tuple[Callable[[BenchDocument, Figure], bool], str]] = {
     "widths": (_widths, "Width of every layer, before and after."),
     "batch": (_against_batch, "Time of one sample against the batch size; bars are quartiles."),
     "speedup": (

@@ -23,15 +23,14 @@ from torch import Tensor, nn
 from compressor import compress
 from compressor.benchmarks.measure.latency import Job, cpu_clock, in_turn
 from compressor.benchmarks.studies.peers import build
+from compressor.benchmarks.studies.results import RESULTS, write
 from compressor.coupling import structure
 from compressor.data import Images, Samples, open_data
 from compressor.exporters import export
 from compressor.model.cost import count
 from compressor.model.speed import best_layouts, fold_norms
 from compressor.system.environment import environment
-from compressor.system.files import staged
 
-RESULTS = Path(__file__).parent / "results" / "leftover.json"
 BATCHES = (1, 64)
 KERNELS = ("Conv", "FusedConv", "Gemm", "MatMul", "FusedGemm")
 
@@ -127,7 +126,7 @@ def main() -> None:
     parser.add_argument("--data", default="digits", help="folder of CIFAR-10, or digits")
     parser.add_argument("--samples", type=int, default=1024)
     parser.add_argument("--rounds", type=int, default=21)
-    parser.add_argument("--output", type=Path, default=RESULTS)
+    parser.add_argument("--output", type=Path, default=RESULTS / "leftover.json")
     chosen = parser.parse_args()
     torch.set_num_threads(1)
     images = open_data(chosen.data)
@@ -153,8 +152,7 @@ def main() -> None:
                 ]
     document = {"schema": 1, "environment": environment(), "data": Path(chosen.data).name, "samples": chosen.samples,
                 "onnxruntime": rows, "torch": torch_times}  # fmt: skip
-    with staged(chosen.output) as (path,):
-        path.write_text(json.dumps(document, indent=1) + "\n")
+    write(document, chosen.output)
     print(table(rows))
     for entry in torch_times:
         print(f"{entry['network']}, batch {entry['batch']}, {entry['layout']}: {1e3 * median(entry['seconds']):.3f} ms")

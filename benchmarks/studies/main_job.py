@@ -24,6 +24,7 @@ from torch.nn import functional as F
 from compressor import networks
 from compressor.benchmarks.measure.latency import quartiles
 from compressor.benchmarks.measure.memory import peak_of_command
+from compressor.benchmarks.studies.results import RESULTS, write
 from compressor.coupling import structure
 from compressor.data import Images, Samples, open_data
 from compressor.method import make
@@ -83,7 +84,7 @@ def scoring(data: str, samples: int, batch_size: int, rounds: int) -> dict[str, 
 def whole_command(data: str) -> dict[str, Any]:
     """The command in a process of its own: seconds, peak memory, and its report."""
     with tempfile.TemporaryDirectory() as folder:
-        compress = [sys.executable, "-m", "cli"]
+        compress = [sys.executable, "-m", "compressor"]
         subprocess.run(
             [*compress, "new", "vgg16", "-o", f"{folder}/vgg16.pt", "--data", data], check=True, stdout=subprocess.DEVNULL
         )
@@ -105,8 +106,26 @@ def help_seconds(runs: int = 7) -> list[float]:
     return times[1:]
 
 
+def table(found: dict[str, Any]) -> str:
+    """What it came to, as Markdown."""
+    scoring, command, report = found["scoring"], found["command"], found["command"]["report"]
+    ours, bare = (sum(quartiles(event[key])[1] for event in scoring["events"]) for key in ("ours_s", "bare_s"))
+    nodes, macs, (dense, small, *_) = report["nodes"], report["macs"], report["files"]
+    rows = {
+        "node sparsity, weight sparsity": f"{report['node_sparsity']['reached']:.5f} "
+        f"({nodes['small']:,} of {nodes['dense']:,} nodes left), {report['weight_sparsity']:.5f}",
+        "MACs": f"{macs['dense']:,} to {macs['small']:,}: {macs['dense'] / macs['small']:.1f}x fewer",
+        "file": f"{dense['bytes']:,} to {small['bytes']:,} bytes (`{Path(small['path']).suffix}`)",
+        f"scoring and removing, {len(scoring['events'])} events": f"{ours:.1f} s; the bare forward and backward passes on the "
+        f"same networks take {bare:.1f} s: {ours / bare:.2f} of them",
+        "whole command": f"{command['wall_s']:.1f} s, peak memory {command['peak_rss_bytes'] / MIB:,.0f} MiB",
+        "`compress --help`": f"{1000 * quartiles(found['help_s'])[1]:.0f} ms",
+    }
+    return "\n".join(["| What | Value |", "|---|---|", *(f"| {what} | {value} |" for what, value in rows.items())])
+
+
 def summary(found: dict[str, Any]) -> str:
-    """The table of the README."""
+    """What it came to, event by event."""
     rows, sums = [], [0.0, 0.0]
     for event in found["scoring"]["events"]:
         ours, bare = (quartiles(event[key])[1] for key in ("ours_s", "bare_s"))
@@ -139,7 +158,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=2560)
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--output", type=Path, default=Path("benchmarks/results/main_job.json"))
+    parser.add_argument("--output", type=Path, default=RESULTS / "main_job.json")
     chosen = parser.parse_args()
     torch.set_num_threads(1)
     found = {
@@ -150,8 +169,7 @@ def main() -> None:
         "command": whole_command(chosen.data),
         "help_s": help_seconds(),
     }
-    chosen.output.parent.mkdir(parents=True, exist_ok=True)
-    chosen.output.write_text(json.dumps(found, indent=1) + "\n")
+    write(found, chosen.output)
     print(summary(found))
 
 

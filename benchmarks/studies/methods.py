@@ -26,6 +26,7 @@ from torch.nn import functional as F
 from compressor import compress, networks
 from compressor.benchmarks.measure.latency import cpu_clock, in_turn
 from compressor.benchmarks.measure.memory import peak_resident_bytes
+from compressor.benchmarks.studies.results import RESULTS, write
 from compressor.coupling import structure
 from compressor.criteria.variables import gradient, hessian_product, variables
 from compressor.data import Images, Samples, open_data
@@ -34,9 +35,7 @@ from compressor.model.weights import maskable
 from compressor.objective.objective import Objective
 from compressor.options import options_of
 from compressor.system.environment import environment
-from compressor.system.files import staged
 
-RESULTS = Path(__file__).parent / "results" / "methods.json"
 COSTS = ("vgg16", "resnet18")
 FLOWS = ("snip", "grasp", "synflow", "random")
 EXTREME = ("synflow", "snip")
@@ -146,10 +145,14 @@ def extreme(data: str, name: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def tables(rows: dict[str, dict[str, Any]]) -> str:
-    """All that was measured, as Markdown."""
+Rows = dict[str, dict[str, Any]]
+"""What was measured, by key."""
+
+
+def cost_table(rows: Rows) -> str:
+    """Seconds and memory of one scoring by each method, as Markdown."""
     lines = ["| method | removes | " + " | ".join(f"{n}, s | of SNIP | MiB above start" for n in COSTS) + " | events at 0.9 |"]
-    lines.append("| --- | --- | " + "---: | " * (3 * len(COSTS) + 1))
+    lines.append("| --- | --- | " + "---: | " * (3 * len(COSTS)) + "---: |")
     for name, options in variants():
         cells, events = [], ""
         for network in COSTS:
@@ -162,11 +165,12 @@ def tables(rows: dict[str, dict[str, Any]]) -> str:
                 cells += ["", "", ""]
         unit = make(name, options).unit
         lines.append(f"| {name} | {unit}s | {' | '.join(cells)} | {events} |")
-    lines += [
-        "",
-        "| network | data | method | seeds | squared gradient norm, small / dense |",
-        "| --- | --- | --- | ---: | ---: |",
-    ]
+    return "\n".join(lines)
+
+
+def flow_table(rows: Rows) -> str:
+    """How much of the gradient's norm each method leaves, as Markdown."""
+    lines = ["| network | data | method | seeds | squared gradient norm, small / dense |", "| --- | --- | --- | ---: | ---: |"]
     grouped: dict[tuple[str, ...], list[float]] = {}
     for key, row in rows.items():
         if key.startswith("flow"):
@@ -174,6 +178,12 @@ def tables(rows: dict[str, dict[str, Any]]) -> str:
             grouped.setdefault((row["network"], row["data"], said), []).append(row["small"] / row["dense"])
     for names, ratios in grouped.items():
         lines.append(f"| {' | '.join(names)} | {len(ratios)} | {', '.join(f'{r:.3g}' for r in ratios)} |")
+    return "\n".join(lines)
+
+
+def tables(rows: Rows) -> str:
+    """All that was measured, as Markdown."""
+    lines = [cost_table(rows), "", flow_table(rows)]
     for key, row in rows.items():
         if key.startswith("product"):
             of = {name: statistics.median(values) for name, values in row["values"].items()}
@@ -202,7 +212,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=2560)
     parser.add_argument("--only", choices=["cost", "product", "flow", "extreme"])
     parser.add_argument("--method", action="append", help="of the costs; may be repeated, all by default")
-    parser.add_argument("--output", type=Path, default=RESULTS)
+    parser.add_argument("--output", type=Path, default=RESULTS / "methods.json")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     chosen = parser.parse_args()
     if chosen.one:
@@ -218,8 +228,7 @@ def main() -> None:
             return
         print(key, file=sys.stderr, flush=True)
         document["rows"][key] = {**job(), "commit": document["environment"]["commit"]}
-        with staged(chosen.output) as (path,):
-            path.write_text(json.dumps(document, indent=1) + "\n")
+        write(document, chosen.output)
 
     grasps = [("grasp", {"unit": "weight"}), ("grasp", {"unit": "weight", "sign": "published-snipit"})]
     weighted = [(n, {"unit": "weight"}) if n in ("synflow", "random") else (n, {}) for n in FLOWS if n != "grasp"] + grasps

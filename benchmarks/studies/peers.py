@@ -31,6 +31,7 @@ from compressor.benchmarks.measure.networks import Network
 from compressor.benchmarks.measure.runs import INFERENCE, TRAIN_STEP
 from compressor.benchmarks.report.compare import Comparison, times
 from compressor.benchmarks.studies.resnet50 import resnet50
+from compressor.benchmarks.studies.results import RESULTS, write
 from compressor.coupling import structure
 from compressor.data import Images, Samples, open_data
 from compressor.errors import first_line
@@ -287,7 +288,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=2560)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--network", action="append", help="may be repeated; all by default")
-    parser.add_argument("--output", type=Path, default=Path("benchmarks/results/peers.json"))
+    parser.add_argument("--output", type=Path, default=RESULTS / "peers.json")
     parser.add_argument("--one", nargs=3, metavar=("NETWORK", "PRUNER", "FILE"), help="prune once, in this process")
     parser.add_argument("--macs", type=int, help="multiply-adds that --one aims at")
     chosen = parser.parse_args()
@@ -306,8 +307,7 @@ def main() -> None:
             rows += compared(
                 name, chosen.data, chosen.samples, chosen.rounds, Path(folder), lambda s: print(s, file=sys.stderr)
             )
-        chosen.output.parent.mkdir(parents=True, exist_ok=True)
-        chosen.output.write_text(json.dumps(document, indent=1) + "\n")
+        write(document, chosen.output)
     print(table(document))
 
 

@@ -18,15 +18,14 @@ from typing import Any
 
 import torch
 
+from compressor.benchmarks.studies.results import RESULTS, write
 from compressor.benchmarks.studies.zoo import torchvision_networks
 from compressor.coupling.label_flow import Traced
 from compressor.coupling.torch_pruning_graph import by_torch_pruning
 from compressor.errors import CompressError
 from compressor.system.environment import environment
-from compressor.system.files import staged
 from compressor.types.structure import Structure
 
-RESULTS = Path(__file__).parent / "results" / "second_opinion.json"
 SECONDS = 120
 SAID = {
     "same": "the same nodes",
@@ -104,7 +103,7 @@ def main() -> None:
     """Fill what is missing, and print the outcomes."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", nargs="*", help="these networks")
-    parser.add_argument("--output", type=Path, default=RESULTS)
+    parser.add_argument("--output", type=Path, default=RESULTS / "second_opinion.json")
     arguments = parser.parse_args()
     held = json.loads(arguments.output.read_text()) if arguments.output.is_file() else {"rows": {}}
     for name in arguments.only or torchvision_networks():
@@ -112,8 +111,7 @@ def main() -> None:
             held["rows"][name] = row_of(name)
             print(name, held["rows"][name], flush=True)
             held["environment"] = environment()
-            with staged(arguments.output) as [temporary]:
-                temporary.write_text(json.dumps(held, indent=1) + "\n")
+            write(held, arguments.output)
     for outcome, number in Counter(row["outcome"] for row in held["rows"].values()).most_common():
         print(f"{number}: {SAID[outcome]}")
 

@@ -8,7 +8,6 @@ batch norms folded. Raw values go to a file.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import tempfile
 from collections.abc import Callable
@@ -23,14 +22,13 @@ from compressor.benchmarks.measure.latency import cpu_clock, in_turn, quartiles
 from compressor.benchmarks.measure.networks import Network
 from compressor.benchmarks.measure.runs import INFERENCE, TRAIN_STEP
 from compressor.benchmarks.studies.peers import SHAPE, build
+from compressor.benchmarks.studies.results import RESULTS, write
 from compressor.benchmarks.studies.zoo import import_torchvision
 from compressor.data import Images, Samples, open_data
 from compressor.exporters import export
 from compressor.model.cost import count
 from compressor.system.environment import environment
-from compressor.system.files import staged
 
-RESULTS = Path(__file__).parent / "results" / "widths.json"
 CASES = (
     ("vgg16", 0.93), ("resnet18", 0.5), ("resnet18", 0.8), ("resnet50", 0.5), ("resnet50", 0.8),
     ("mobilenet_v2", 0.5), ("mobilenet_v2", 0.8),
@@ -120,7 +118,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=2560)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--network", action="append", help="may be repeated; all by default")
-    parser.add_argument("--output", type=Path, default=RESULTS)
+    parser.add_argument("--output", type=Path, default=RESULTS / "widths.json")
     chosen = parser.parse_args()
     torch.set_num_threads(1)
     images = open_data(chosen.data)
@@ -135,8 +133,7 @@ def main() -> None:
             rows += rows_of(
                 name, sparsity, images, chosen.samples, chosen.rounds, Path(folder), lambda s: print(s, file=sys.stderr)
             )
-        with staged(chosen.output) as (path,):
-            path.write_text(json.dumps(document, indent=1) + "\n")
+        write(document, chosen.output)
     print(table(rows))
 
 

@@ -24,12 +24,11 @@ import torch
 from torch import Tensor, nn
 
 from compressor import compress
+from compressor.benchmarks.studies.results import RESULTS, write
 from compressor.coupling import structure
 from compressor.errors import CompressError
 from compressor.system.environment import environment
-from compressor.system.files import staged
 
-RESULTS = Path(__file__).parent / "results" / "zoo.json"
 SPARSITY = 0.5
 SECONDS = 900
 TIMM = [
@@ -209,7 +208,7 @@ def main() -> None:
     parser.add_argument("names", nargs="*", help="networks; all by default")
     parser.add_argument("--family", choices=FAMILIES, action="append")
     parser.add_argument("--again", action="store_true", help="make rows anew that are there")
-    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--results", type=Path, default=RESULTS / "zoo.json")
     given = parser.parse_args()
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
@@ -228,8 +227,7 @@ def main() -> None:
             known[key] = {**in_a_process(make), "commit": here["commit"]}
             print(table({key: known[key]}).splitlines()[-1], file=sys.stderr, flush=True)
             content = {"schema": 1, "sparsity": SPARSITY, "environment": here, "rows": known}
-            with staged(given.results) as (path,):
-                path.write_text(json.dumps(content, indent=1))
+            write(content, given.results)
     print(table(known))
 
 

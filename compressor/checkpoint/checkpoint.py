@@ -2,6 +2,8 @@
 
 Two formats of our own hold the same: `.safetensors` (tensors, and everything else as JSON in the header) and `.pt` (a dict that
 `torch.load(weights_only=True)` reads). The network's builder is named, and its pruned widths follow from the tensors' shapes.
+Where single weights were removed, the file also holds a mask for each weight, its bits packed into bytes: in `.safetensors` as
+tensors named `compressor.masks/` and the weight's name, which are not the network's; in `.pt` as the entry `masks`.
 Files that others made are read too: state dicts, wherever they lie in the file, and networks that were pickled as a whole.
 """
 
@@ -11,7 +13,7 @@ import copy
 import json
 import pickle
 from collections.abc import Iterator, Mapping, Sequence, Set
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -36,32 +38,79 @@ from compressor.types.plan import Plan
 SUFFIXES = (".pt", ".safetensors")
 KEY = "compressor"
 SCHEMA = 1
+MASKS = "compressor.masks/"
+"""How the names of masks begin, by which they are told from the network's tensors in a `.safetensors`."""
+LONGEST_HEADER, LONGEST_ROW = 100_000_000, 200
+"""Bytes of a whole header of a `.safetensors`, which the library reads no longer one of, and of a tensor's row in it."""
 
 
-def save(model: nn.Module, path: str | Path) -> None:
+def save(model: nn.Module, path: str | Path, *, network: str | None = None, arguments: Mapping[str, Any] | None = None) -> None:
     """Write a network to `.pt` or `.safetensors`; one without a named builder is pickled as a whole, to `.pt` only.
 
+    Args:
+        network: builder of the network that `model` is, or was pruned from, such as `mynet.py:make`, where `model` does not
+            say so itself; it is remembered as `model.origin`, and `load(path, network=...)` takes it, too.
+        arguments: of that builder.
     Raises:
-        BadInput: the network has no named builder and is not made of known classes alone, or the folder cannot be written.
-        WrongUsage: another suffix.
+        BadInput: the network has no named builder and is not made of known classes alone, the folder cannot be written, or the
+            header of a `.safetensors` would be too long.
+        WrongUsage: another suffix, or a builder that cannot be called or makes another network.
     """
     path = Path(path)
     check_target(path, SUFFIXES)
+    if network is not None:
+        _name_builder(model, network, arguments)
+    elif arguments:
+        raise WrongUsage("arguments are for the builder that network= names; name it, or leave them out")
     with staged(path) as [temporary]:
-        write(model, temporary)
+        write(model, temporary, ', or name what builds it: save(model, path, network="mynet.py:make")')
 
 
-def write(model: nn.Module, path: Path) -> None:
-    """Write to exactly this file; `save` adds the checks and the rename."""
+def _name_builder(model: nn.Module, network: str, arguments: Mapping[str, Any] | None) -> None:
+    """Let a network remember, in place, what builds it, if that gives its tensors or wider ones."""
+    origin = origin_of(model) or Origin(None, {})
+    is_other = origin.network not in (None, network)
+    if is_other and not (networks.is_code(str(origin.network)) and networks.is_code(network)):
+        raise WrongUsage(f"the network is {origin.network}, not {network}; leave network= out")
+    given = dict(origin.arguments if arguments is None else arguments)
+    full, known = networks.unfilled(network, given)
+    try:
+        _check_state(full, model.state_dict(), f"{network} builds another network")
+    except BadInput as error:
+        raise WrongUsage(str(error)) from error
+    set_origin(model, replace(origin, network=network, arguments=given, inputs=origin.inputs or known.inputs))
+
+
+def write(model: nn.Module, path: Path, advice: str = "") -> None:
+    """Write to exactly this file; `save` adds the checks and the rename.
+
+    Args:
+        advice: what else could be done where the network cannot be written; the end of the message.
+    """
     origin = origin_of(model) or Origin(None, {})
     header = json.dumps(_as_json(origin))
+    masks = {name: mask.packed() for name, mask in origin.plan.masks.items()} if origin.plan else {}
+    more = {"masks": masks} if masks else {}
     state = {name: tensor.detach().contiguous() for name, tensor in model.state_dict().items()}
     if origin.network is None:
-        _write_whole(model, header, path)
+        _write_whole(model, {KEY: header, **more}, path, advice)
     elif path.suffix == ".safetensors":
-        safetensors.torch.save_file(_unshared(state), path, metadata={KEY: header})
+        if reserved := [name for name in state if name.startswith(MASKS)]:
+            raise BadInput(f"{reserved[0]}: such names are for masks in {path.suffix}; rename it, or write .pt")
+        _write_safetensors(_unshared(state) | {f"{MASKS}{name}": mask for name, mask in masks.items()}, header, path)
     else:
-        torch.save({KEY: header, "state_dict": state}, path)
+        torch.save({KEY: header, "state_dict": state, **more}, path)
+
+
+def _write_safetensors(tensors: dict[str, Tensor], header: str, path: Path) -> None:
+    """Write tensors and our header, unless the library could not read the file back."""
+    size = len(json.dumps({KEY: header})) + sum(len(json.dumps(name)) + LONGEST_ROW for name in tensors)
+    if size > LONGEST_HEADER:
+        raise BadInput(
+            f"{path.suffix}: a header of {size:,} bytes, more than the {LONGEST_HEADER:,} that the format allows; "
+            "write .pt, which has no such limit"
+        )
+    safetensors.torch.save_file(tensors, path, metadata={KEY: header})
 
 
 def _unshared(state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -70,15 +119,15 @@ def _unshared(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: t if first[t.data_ptr()] == name else t.clone() for name, t in state.items()}
 
 
-def _write_whole(model: nn.Module, header: str, path: Path) -> None:
+def _write_whole(model: nn.Module, beside: dict[str, Any], path: Path, advice: str) -> None:
     """A network without a named builder, pickled as it is, if this tool could read it back."""
-    elsewhere = "write .pt2 (runs without this package) or .onnx instead"
+    elsewhere = f"write .pt2 (runs without this package) or .onnx instead{advice}"
     if path.suffix == ".safetensors":
         raise BadInput(f"{path.suffix} needs a network with a named builder ({spelled('network')}); {elsewhere}")
     bare = copy.copy(model)
     bare.__dict__ = {name: value for name, value in model.__dict__.items() if name != "origin"}
     try:
-        torch.save({KEY: header, "model": bare}, path)
+        torch.save({**beside, "model": bare}, path)
         unpickle.read(path)
     except (BadInput, pickle.PicklingError, AttributeError, TypeError) as error:
         raise BadInput(f"{path.suffix}: the network is not made of known classes alone; {elsewhere}") from error
@@ -86,11 +135,12 @@ def _write_whole(model: nn.Module, header: str, path: Path) -> None:
 
 @dataclass(frozen=True)
 class _Content:
-    """What a file holds: our header or none, and a state dict or a whole network."""
+    """What a file holds: our header or none, a state dict or a whole network, and the masks of its plan."""
 
     header: str | None
     state: dict[str, Tensor]
     module: nn.Module | None = None
+    masks: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 def load(
@@ -156,7 +206,7 @@ def _ours(content: _Content, path: Path, network: str | None) -> tuple[nn.Module
         raw = json.loads(content.header)
         if raw["schema"] > SCHEMA:
             raise BadInput(f"{path}: made by a newer version (schema {raw['schema']}); update compressor")
-        named = _from_json(raw)
+        named = _from_json(raw, content.masks)
         if network and named.network and networks.is_code(named.network) and networks.is_code(network):
             named = replace(named, network=network)  # the same code may lie elsewhere now; its tensors must fit
         if network not in (None, named.network):
@@ -237,12 +287,14 @@ def _found_in(content: Any, path: Path, key: str | None) -> _Content:
         raise BadInput(f"{path}: holds {type(content).__name__}, neither a network nor a state dict")
     header = content.get(KEY)
     if isinstance(header, str):
+        masks, state = content.get("masks", {}), content.get("state_dict")
+        if not _are_tensors(masks):
+            raise BadInput(f"{path}: damaged checkpoint (its masks are no tensors)")
         if isinstance(module := content.get("model"), nn.Module):
-            return _Content(header, {}, module)
-        state = content.get("state_dict")
-        if not isinstance(state, Mapping) or not all(isinstance(t, Tensor) for t in state.values()):
+            return _Content(header, {}, module, masks)
+        if not _are_tensors(state):
             raise BadInput(f"{path}: damaged checkpoint (no state_dict of tensors)")
-        return _Content(header, dict(state))
+        return _Content(header, dict(state), None, masks)
     found = [name for name in ([key] if key else KEYS) if _holds_weights(content.get(name))]
     if found:
         inner = content[found[0]]
@@ -253,6 +305,10 @@ def _found_in(content: Any, path: Path, key: str | None) -> _Content:
             f"{path}: no weights under {key or ', '.join(KEYS[:3])}; it holds {has}; name the entry with {spelled('key')}"
         )
     return _Content(None, _tensors(content))
+
+
+def _are_tensors(value: Any) -> bool:
+    return isinstance(value, Mapping) and all(isinstance(n, str) and isinstance(t, Tensor) for n, t in value.items())
 
 
 def _holds_weights(value: Any) -> bool:
@@ -272,16 +328,14 @@ def _bare(model: nn.Module) -> nn.Module:
 
 def _fill(model: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
     """Put tensors of whatever width into a network as its builder makes it, and let its modules remember the new sizes."""
+    _check_state(model, state, path)
     expected = model.state_dict()
-    counters = {name for name in expected if name.rpartition(".")[2] == "num_batches_tracked"}  # old files have none
-    _check_names(expected.keys() - counters, state.keys() - counters, path)
     originals = dict(model.named_parameters(remove_duplicate=False))
     tied: dict[int, nn.Parameter] = {}  # by the identity of the originals, which live on until all are replaced
     for name, old in expected.items():
         owner, _, attribute = name.rpartition(".")
         module = model.get_submodule(owner)
         tensor = state[name] if name in state else torch.zeros(old.shape, dtype=old.dtype)
-        _check_tensor(path, name, tensor, old, module)
         if attribute in module._parameters:
             module._parameters[attribute] = tied.setdefault(id(originals[name]), nn.Parameter(tensor))
         else:
@@ -290,7 +344,17 @@ def _fill(model: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
         refit(module, is_depthwise(module))
 
 
-def _check_names(expected: Set[str], given: Set[str], path: Path) -> None:
+def _check_state(model: nn.Module, state: Mapping[str, Tensor], label: str | Path) -> None:
+    """Refuse tensors that are not those, be they narrower, of a network as it is built; messages begin with the label."""
+    expected = model.state_dict()
+    counters = {name for name in expected if name.rpartition(".")[2] == "num_batches_tracked"}  # old files have none
+    _check_names(expected.keys() - counters, state.keys() - counters, label)
+    for name, old in expected.items():
+        if name in state:
+            _check_tensor(label, name, state[name], old, model.get_submodule(name.rpartition(".")[0]))
+
+
+def _check_names(expected: Set[str], given: Set[str], path: str | Path) -> None:
     for what, names in (
         ("lacks tensors of the network", expected - given),
         ("has tensors that the network lacks", given - expected),
@@ -300,7 +364,7 @@ def _check_names(expected: Set[str], given: Set[str], path: Path) -> None:
             raise BadInput(f"{path}: the state dict {what}: {listed}{f' and {len(names) - 3} more' if len(names) > 3 else ''}")
 
 
-def _check_tensor(path: Path, name: str, tensor: Tensor, old: Tensor, module: nn.Module) -> None:
+def _check_tensor(path: str | Path, name: str, tensor: Tensor, old: Tensor, module: nn.Module) -> None:
     """Refuse a tensor that is not the network's, be it narrower."""
     fixed = 2 if isinstance(module, _ConvNd) else tensor.dim()  # a kernel's height and width never shrink
     shape, most = tuple(tensor.shape), tuple(old.shape)
@@ -318,7 +382,8 @@ def _read_safetensors(path: Path) -> _Content:
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - safe_open is no mapping
     except (SafetensorError, OSError, ValueError, RuntimeError, TypeError, AttributeError) as error:
         raise BadInput(f"{path}: not a safetensors file, or cut short ({first_line(error)})") from error
-    return _Content(metadata.get(KEY), state)
+    masks = {name.removeprefix(MASKS): state.pop(name) for name in list(state) if name.startswith(MASKS)}
+    return _Content(metadata.get(KEY), state, None, masks)
 
 
 def _as_json(origin: Origin) -> dict[str, Any]:
@@ -334,13 +399,15 @@ def _as_json(origin: Origin) -> dict[str, Any]:
         "inputs": [str(spec) for spec in origin.inputs],
         "data": origin.data,
         "preprocessing": origin.preprocessing and dict(origin.preprocessing),
-        "plan": None if origin.plan is None else origin.plan.to_json(),
+        "plan": None if origin.plan is None else origin.plan.to_json(masks=False),
         "sizes": dict(origin.sizes),
     }
 
 
-def _from_json(raw: dict[str, Any]) -> Origin:
-    plan = None if raw["plan"] is None else Plan.from_json(raw["plan"])
+def _from_json(raw: dict[str, Any], masks: Mapping[str, Tensor]) -> Origin:
+    if masks and raw["plan"] is None:
+        raise ValueError("masks without a plan")
+    plan = None if raw["plan"] is None else Plan.from_json(raw["plan"], masks)
     inputs = tuple(InputSpec.parse(text) for text in raw.get("inputs", ()))
     preprocessing = Preprocessing.from_dict(raw["preprocessing"]).as_dict() if raw.get("preprocessing") else None
     network, data = raw["network"], raw["data"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from compressor.coupling.grouping import Axis
-from compressor.coupling.labels import FILLER, Labels, compact, constant_along
+from compressor.coupling.labels import FILLER, Labels, Unfit, compact, constant_along
 from compressor.settings import Attention
 from compressor.types.structure import Role
 
@@ -47,6 +47,19 @@ def named(text: str) -> frozenset[str]:
 def operator_of(node: fx.Node) -> str:
     """Name of the ATen operator at a node, without the mark of working in place."""
     return str(getattr(node.target, "_opname", node.target)).removesuffix("_")
+
+
+def run_on_labels(node: fx.Node, arguments: Sequence[Any], options: Mapping[str, Any]) -> Any:
+    """What the operator at a node gives on labels in place of activations.
+
+    Raises:
+        Unfit: torch refuses. Labels repeat where activations do not, so that what is a view of those may be none of these.
+    """
+    target: Any = node.target
+    try:
+        return target(*arguments, **options)
+    except RuntimeError as error:
+        raise Unfit("torch does not do it to labels") from error
 
 
 def owner_of(node: fx.Node) -> str:
@@ -180,7 +193,12 @@ class Flow:
         """The labels `(size,)` along `dim`; labels that share an index there are tied.
 
         Freezes `x` where its channels lie along other dimensions and none along this one.
+
+        Raises:
+            Unfit: there is no such dimension, or nothing along it.
         """
+        if x.dim() <= dim or not x.numel():
+            raise Unfit("a tensor without channels")
         size = x.shape[dim]
         x = compact(x).movedim(dim, 0).flatten(1) if x.dim() > 1 else x[:, None]  # (size or 1, others)
         first = x.amax(1, keepdim=True)  # filler, the smallest of all, is where the map was padded
@@ -211,7 +229,8 @@ def meet(flow: Flow, operands: list[Tensor], shape: tuple[int, ...]) -> Tensor:
     alive = [bool((v != FILLER).any()) for v in aligned]
     fixed = [v for v, lives in zip(aligned, alive, strict=True) if not lives and v.numel() > 1]
     if not any(alive):
-        return torch.broadcast_tensors(*(fixed or aligned[:1]))[0].clone().expand(shape)
+        first: Tensor = torch.broadcast_tensors(*(fixed or aligned[:1]))[0]
+        return first.clone().expand(shape)
     candidates = [v for v, lives in zip(aligned, alive, strict=True) if lives]
     main = start = max(candidates, key=lambda v: (not flow.is_stored(v), v.numel()))
     for other in candidates:

@@ -6,6 +6,7 @@ import itertools
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -52,7 +53,7 @@ def groups_of(axes: Iterable[Axis], entries: Mapping[str, Tensor], solution: Sol
     maker = np.minimum.reduceat(np.where(makes, run_axis, len(axes)), first_run)
     made_at = np.minimum.reduceat(np.where(makes, index[runs], len(owner)), first_run)
 
-    alike: dict[tuple, list[int]] = defaultdict(list)
+    alike: dict[tuple[Any, ...], list[int]] = defaultdict(list)
     for node, (start, stop) in enumerate(itertools.pairwise((*first_run.tolist(), len(runs)))):
         its = int(owner[nodes[node]])
         if its != component[FILLER] and maker[node] < len(axes):

@@ -14,6 +14,10 @@ FILLER = 0
 """Label of positions that belong to no node, such as padding. It ties nothing."""
 
 
+class Unfit(Exception):
+    """A form of an operator that its rule cannot follow; the message says which. What goes in stays whole then."""
+
+
 class Labels:
     """Hands out labels (positive integers), remembers which are tied and which must stay."""
 
@@ -91,11 +95,26 @@ def compact(labels: Tensor) -> Tensor:
 
 
 def constant_along(labels: Tensor, dim: int) -> bool:
-    """Whether all slices along `dim` carry the same labels; filler counts as any."""
+    """Whether all slices along `dim` carry the same labels; filler counts as any.
+
+    Raises:
+        Unfit: there are none.
+    """
     labels = compact(labels)
+    _check_slices(labels, dim)
     return labels.shape[dim] == 1 or bool(((labels == collapsed(labels, dim)) | (labels == FILLER)).all())
 
 
 def collapsed(labels: Tensor, dim: int) -> Tensor:
-    """The labels with `dim` shortened to size 1: of labels that are constant along it, that one."""
+    """The labels with `dim` shortened to size 1: of labels that are constant along it, that one.
+
+    Raises:
+        Unfit: there are none.
+    """
+    _check_slices(labels, dim)
     return compact(labels).amax(dim, keepdim=True)  # filler is the smallest of all
+
+
+def _check_slices(labels: Tensor, dim: int) -> None:
+    if not labels.dim() or not labels.shape[dim]:
+        raise Unfit("a tensor without entries, or without dimensions")

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from compressor.coupling.flow import NOT_A_CHANNEL, Flow, Parameter, named, operator_of, owner_of
-from compressor.coupling.labels import FILLER, collapsed, constant_along
+from compressor.coupling.labels import FILLER, Unfit, collapsed, constant_along
 
 CONVOLUTIONS = named("conv1d conv2d conv3d convolution")
 TRANSPOSED = named("conv_transpose1d conv_transpose2d conv_transpose3d")
@@ -20,6 +20,8 @@ def _linear(flow: Flow, node: fx.Node, arguments: list[Any], options: dict[str, 
     x, weight, bias = arguments[0], arguments[1], arguments[2] if len(arguments) > 2 else None
     if not _stored(flow, node, x, weight) or len(weight.shape) != 2:
         return _frozen_layer(flow, node, arguments)
+    if not x.numel():
+        raise Unfit("a tensor without entries")
     lone = x.shape[-1] == 1 and bool((x == x.flatten()[0]).all())  # a layer of width 1 before it, not a single position
     if constant_along(x, x.dim() - 1) and bool((x != FILLER).any()) and not lone:
         return _along_positions(flow, node, arguments)
@@ -98,7 +100,7 @@ def _map_of(made: Tensor, node: fx.Node) -> Tensor:
 
 
 def _argument(arguments: list[Any], options: dict[str, Any], name: str, place: int) -> int:
-    return options.get(name, arguments[place] if len(arguments) > place else 1)
+    return int(options.get(name, arguments[place] if len(arguments) > place else 1))
 
 
 def _stored(flow: Flow, node: fx.Node, x: Any, weight: Any) -> bool:
@@ -160,6 +162,8 @@ def _layer_norm(flow: Flow, node: fx.Node, arguments: list[Any], options: dict[s
 def _group_norm(flow: Flow, node: fx.Node, arguments: list[Any], options: dict[str, Any]) -> Any:
     """A norm over groups of channels: equal positions of each group go together, as in a grouped convolution."""
     x, groups = arguments[0], arguments[1]
+    if not isinstance(groups, int):
+        raise Unfit("its arguments are in another order")
     stored = [a for a in arguments[2:4] if isinstance(a, Parameter)]
     channels = flow.channels(x, 1, NOT_A_CHANNEL)
     if not stored or stored[0] is not arguments[2] or groups == len(channels):

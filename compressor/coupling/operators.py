@@ -1,7 +1,9 @@
 """What each family of ATen operators does to channels: one table, operator name -> rule.
 
 A rule takes the flow, the node and its arguments, with tensors replaced by their labels, and returns the labels of what the
-operator gives. An operator that is in no family freezes what goes in, and says its name.
+operator gives. An operator that is in no family freezes what goes in, and says its name; so does one of a form that its rule
+cannot follow, for which the rule raises `Unfit`. Any other exception is a bug of the rule. It is not caught, for it would
+freeze layers in silence.
 """
 
 from __future__ import annotations
@@ -14,8 +16,19 @@ import torch
 from torch import Tensor, fx
 from torch.nn import functional as F
 
-from compressor.coupling.flow import NOT_A_CHANNEL, Constant, Flow, Parameter, flat, meet, named, operator_of, owner_of
-from compressor.coupling.labels import FILLER, collapsed, constant_along
+from compressor.coupling.flow import (
+    NOT_A_CHANNEL,
+    Constant,
+    Flow,
+    Parameter,
+    flat,
+    meet,
+    named,
+    operator_of,
+    owner_of,
+    run_on_labels,
+)
+from compressor.coupling.labels import FILLER, Unfit, collapsed, constant_along
 from compressor.coupling.layers import LAYER_RULES
 from compressor.coupling.products import PRODUCT_RULES
 from compressor.coupling.splits import divide
@@ -67,15 +80,15 @@ def apply(flow: Flow, node: fx.Node, arguments: list[Any], options: dict[str, An
     rule = _elementwise if pointwise and (name not in RULES or name in REDUCTIONS) else RULES.get(name, _unknown)
     try:
         if constant:
-            return _evaluated(target, arguments, options)
+            return _evaluated(node, arguments, options)
         outcome = rule(flow, node, arguments, options)
         _note_sizes(flow, node, name, outcome)
         return outcome
-    except (RuntimeError, IndexError, ValueError, TypeError, AttributeError):  # a use of the operator that the rule never met
-        return _unknown(flow, node, arguments, options)
+    except Unfit as form:
+        return _unknown(flow, node, arguments, options, f" ({form})")
 
 
-def _evaluated(target: Any, arguments: list[Any], options: dict[str, Any]) -> Any:
+def _evaluated(node: fx.Node, arguments: list[Any], options: dict[str, Any]) -> Any:
     """What an operator gives on constants, such as the indices of a table of relative positions."""
 
     def value(argument: Any) -> Any:
@@ -89,7 +102,7 @@ def _evaluated(target: Any, arguments: list[Any], options: dict[str, Any]) -> An
         return Constant(outcome) if isinstance(outcome, Tensor) else outcome
 
     elsewhere = {k: v for k, v in options.items() if k not in ("device", "pin_memory")}
-    return wrapped(target(*map(value, arguments), **{k: value(v) for k, v in elsewhere.items()}))
+    return wrapped(run_on_labels(node, [value(a) for a in arguments], {k: value(v) for k, v in elsewhere.items()}))
 
 
 def _note_sizes(flow: Flow, node: fx.Node, name: str, outcome: Any) -> None:
@@ -98,7 +111,7 @@ def _note_sizes(flow: Flow, node: fx.Node, name: str, outcome: Any) -> None:
     if owner in flow.layers or name not in SIZED:
         return
     remembered = flow.remembered(owner)
-    if isinstance(outcome, list) and remembered:
+    if isinstance(outcome, list) and outcome and remembered:
         _note_parts(flow, outcome, remembered)
     elif isinstance(outcome, Tensor):
         for dim in range(outcome.dim()) if remembered else ():
@@ -142,8 +155,8 @@ def _along(labels: Tensor, dim: int) -> Tensor | None:
     return labels.flatten()
 
 
-def _unknown(flow: Flow, node: fx.Node, arguments: list[Any], options: dict[str, Any]) -> Any:
-    reason = f"operator {getattr(node.target, '_opname', node.target)} cannot be followed"
+def _unknown(flow: Flow, node: fx.Node, arguments: list[Any], options: dict[str, Any], form: str = "") -> Any:
+    reason = f"operator {getattr(node.target, '_opname', node.target)} cannot be followed{form}"
     if (owner := owner_of(node)) in flow.layers:
         flow.frozen_layers.setdefault(owner, f"{flow.where}: {reason}")
     flow.freeze(arguments + list(options.values()), reason)
@@ -174,8 +187,9 @@ def _entries(flow: Flow, value: Any) -> Any:
 
 
 def _move(flow: Flow, node: fx.Node, arguments: list[Any], options: dict[str, Any]) -> Any:
-    target: Any = node.target
-    outcome = target(*(_entries(flow, a) for a in arguments), **options)
+    outcome = run_on_labels(node, [_entries(flow, a) for a in arguments], options)
+    if [v.shape for v in flat(outcome)] != [v.shape for v in flat(node.meta["val"])]:
+        raise Unfit("it does something else with labels than with activations")
     return list(outcome) if isinstance(outcome, tuple) else outcome
 
 
@@ -183,7 +197,7 @@ def _reshape(flow: Flow, node: fx.Node, arguments: list[Any], options: dict[str,
     x = _entries(flow, arguments[0])
     try:
         outcome = _move(flow, node, [x, *arguments[1:]], options)
-    except RuntimeError:  # labels repeat where activations do not: what is a view of those may be none of these
+    except Unfit:
         outcome = _move(flow, node, [x.contiguous(), *arguments[1:]], options)
     return divide(flow, node, tuple(x.shape), outcome)
 
@@ -200,6 +214,8 @@ def _part(flow: Flow, node: fx.Node, arguments: list[Any], options: dict[str, An
 
 def _prelu(flow: Flow, node: fx.Node, arguments: list[Any], options: dict[str, Any]) -> Any:
     x, slope = arguments
+    if isinstance(slope, Parameter) and not slope.shape:
+        raise Unfit("its slope is one number")
     if isinstance(slope, Parameter) and slope.shape[0] > 1:
         flow.carry(slope, flow.channels(x, 1, NOT_A_CHANNEL))
     return x
@@ -207,11 +223,10 @@ def _prelu(flow: Flow, node: fx.Node, arguments: list[Any], options: dict[str, A
 
 def _index(flow: Flow, node: fx.Node, arguments: list[Any], options: dict[str, Any]) -> Any:
     if any(isinstance(v, (Tensor, Parameter)) for v in flat(arguments[1:])):
-        return _unknown(flow, node, arguments, options)  # the places depend on the input
-    target: Any = node.target
+        raise Unfit("its places depend on the input")
     x, *places = arguments
     places = [[p and p.value for p in q] if isinstance(q, list) else q.value if isinstance(q, Constant) else q for q in places]
-    return target(_entries(flow, x), *places, **options)
+    return run_on_labels(node, [_entries(flow, x), *places], options)
 
 
 def _same(flow: Flow, node: fx.Node, arguments: list[Any], options: dict[str, Any]) -> Any:
@@ -228,6 +243,8 @@ def _pad(flow: Flow, node: fx.Node, arguments: list[Any], options: dict[str, Any
 
 def _elementwise(flow: Flow, node: fx.Node, arguments: list[Any], options: dict[str, Any]) -> Any:
     """Labels that meet in one position are tied, but never through a broadcast axis of size 1."""
+    if not isinstance(node.meta["val"], Tensor):
+        raise Unfit("it gives several tensors")
     return meet(flow, [_entries(flow, v) for v in flat(arguments) + flat(options)], tuple(node.meta["val"].shape))
 
 
@@ -248,6 +265,8 @@ def _pool(flow: Flow, node: fx.Node, arguments: list[Any], options: dict[str, An
 
 def _reduce(flow: Flow, node: fx.Node, arguments: list[Any], options: dict[str, Any]) -> Any:
     x = _entries(flow, arguments[0])
+    if not x.dim():
+        raise Unfit("a number, which has no dimensions")
     schema = [a.name for a in getattr(node.target, "_schema").arguments]  # noqa: B009 - fx types targets loosely
     place = schema.index("dim") if "dim" in schema else len(arguments)
     dims = options.get("dim", arguments[place] if place < len(arguments) else None)

@@ -9,13 +9,9 @@ import torch
 from torch import Tensor, fx
 
 from compressor.coupling.flow import NOT_A_CHANNEL, Constant, Flow, Parameter, flat, meet, named
-from compressor.coupling.labels import FILLER, collapsed, constant_along
+from compressor.coupling.labels import FILLER, Unfit, collapsed, constant_along
 
 PRODUCTS = named("matmul bmm mm mv baddbmm einsum scaled_dot_product_attention")
-
-
-class Unfit(ValueError):
-    """A use of an operator that its rule does not cover."""
 
 
 Term = tuple[Tensor, str]
@@ -84,13 +80,14 @@ def _labels(flow: Flow, value: Any) -> Tensor:
         return flow.stays(tuple(value.value.shape))
     if isinstance(value, Parameter):
         return flow.entry_labels(value)
-    return value
+    labels: Tensor = value
+    return labels
 
 
 def _matmul(flow: Flow, node: fx.Node, arguments: list[Any], options: dict[str, Any]) -> Any:
     one, other = (_labels(flow, v) for v in arguments[:2])
     if one.dim() < 2 or other.dim() < 2:
-        raise Unfit("vectors")
+        raise Unfit("a vector, not a matrix")
     letters = [_matrices(one.dim(), "mk"), _matrices(other.dim(), "kn")]
     shape = tuple(node.meta["val"].shape)
     return contract(flow, [(one, letters[0]), (other, letters[1])], _matrices(len(shape), "mn"), shape)
@@ -106,7 +103,7 @@ def _einsum(flow: Flow, node: fx.Node, arguments: list[Any], options: dict[str, 
     inputs, arrow, out = equation.partition("->")
     letters = inputs.split(",")
     if "." in equation or not arrow or any(len(set(term)) < len(term) for term in letters):
-        raise Unfit(equation)
+        raise Unfit("an equation with dots, without an arrow, or with a letter twice in a term")
     terms = [(_labels(flow, value), term) for value, term in zip(tensors, letters, strict=True)]
     return contract(flow, terms, out, tuple(node.meta["val"].shape))
 
@@ -116,7 +113,7 @@ def _attention(flow: Flow, node: fx.Node, arguments: list[Any], options: dict[st
     query, key, value = (_labels(flow, v) for v in arguments[:3])
     mask = options.get("attn_mask", arguments[3] if len(arguments) > 3 else None)
     if options.get("enable_gqa"):
-        raise Unfit("grouped queries")
+        raise Unfit("several queries share a key")
     if options.get("scale") is None and not constant_along(query, query.dim() - 1):
         flow.freeze([query, key], "its scale depends on how many dimensions a head has")
     tokens = (*query.shape[:-1], key.shape[-2])

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from compressor.coupling.flow import Flow, named, operator_of
+from compressor.coupling.flow import Flow, named, operator_of, run_on_labels
 from compressor.coupling.labels import collapsed, constant_along
 
 MOVEMENTS = named(
@@ -77,8 +77,7 @@ def _ends(node: fx.Node, value: Any) -> Iterator[Tensor]:
         if user.target is operator.getitem:
             yield from _ends(user, value[user.args[1]])
         elif operator_of(user) in MOVEMENTS and user.args[0] is node:
-            target: Any = user.target
-            yield from _ends(user, target(value, *user.args[1:], **user.kwargs))
+            yield from _ends(user, run_on_labels(user, [value, *user.args[1:]], user.kwargs))
         elif isinstance(value, Tensor):
             yield value
 

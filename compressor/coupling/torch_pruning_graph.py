@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import nn
@@ -54,7 +55,7 @@ def by_torch_pruning(model: nn.Module, example_inputs: Inputs) -> Structure:
     return replace(found, total_nodes=found.nodes)
 
 
-def _tie(flow: Flow, graph, group, names: dict[nn.Module, str]) -> set[str]:
+def _tie(flow: Flow, graph: Any, group: Any, names: dict[nn.Module, str]) -> set[str]:
     """Translate one of torch-pruning's groups, and name its layers if nothing reads them.
 
     Its items' indices are tied to those of its root layer.

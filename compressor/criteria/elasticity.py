@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from compressor.criteria.variables import finite, gradient, input_channels, variables
+from compressor.criteria.variables import GateArguments, finite, gradient, input_channels, variables
 from compressor.errors import BadInput, UnsupportedNetwork
 from compressor.model.observe import observed
 from compressor.model.speed import best_layouts, fold_norms
@@ -169,7 +169,7 @@ class _Gates:
         if gate == "read" and s.role == "read":
             index = input_channels(module, s)
 
-            def gate_input(_: nn.Module, args: tuple, options: dict) -> tuple[tuple, dict]:
+            def gate_input(_: nn.Module, args: tuple[Any, ...], options: dict[str, Any]) -> GateArguments:
                 x = args[0] if args else options["input"]
                 y = self._gated(x, group, index, s.layer, module)
                 return ((y, *args[1:]), options) if args else ((), {**options, "input": y})

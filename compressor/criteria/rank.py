@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -46,7 +47,7 @@ def _reads(model: nn.Module, group: Group) -> list[Slice]:
 def _watch(module: nn.Module, s: Slice, found: list[Tensor]) -> None:
     index, dim = input_channels(module, s), -1 if isinstance(module, nn.Linear) else 1
 
-    def see(_: nn.Module, args: tuple, options: dict) -> None:
+    def see(_: nn.Module, args: tuple[Any, ...], options: dict[str, Any]) -> None:
         x = (args[0] if args else options["input"]).movedim(dim, 1)
         maps = x[:, index.to(x.device)]  # (batch, width, k, ...)
         matrices = maps if maps.dim() == 5 else maps.flatten(3).unsqueeze(3) if maps.dim() > 3 else maps[..., None, None]

@@ -65,7 +65,7 @@ def _make_positive(module: nn.Module) -> None:
 
         return checkpoint(compute, *args, use_reentrant=False)
 
-    module.forward = positive  # type: ignore[method-assign]
+    module.forward = positive
 
 
 class _Shell(nn.Module):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +23,9 @@ from compressor.objective.objective import Objective
 from compressor.options import spelled
 from compressor.settings import Unit
 from compressor.types.structure import Slice, Structure
+
+GateArguments = tuple[tuple[Any, ...], dict[str, Any]]
+"""Positional and named arguments of a layer, as a hook before it may change them."""
 
 Variables = dict[str, Tensor]
 """Weight or group -> the leaf tensor, of the weight's shape or `(width,)`."""
@@ -72,7 +76,7 @@ def _place(twin: nn.Module, structure: Structure, gate: Tensor, s: Slice) -> Non
         return
     index = input_channels(module, s)
 
-    def gate_input(_: nn.Module, args: tuple, options: dict) -> tuple[tuple, dict]:
+    def gate_input(_: nn.Module, args: tuple[Any, ...], options: dict[str, Any]) -> GateArguments:
         if args:
             return (scaled(args[0], index), *args[1:]), options
         return (), {**options, "input": scaled(options["input"], index)}

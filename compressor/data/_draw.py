@@ -73,4 +73,4 @@ class Drawn:
         else:
             generator = torch.Generator().manual_seed(epoch_seed(self.seed, number))
             order = torch.randperm(self.available, generator=generator)[: self.size]
-        return order.split(self.batch_size)
+        return tuple(order.split(self.batch_size))

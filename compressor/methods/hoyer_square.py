@@ -26,7 +26,7 @@ class HoyerSquare(Method):
 
     paper: ClassVar[str] = "DeepHoyer, arXiv 1908.09979"
     stage: ClassVar[Stage] = "after"
-    unit: ClassVar[Literal["node", "weight"]] = "weight"  # type: ignore[misc]
+    unit: ClassVar[Literal["node", "weight"]] = "weight"
     uses_data: ClassVar[bool] = False
     strength: float = option(1e-4, "what the penalty is multiplied with", least=0.0)
 

@@ -27,7 +27,7 @@ class Imp(Method):
 
     paper: ClassVar[str] = "arXiv 1803.03635, 1903.01611"
     stage: ClassVar[Stage] = "during"
-    unit: ClassVar[Literal["node", "weight"]] = "weight"  # type: ignore[misc]
+    unit: ClassVar[Literal["node", "weight"]] = "weight"
     uses_data: ClassVar[bool] = False
     rewind: int = option(1, "epoch whose weights come back after each event; 0: the untrained ones", least=0)
     steps: int = option(7, "pruning events on the way to --sparsity", least=1)

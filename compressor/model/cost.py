@@ -253,7 +253,7 @@ def csr_int32(weight: Tensor) -> int:
     return int(torch.count_nonzero(weight)) * (weight.element_size() + 4) + 4 * (weight.shape[0] + 1)
 
 
-def _of_layers(module: nn.Module, info: dict) -> float:
+def _of_layers(module: nn.Module, info: dict[str, Any]) -> float:
     """thop's nested counts, convolutions and linear layers only."""
     total = 0.0
     for name, child in module.named_children():

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 
 from torch import nn
 
+from compressor.types.mask import Mask
 from compressor.types.origin import Origin
-from compressor.types.plan import Mask
 
 
 def origin_of(model: nn.Module) -> Origin | None:

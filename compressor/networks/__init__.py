@@ -10,6 +10,7 @@ import importlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -50,7 +51,8 @@ def default_input(name: str) -> tuple[int, int, int]:
     Raises:
         WrongUsage: no network has that name.
     """
-    return _module(name).INPUT
+    channels, height, width = _module(name).INPUT
+    return channels, height, width
 
 
 def build(
@@ -146,7 +148,7 @@ def _check_size(name: str, model: nn.Module, shape: tuple[int, ...]) -> None:
     """
     try:
         with torch.no_grad():
-            model.eval()(torch.empty(1, *shape))
+            model.eval()(torch.empty(1, *shape, device="meta"))
     except RuntimeError as error:
         raise WrongUsage(f"{name}: an image of {size_text(shape)} is too small for it ({error})") from error
     model.train()
@@ -211,7 +213,7 @@ def size_text(shape: tuple[int, ...]) -> str:
     return "x".join(map(str, shape))
 
 
-def _module(name: str):  # -> ModuleType
+def _module(name: str) -> ModuleType:
     if name not in names():
         raise WrongUsage(f"no network {name!r}: {nearest(name, names(), 'choose ' + ', '.join(names()))}")
     return importlib.import_module(f"compressor.networks.{name}")

@@ -62,10 +62,10 @@ def loss_named(loss: str | Loss) -> Loss:
     if callable(loss):
         return loss
     if ":" in loss:
-        found = object_named(loss, "loss")
-        if not callable(found):
+        own: Loss = object_named(loss, "loss")
+        if not callable(own):
             raise WrongUsage(f"{spelled('loss', loss)}: not a function of (outputs, batch)")
-        return found
+        return own
     if loss not in LOSSES:
         raise WrongUsage(f"no loss {loss!r}: choose {', '.join(LOSSES)}, or name a function as file.py:function")
     return LOSSES[loss]

@@ -86,7 +86,9 @@ class _Seen(TorchFunctionMode):
     def __init__(self, seen: set[int]) -> None:
         self.seen = seen
 
-    def __torch_function__(self, function: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None) -> Any:
+    def __torch_function__(
+        self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
         kwargs = kwargs or {}
         if function in _PARTIAL:
             self.seen.update(id(x) for x in (*args, *kwargs.values()) if isinstance(x, Tensor))
@@ -97,7 +99,9 @@ class _Norms(TorchFunctionMode):
     def __init__(self, stays: Callable[[], Mapping[int, Tensor]]) -> None:
         self.stays = stays
 
-    def __torch_function__(self, function: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None) -> Any:
+    def __torch_function__(
+        self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
         kwargs = kwargs or {}
         if function in _PARTIAL:
             names = ("x", "shape", "weight", *(("eps",) if _PARTIAL[function] is _root_mean_square else ("bias", "eps")))

@@ -18,7 +18,15 @@ from compressor.objective.objective import Objective
 from compressor.options import declares
 from compressor.pruning.proofs import proven
 from compressor.pruning.result import Result
-from compressor.pruning.setup import _widened, chosen_method, device_of, example_for, prepare, settings_of
+from compressor.pruning.setup import (
+    _widened,
+    chosen_method,
+    device_of,
+    example_for,
+    example_without_data,
+    prepare,
+    settings_of,
+)
 from compressor.settings import Budget, Pruning
 from compressor.system.progress import Progress
 from compressor.types.scores import Scores
@@ -47,12 +55,14 @@ def compress(
         model: any network that `torch.export` can trace, of any precision (scored in float32). Intact unless `inplace`.
         method: a name (`snapit`, `snap`, `random`) or a `Method`.
         data: batches `(inputs, target)`, inputs a tensor, a tuple or a dict of them; a re-iterable is read afresh at each
-            event, an iterator is cached. Batches of another form need `forward`, `loss` and `example_inputs`.
+            event, an iterator is cached. Batches of another form need `forward`, `loss` and `example_inputs`. Methods whose
+            scores need no data ask for none.
         pruning: all that is asked in one hand; what is also given by name counts.
         budget: one of the targets as an object, `Budget("macs", 0.3)`.
         loss: a name, or a callable of (outputs, batch).
         forward: how a batch goes through the network.
-        example_inputs: a tensor `(batch, ...)`, a tuple, or a dict of named inputs; the first batch's by default.
+        example_inputs: a tensor `(batch, ...)`, a tuple, or a dict of named inputs; the first batch's by default, or without
+            data noise of the shape that the network remembers.
         seed: for a method's own random draws.
         inplace: make `model` itself the smaller network.
         progress: called as the work goes on.
@@ -90,9 +100,12 @@ def score(
 ) -> Scores:
     """The scores of the dense network, `(width,)` per prunable group, without pruning. Arguments as in `compress`."""
     check_weights(model)
+    chosen = chosen_method(method, options)
     objective = Objective(data if data is not None else (), loss_named(loss), forward, device_of(model), seed)
+    if data is None:
+        example_inputs = example_without_data(model, example_inputs, chosen.uses_data, seed)
     objective.example = inputs = example_for(objective, example_inputs)
     working = working_copy(model, inputs)
     if working is not model:
         objective.forward = _widened(forward)
-    return chosen_method(method, options).score(working, find_structure(working, inputs), objective)
+    return chosen.score(working, find_structure(working, inputs), objective)

@@ -207,7 +207,7 @@ class Course:
         stage = None if self.pruner is None else self.pruner.stage
         quality = self._quality(final)
         sticky = sum(int((~mask).sum()) for mask in self.sticky.held.values())
-        way = "" if result or planned_masks(model) else f"; {spelled('train_zeros', True)} trains them"
+        way = "" if result or planned_masks(model) else f"; {spelled('keep_zeros', False)} trains them"
         notes = [f"{sticky:,} weights that came as zeros, as masked ones do, stayed zero{way}."] if sticky else []
         if self.pruner is not None and max(self.pruner.due) >= epochs:
             notes.append("The last event came after the last epoch: fine-tune the network before judging its accuracy.")

@@ -15,6 +15,7 @@ class Fact(Enum):
 
     FRESH_NORMS = auto()
     UNUSED_DATA = auto()
+    ON_NOISE = auto()
     OTHER_PRECISION = auto()
     ZEROS_BEFORE = auto()
     OTHER_GRAPH = auto()
@@ -61,6 +62,7 @@ SENTENCES: Mapping[Fact, Callable[..., str]] = {
         f"{spelled('calibrate_bn', True)} gives statistics first."
     ),
     Fact.UNUSED_DATA: lambda: "The scores of this method need no data: what was given only says what the network takes.",
+    Fact.ON_NOISE: lambda: "No data was given: the network was followed and proven on noise of the shape that it remembers.",
     Fact.OTHER_PRECISION: _other_precision,
     Fact.ZEROS_BEFORE: lambda zeros: f"{zeros:,} weights were zero before; they count as removed.",
     Fact.OTHER_GRAPH: lambda found_by: f"The groups come from {found_by}.",

@@ -17,6 +17,7 @@ from compressor.model.precision import as_it_came
 from compressor.proof.equivalence import Equivalence
 from compressor.pruning.events import State
 from compressor.pruning.facts import Note
+from compressor.pruning.result_text import result_text
 from compressor.settings import Ablation, Resource
 from compressor.types.plan import Plan
 from compressor.types.structure import Structure, total_by_layer
@@ -65,6 +66,12 @@ class Sparse:
     def effective_sparsity(self) -> float:
         """1 - weights on a path / dense weights."""
         return 1 - self.effective / self.total
+
+    def as_dict(self) -> dict[str, Any]:
+        """For reports."""
+        layers = {name: {"dense": dense, "left": left} for name, (dense, left) in self.by_layer.items()}
+        return {"total": self.total, "left": self.left, "on_a_path": self.effective, "dead_nodes": self.dead,
+                "silent_outputs": self.silent, "layers": layers}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -129,12 +136,47 @@ class Summary:
 
 @dataclass(frozen=True)
 class Result:
-    """What `compress` returns: the smaller network, the plan that made it, the numbers, and the first event's sorted scores."""
+    """What `compress` returns: the smaller network, the plan that made it, the numbers, and the first event's sorted scores.
+
+    Printed, it is the table of the command line.
+    """
 
     model: nn.Module
     plan: Plan
     summary: Summary
     curves: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        return result_text(self.as_dict())
+
+    def as_dict(self) -> dict[str, Any]:
+        """The numbers as plain data, ready for JSON: raw values, no ratios (readers compute those)."""
+        s = self.summary
+        budget_of_nodes = s.weights is None and (s.budget is None or s.budget.unit == "nodes")
+        return {
+            "method": s.method,
+            "options": s.options,
+            "samples_per_event": s.samples,
+            "events": [{"sparsity": e.sparsity, "loss": e.loss, "tie": e.tie} for e in self.plan.events],
+            "node_sparsity": {"asked": s.asked if budget_of_nodes else None, "reached": s.reached},
+            "masks": None if s.weights is None else {"asked": s.asked, **s.weights.as_dict()},
+            "ablation": s.ablation,
+            "budget": dataclasses.asdict(s.budget) if s.budget else None,
+            "round_to": s.round_to,
+            "open_share": s.open_share,
+            "weight_sparsity": s.weight_sparsity,
+            "nodes": {"dense": s.total_nodes, "small": round((1 - s.reached) * s.total_nodes)},
+            **{
+                name: {"dense": getattr(s.before, name), "small": getattr(s.after, name)}
+                for name in ("macs", "parameters", "weights", "tensor_bytes", "csr_bytes")
+            },
+            "widths": {layer: {"dense": dense, "small": small} for layer, (dense, small) in s.widths.items()},
+            "near_collapse": s.near_collapse,
+            "frozen": s.frozen,
+            "equivalence": [proof.as_dict() for proof in s.proofs],
+            "seconds": s.seconds,
+            "notes": list(s.notes),
+        }
 
 
 class Clock:

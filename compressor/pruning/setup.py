@@ -31,6 +31,7 @@ from compressor.pruning.facts import Fact, Note, note
 from compressor.pruning.result import Clock, Result, Spent, reasons_of, summarise
 from compressor.selection.select import check_reachable
 from compressor.settings import Attention, Budget, Pruning
+from compressor.sources.noise import example_of
 from compressor.surgery.shrink import sizes_of
 from compressor.system.progress import Progress
 from compressor.types.origin import Origin
@@ -125,9 +126,12 @@ def prepare(
     chosen = chosen_method(method, options)
     check_effect(asked_for, chosen)
     objective = Objective(data if data is not None else (), loss_named(loss), forward, device_of(model), seed)
-    if data is None and (chosen.uses_data or asked_for.calibrate_bn or example_inputs is None):
-        raise BadInput("no data: give batches of (inputs, target)")
     notes: list[Note] = []
+    if data is None:
+        if example_inputs is None:
+            notes.append(note(Fact.ON_NOISE))
+        needs_data = chosen.uses_data or asked_for.calibrate_bn
+        example_inputs = example_without_data(model, example_inputs, needs_data, seed)
     if chosen.uses_data and is_fresh(model) and not asked_for.calibrate_bn:
         notes.append(note(Fact.FRESH_NORMS))
     objective.example = inputs = example_for(objective, example_inputs)
@@ -204,6 +208,22 @@ def chosen_method(method: str | Method, options: Mapping[str, Any]) -> Method:
     if isinstance(method, str):
         return make(method, options)
     return dataclasses.replace(method, **options) if options else method
+
+
+def example_without_data(model: nn.Module, given: Tensor | Inputs | None, needs_data: bool, seed: int) -> Tensor | Inputs:
+    """What the network takes, where no data says so: as it was given, or noise of the shape that the network remembers.
+
+    Raises:
+        BadInput: data are needed, or nothing says what the network takes.
+    """
+    if needs_data:
+        raise BadInput("no data: give batches of (inputs, target)")
+    if given is not None:
+        return given
+    origin = origin_of(model)
+    if origin is None or not origin.inputs:
+        raise BadInput("no data: the scores need none, but say what the network takes with example_inputs=")
+    return example_of(model, seed=seed)
 
 
 def example_for(objective: Objective, given: Tensor | Inputs | None) -> Inputs:

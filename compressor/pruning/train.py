@@ -94,7 +94,9 @@ def train(
             "zeros are trained without a method only, which counts them as gone: train the network first, then prune"
         )
     if not keep_zeros and planned_masks(model):
-        raise WrongUsage("zeros of a network that was masked here belong to its plan: they stay; train them not")
+        raise WrongUsage(
+            f"zeros of a network that was masked here belong to its plan: they stay; leave out {spelled('keep_zeros', False)}"
+        )
     mine = copy.deepcopy(model)
     with own_randomness(data), own_randomness(scoring):
         objective = Objective((), loss_named(loss), forward, device_of(model), seed)

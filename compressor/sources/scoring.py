@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor, nn
 
-from compressor.data import Arrays, Batches, Images, Preprocessing, Samples, epoch_of, length_of, open_data
+from compressor.data import Arrays, Batches, Images, Preprocessing, Samples, Split, epoch_of, length_of, open_data
 from compressor.errors import BadInput, first_line
 from compressor.model.inputs import Inputs, as_inputs, each, several, suited, tensors
 from compressor.model.observe import outputs_of
@@ -88,7 +88,7 @@ def _of_images(model: nn.Module, images: Images, origin: Origin, count: int, bat
         )
     preprocessing = Preprocessing.from_dict(origin.preprocessing) if origin.preprocessing else Preprocessing()
 
-    def draw(split, samples: int, size: int, seed: int) -> Samples:
+    def draw(split: Split, samples: int, size: int, seed: int) -> Samples:
         return Samples(split, shape, samples, size, seed, preprocessing)
 
     batches = draw(images.train, count, batch_size, seed)

@@ -139,7 +139,7 @@ class _Constants:
                 run(twin, given)
 
     def _watch(self, module: nn.Module, group: str, s: Slice) -> None:
-        def see(_: nn.Module, args: tuple, options: dict) -> None:
+        def see(_: nn.Module, args: tuple[Any, ...], options: dict[str, Any]) -> None:
             x = (args[0] if args else options["input"]).detach()
             values = x.movedim(-1 if isinstance(module, nn.Linear) else 1, 0).flatten(1)[
                 s.index.to(x.device)

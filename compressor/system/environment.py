@@ -67,7 +67,7 @@ def _processor() -> str:
 
 
 def _commit() -> str | None:
-    folder = Path(__file__).parent.parent
+    folder = Path(__file__).parents[2]
     if not (folder / ".git").exists():
         return None
     try:

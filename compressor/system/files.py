@@ -9,9 +9,10 @@ import secrets
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 from compressor.errors import BadInput, CompressError, WrongUsage
 
@@ -127,3 +128,20 @@ def file_sha256(file: Path) -> str:
     """The SHA-256 of a file."""
     with file.open("rb") as content:
         return hashlib.file_digest(content, "sha256").hexdigest()
+
+
+Parsed = TypeVar("Parsed")
+
+
+def parsed(path: Path, parse: Callable[[str], Parsed]) -> Parsed:
+    """What a text file says.
+
+    Raises:
+        BadInput: no such file, or not one that `parse` can read; the message names it.
+    """
+    try:
+        return parse(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise BadInput(f"{path}: no such file") from None
+    except (OSError, ValueError, BadInput) as error:
+        raise BadInput(f"{path}: {error}") from error

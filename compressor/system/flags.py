@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -13,9 +13,10 @@ from compressor.errors import WrongUsage
 from compressor.options import Option, names_of, options_of, spelled
 
 PATH = click.Path(path_type=Path)
+Kind = click.ParamType[Any] if TYPE_CHECKING else click.ParamType  # generic to type checkers, at run time in newer ones only
 
 
-class _Numbers(click.ParamType):
+class _Numbers(Kind):
     """Numbers with commas between them."""
 
     name = "numbers"
@@ -48,11 +49,11 @@ def _click_type(o: Option) -> Any:
     if o.open:
         return _NumberOrWord(o.choices)
     if o.kind is int and (o.least is not None or o.most is not None):
-        return click.IntRange(o.least, o.most)
+        return click.IntRange(*(None if end is None else int(end) for end in (o.least, o.most)))
     return PATH if o.kind is Path else str if len(o.kinds) > 1 else o.kind
 
 
-class _NumberOrWord(click.ParamType):
+class _NumberOrWord(Kind):
     name = "number"
 
     def __init__(self, words: tuple[str, ...]) -> None:

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 import importlib.util
-import re
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from compressor.errors import WrongUsage, first_line, nearest
 from compressor.options import spelled
+from compressor.system.file_modules import module_of, on_path
 
 LIBRARIES = ("torchvision", "timm")
 """Prefixes that name a network of a library, not a module to import."""
@@ -31,7 +27,8 @@ def is_named(text: str) -> bool:
 def object_named(name: str, what: str) -> Any:
     """The Python object behind `package.module:name` or `path/to/file.py:name`; dots after the colon reach inside it.
 
-    A file is loaded once per process, so that two names from one file share its state.
+    A file is one module per process: two names from it share its state, and its classes are those that `import` gives,
+    whether that comes before or after.
 
     Args:
         name: where the object is; modules are also looked for in the working folder.
@@ -65,7 +62,7 @@ def _attribute(owner: Any, attribute: str, reached: str, label: str) -> Any:
 def _module(place: str, label: str) -> ModuleType:
     importlib.invalidate_caches()
     try:
-        with _on_path(str(Path.cwd()), last=True):  # a console script does not see the working folder by itself
+        with on_path(str(Path.cwd()), last=True):  # a console script does not see the working folder by itself
             return importlib.import_module(place)
     except ModuleNotFoundError as error:
         if error.name and (place == error.name or place.startswith(f"{error.name}.")):
@@ -83,42 +80,12 @@ def _file(path: Path, label: str) -> ModuleType:
         raise WrongUsage(f"{label}: no such file ({first_line(error)})") from error
     if not is_there:
         raise WrongUsage(f"{label}: {path} {'is a folder; name a .py file' if path.is_dir() else 'does not exist'}")
-    # Under a name of its own: a file called torch.py must not replace torch, and pickling looks classes up by this name.
-    stem = re.sub(r"\W", "_", path.stem)
-    unique = f"_compressor_named_{stem}_{hashlib.sha256(str(path).encode(errors='surrogatepass')).hexdigest()[:12]}"
-    if unique in sys.modules:
-        return sys.modules[unique]
-    spec = importlib.util.spec_from_file_location(unique, path)
-    if spec is None or spec.loader is None:
+    if importlib.util.spec_from_file_location(path.stem, path) is None:
         raise WrongUsage(f"{label}: {path} is no Python file; name a .py file")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[unique] = module  # before it runs: a dataclass looks its own module up there
-    importlib.invalidate_caches()
     try:
-        with _on_path(str(path.parent)):
-            spec.loader.exec_module(module)
+        return module_of(path)
     except (Exception, SystemExit) as error:  # loading runs foreign code: it may raise anything, or even exit
-        del sys.modules[unique]
         raise WrongUsage(f"{label}: {path.name} raises {_said(error)}") from error
-    except BaseException:
-        del sys.modules[unique]
-        raise
-    return module
-
-
-@contextmanager
-def _on_path(folder: str, *, last: bool = False) -> Iterator[None]:
-    """Imports also look in `folder`, first or last, while the body runs; what the body adds to the path stays."""
-    sys.path.insert(len(sys.path) if last else 0, folder)
-    try:
-        yield
-    finally:
-        if last:
-            sys.path.reverse()
-        if folder in sys.path:
-            sys.path.remove(folder)
-        if last:
-            sys.path.reverse()
 
 
 def _said(error: BaseException) -> str:

@@ -127,4 +127,4 @@ class Run:
                 raise KeyError("parts are missing")
         except (RuntimeError, pickle.UnpicklingError, KeyError, TypeError, EOFError, ValueError, AttributeError) as error:
             raise BadInput(f"{path}: damaged ({first_line(error)}); remove it to begin anew") from error
-        return held
+        return dict(held)

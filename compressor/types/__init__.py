@@ -5,8 +5,9 @@ network), `Scores` (one number per node), `Plan` (what is kept), `Origin` (where
 """
 
 from compressor.settings import Attention
+from compressor.types.mask import Mask
 from compressor.types.origin import InputSpec, Origin
-from compressor.types.plan import Event, Mask, Plan, fingerprint
+from compressor.types.plan import Event, Plan, fingerprint
 from compressor.types.scores import Scores
 from compressor.types.structure import (
     ASKED,

@@ -2,71 +2,23 @@
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import itertools
 import json
-import math
-import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from types import NoneType
 from typing import Any, get_args
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from compressor.errors import BadInput, first_line
 from compressor.settings import Attention
+from compressor.types.changes import changed, changes_of
+from compressor.types.join import joined_masks
+from compressor.types.mask import Mask, masks_from
 from compressor.types.structure import Bound, Kept, Structure
-
-
-@dataclass(frozen=True)
-class Mask:
-    """Which entries of a weight stay.
-
-    Attributes:
-        shape: of the weight in the original network.
-        bits: one for each entry, 1 = stays, the last index fastest, eight to a byte.
-    """
-
-    shape: tuple[int, ...]
-    bits: bytes
-
-    @classmethod
-    def of(cls, kept: Tensor) -> Mask:
-        """From booleans of the weight's shape."""
-        return cls(tuple(kept.shape), np.packbits(kept.cpu().numpy().reshape(-1)).tobytes())
-
-    def tensor(self) -> Tensor:
-        """Booleans of the weight's shape, True = stays."""
-        flat = np.unpackbits(np.frombuffer(self.bits, dtype=np.uint8), count=math.prod(self.shape))
-        return torch.from_numpy(flat.reshape(self.shape)).bool()
-
-    def as_json(self) -> dict[str, Any]:
-        """For a plan's text: the bits compressed."""
-        return {"shape": list(self.shape), "bits": base64.b64encode(zlib.compress(self.bits)).decode()}
-
-    @classmethod
-    def from_json(cls, raw: Any) -> Mask:
-        """Read a mask.
-
-        Raises:
-            ValueError: damaged.
-        """
-        shape = tuple(raw["shape"])
-        if not all(_is_index(n) and n > 0 for n in shape) or math.prod(shape) > MOST_WEIGHTS:
-            raise ValueError("a mask's shape")
-        size = (math.prod(shape) + 7) // 8
-        try:
-            reader = zlib.decompressobj()
-            bits = reader.decompress(base64.b64decode(raw["bits"], validate=True), size)
-        except zlib.error as error:
-            raise ValueError(str(error)) from error
-        if len(bits) != size:
-            raise ValueError("a mask's length")
-        return cls(shape, bits)
 
 
 @dataclass(frozen=True)
@@ -108,7 +60,7 @@ class Plan:
     bound: tuple[Bound, ...] = ()
     masks: Mapping[str, Mask] = field(default_factory=dict)
 
-    SCHEMA = 1
+    SCHEMA = 2  # 1 listed all that stays at every event
 
     @property
     def kept(self) -> dict[str, Tensor]:
@@ -119,9 +71,10 @@ class Plan:
 
     def event(self, kept: Kept, sparsity: float, *, tie: bool = False, loss: float | None = None) -> Plan:
         """This plan and one more event; `kept` indexes the network as this plan leaves it."""
-        before = self.kept
-        original = {name: tuple(before[name][indices].tolist()) for name, indices in kept.items()}
-        return replace(self, events=(*self.events, Event(sparsity, original, tie, loss)))
+        before = self.events[-1].kept if self.events else self._whole()
+        after = {name: tuple(before[name][node] for node in nodes.tolist()) for name, nodes in kept.items()}
+        shared = {name: before[name] if nodes == before[name] else nodes for name, nodes in after.items()}
+        return replace(self, events=(*self.events, Event(sparsity, shared, tie, loss)))
 
     def rounded(self, kept: Kept, *, tie: bool | None = None) -> Plan:
         """This plan ending with other widths: `kept` indexes the original network, and what comes back never went."""
@@ -130,8 +83,9 @@ class Plan:
             return self
 
         def kept_longer(event: Event) -> Event:
-            joined = {name: tuple(sorted({*indices, *final[name]})) for name, indices in event.kept.items()}
-            return replace(event, kept=joined)
+            back = {name: {*final[name]}.difference(nodes) for name, nodes in event.kept.items()}
+            longer = {name: tuple(sorted(back[name].union(nodes))) for name, nodes in event.kept.items() if back[name]}
+            return replace(event, kept={**event.kept, **longer})
 
         last = replace(self.events[-1], kept=final, tie=self.events[-1].tie if tie is None else tie)
         return replace(self, events=(*map(kept_longer, self.events[:-1]), last))
@@ -143,54 +97,38 @@ class Plan:
     def then(self, later: Plan, structure: Structure | None = None) -> Plan:
         """This plan followed by `later`, a plan of the network that this one leaves, as one plan of the original.
 
+        Where one of the two masks weights and the other removes nodes, those nodes lose their weights. That is not always the
+        same as having no nodes: a norm over channels still sees them. Replaying such a plan is refused.
+
         Args:
             structure: of the original network; it is needed where one of the two masks weights and one of them removes nodes.
         Raises:
             BadInput: `later` speaks of other groups or widths; or the structure is missing, or another network's.
         """
-        left = {name: len(indices) for name, indices in self.kept.items()}
-        if dict(later.widths) != left:
+        before = self.kept
+        if dict(later.widths) != {name: len(nodes) for name, nodes in before.items()}:
             raise BadInput("the later plan does not start from the network that the earlier one leaves")
-        plan, before = self, self.kept
-        for event in later.events:
-            kept = {name: tuple(before[name][list(indices)].tolist()) for name, indices in event.kept.items()}
-            plan = replace(plan, events=(*plan.events, replace(event, kept=kept)))
-        return replace(plan, masks=self._masks_then(later, plan, structure)) if self.masks or later.masks else plan
-
-    def _masks_then(self, later: Plan, joined: Plan, structure: Structure | None) -> dict[str, Mask]:
-        """The masks of both plans, in the original weights' shapes.
-
-        A node that a plan without masks removes loses its weights. One that a plan with masks removes was dead by those masks:
-        its readers keep theirs, for what it always says moves into their biases.
-        """
-        if structure is None and any(len(kept) < self.widths[name] for name, kept in joined.kept.items()):
+        events = tuple(
+            replace(event, kept={name: tuple(before[name][list(nodes)].tolist()) for name, nodes in event.kept.items()})
+            for event in later.events
+        )
+        plan = replace(self, events=(*self.events, *events))
+        if not self.masks and not later.masks:
+            return plan
+        if structure is None and any(len(kept) < self.widths[name] for name, kept in plan.kept.items()):
             raise BadInput("plans that mask weights and remove nodes need the original network's structure to be joined")
-        shapes = {} if structure is None else structure.shapes
-        between, end = ({} if structure is None else structure.kept_entries(plan.kept) for plan in (self, joined))
-        masks = {}
-        for name in self.masks.keys() | later.masks.keys():
-            shape = self.masks[name].shape if name in self.masks else shapes.get(name, later.masks[name].shape)
-            left = [between.get((name, dim), torch.arange(size)) for dim, size in enumerate(shape)]
-            stays = self.masks[name].tensor() if name in self.masks else torch.full(shape, bool(self.masks))
-            if later.masks:
-                if name not in later.masks or tuple(map(len, left)) != later.masks[name].shape:
-                    raise BadInput(f"{name}: the later plan's mask does not fit what the earlier one leaves of it")
-                there = later.masks[name].tensor()
-                places = tuple(i.reshape([-1 if d == dim else 1 for d in range(len(shape))]) for dim, i in enumerate(left))
-                stays[places] = there & stays[places] if self.masks else there
-            else:
-                for dim in range(len(shape)):
-                    gone = sorted({*left[dim].tolist()} - {*end.get((name, dim), left[dim]).tolist()})
-                    stays.index_fill_(dim, torch.tensor(gone, dtype=torch.int64), False)
-            masks[name] = Mask.of(stays)
-        return masks
+        return replace(plan, masks=joined_masks(self.masks, later.masks, before, plan.kept, structure))
 
-    def to_json(self) -> str:
-        """The plan as a JSON text; `from_json` reads it back."""
-        events = [
-            {"sparsity": e.sparsity, "tie": e.tie, "loss": e.loss, "kept": {n: list(i) for n, i in e.kept.items()}}
-            for e in self.events
-        ]
+    def to_json(self, *, masks: bool = True) -> str:
+        """The plan as a JSON text; `from_json` reads it back.
+
+        Args:
+            masks: with the masks' bits; without, for a file that holds them as tensors.
+        """
+        before, events = self._whole(), []
+        for e in self.events:
+            events.append({"sparsity": e.sparsity, "tie": e.tie, "loss": e.loss, **changes_of(before, e.kept)})
+            before = e.kept
         return json.dumps(
             {
                 "schema": self.SCHEMA,
@@ -200,35 +138,60 @@ class Plan:
                 "attention": self.attention,
                 "bound": [[pair.one, pair.other] for pair in self.bound],
                 "events": events,
-                "masks": {name: mask.as_json() for name, mask in self.masks.items()},
-            }
+                "masks": {name: mask.as_json(bits=masks) for name, mask in self.masks.items()},
+            },
+            separators=(",", ":"),
         )
 
     @classmethod
-    def from_json(cls, text: str) -> Plan:
+    def from_json(cls, text: str, masks: Mapping[str, Tensor] | None = None) -> Plan:
         """Read a plan.
 
+        Args:
+            masks: weight -> `Mask.packed`, from a file that holds the masks as tensors.
         Raises:
             BadInput: not a plan, or one of a newer schema.
         """
         try:
             raw = json.loads(text)
-            if raw["schema"] != cls.SCHEMA:
-                raise BadInput(f"plan schema {raw['schema']}, this version reads {cls.SCHEMA}: update compressor")
-            events = tuple(
-                Event(float(e["sparsity"]), {n: tuple(i) for n, i in e["kept"].items()}, e["tie"], e["loss"])
-                for e in raw["events"]
-            )
+            if raw["schema"] not in range(1, cls.SCHEMA + 1):
+                raise BadInput(f"plan schema {raw['schema']}, this version reads 1 to {cls.SCHEMA}: update compressor")
             bound = tuple(Bound(one, other) for one, other in raw.get("bound", ()))
             attention = raw.get("attention", "heads")
-            masks = {str(name): Mask.from_json(mask) for name, mask in raw.get("masks", {}).items()}
-            plan = cls(dict(raw["widths"]), raw["architecture"], events, dict(raw["frozen"]), attention, bound, masks)
+            bits = masks_from(raw.get("masks", {}), masks or {})
+            plan = cls(dict(raw["widths"]), raw["architecture"], (), dict(raw["frozen"]), attention, bound, bits)
+            plan._check_texts_and_widths()
+            plan = replace(plan, events=plan._events_from(raw["events"], raw["schema"]))
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise BadInput(f"not a plan: {type(error).__name__} {first_line(error)}") from error
-        plan._check()
+        plan._check_events()
         return plan
 
-    def _check(self) -> None:
+    def _whole(self) -> dict[str, tuple[int, ...]]:
+        """What is kept before the first event."""
+        return {name: tuple(range(width)) for name, width in self.widths.items()}
+
+    def _events_from(self, raw: list[dict[str, Any]], schema: int) -> tuple[Event, ...]:
+        """Read the events of a plan of these widths.
+
+        Args:
+            schema: in 1, events name every group.
+
+        Raises:
+            ValueError, KeyError, TypeError, AttributeError: damaged.
+        """
+        events: list[Event] = []
+        before, listed = self._whole() if raw else {}, 0
+        for e in raw:
+            kept = changed(before if schema > 1 else {}, e)
+            listed += sum(len(nodes) for name, nodes in kept.items() if nodes is not before.get(name))
+            if listed > MOST_LISTED:
+                raise ValueError(f"more than {MOST_LISTED:,} nodes in its events")
+            events.append(Event(float(e["sparsity"]), kept, e["tie"], e["loss"]))
+            before = kept
+        return tuple(events)
+
+    def _check_texts_and_widths(self) -> None:
         """Refuse what no pruning could have made."""
         texts = (self.architecture, *self.frozen, *self.frozen.values(), *(t for b in self.bound for t in (b.one, b.other)))
         if not all(isinstance(text, str) for text in texts) or self.attention not in get_args(Attention):
@@ -237,7 +200,10 @@ class Plan:
             raise BadInput("not a plan: its widths are not what they should be")
         if sum(self.widths.values()) > MOST_NODES:
             raise BadInput(f"not a plan: more than {MOST_NODES:,} nodes")
-        before: dict[str, frozenset[int]] = {}
+
+    def _check_events(self) -> None:
+        """Refuse events that no pruning could have made."""
+        before: Mapping[str, tuple[int, ...]] = {}
         for number, event in enumerate(self.events, 1):
             where = f"plan, event {number}"
             numbers = isinstance(event.tie, bool) and isinstance(event.loss, (float, int, NoneType))
@@ -246,15 +212,17 @@ class Plan:
             if event.kept.keys() != self.widths.keys():
                 raise BadInput(f"{where}: it speaks of other groups than the plan has widths for")
             for name, indices in event.kept.items():
+                if indices is before.get(name):
+                    continue
                 _check_indices(f"{where}, group {name}", indices, self.widths[name])
-                if name in before and not before[name].issuperset(indices):
+                if name in before and not set(before[name]).issuperset(indices):
                     raise BadInput(f"{where}, group {name}: a node comes back that an earlier event removed")
-                before[name] = frozenset(indices)
+            before = event.kept
 
 
-MOST_WEIGHTS = 10**10
 MOST_NODES = 10_000_000
-"""Far above any network's; a plan that claims more is damaged."""
+MOST_LISTED = 50_000_000
+"""Nodes of a network, and nodes that all events of a plan list: far above any's; a plan that claims more is damaged."""
 
 
 def _is_index(value: Any) -> bool:

@@ -24,7 +24,8 @@ from compressor.pruning.replay import apply_plan
 from compressor.selection.select import per_part, select_weights
 from compressor.surgery.dead_nodes import removable, steady, without_dead
 from compressor.surgery.paths import paths
-from compressor.types.plan import Mask, Plan
+from compressor.types.mask import Mask
+from compressor.types.plan import Plan
 from compressor.types.scores import Scores
 from tests.blocks import BLOCKS
 from tests.command import run

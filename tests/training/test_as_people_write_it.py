@@ -345,7 +345,7 @@ def test_an_initialisation_with_zeros_can_be_trained() -> None:
     data = [(torch.randn(16, 8), torch.randint(3, (16,)))]
     kept, free = (train(model, data, ONCE, keep_zeros=keep) for keep in (True, False))
     assert torch.count_nonzero(kept.model[0].weight) == 8
-    assert "--train-zeros trains them" in kept.notes[0]
+    assert "keep_zeros=False trains them" in kept.notes[0]
     assert torch.count_nonzero(free.model[0].weight) == 64
     assert free.notes == ()
     assert free.history[0].weight_sparsity == 0

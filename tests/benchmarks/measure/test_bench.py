@@ -16,7 +16,7 @@ import torch
 from compressor import networks, save
 from compressor.benchmarks.measure.bench import bench
 from compressor.benchmarks.measure.networks import open_network, source_of
-from compressor.benchmarks.render import render
+from compressor.benchmarks.render import read, render
 from compressor.benchmarks.report.page import headlines
 from tests.command import run
 
@@ -247,6 +247,7 @@ def test_what_nobody_counts_is_named_and_no_reduction_is_claimed(odd: Path) -> N
     assert document["networks"][1]["macs"]["uncounted"] == ["Gemm", "LSTM"]  # what comes behind has no shape
     assert not any("MACs" in said for said in headlines(document)["rec.onnx"])
     assert "nobody counted them: Gemm, LSTM" in render(document, ".md")
+    assert read(done.stdout) == document
 
 
 def test_half_precision_is_measured_as_it_is(odd: Path) -> None:
@@ -264,6 +265,7 @@ def test_numbers_that_are_none_are_null(odd: Path) -> None:
     assert done.returncode == 0, done.stderr
     document = json.loads(done.stdout, parse_constant=lambda text: pytest.fail(f"{text} is no JSON"))
     assert document["networks"][0]["quality"] is None or document["networks"][0]["quality"]["loss"] is None
+    assert read(done.stdout) == document
     render(document, ".html")
 
 

@@ -18,6 +18,7 @@ from compressor.benchmarks.render import read, render
 from compressor.benchmarks.report.compare import comparisons, disk_meant, mac_reduction, paper, paper_rows, times
 from compressor.benchmarks.report.page import headlines
 from compressor.errors import BadInput
+from tests.damage import JUNK, places
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 PLOTS = ("widths", "batch", "speedup", "memory")
@@ -216,7 +217,13 @@ def test_names_of_every_kind_are_shown(tmp_path: Path) -> None:
         (lambda d: d.update(schema=True), "report schema True"),
         (lambda d: d["networks"].pop(), "two networks or more"),
         (lambda d: d["networks"][1].update(name="dense.pt"), "each with a name of its own"),
-        (lambda d: d.pop("environment"), "damaged one"),
+        (lambda d: d.pop("environment"), "damaged one: lacks environment"),
+        (lambda d: d["times"][0].update(engine="tpu"), r"damaged one: times\[0\].engine: Invalid enum value 'tpu'"),
+        (lambda d: d["times"][0].update(network="other.pt"), "a time or a memory of 'other.pt', which is none of its networks"),
+        (lambda d: d["networks"][1].update(bytes=0), r"networks\[1\].bytes: expected int >= 1"),
+        (lambda d: d["networks"][0]["macs"].update(total="many"), r"networks\[0\].macs.total: expected int, got str"),
+        (lambda d: d["memory"][0].pop("peak"), "the memory of 'dense.pt' lacks baseline or peak"),
+        (lambda d: d["memory"][0].update(allocated=1, reserved=1), "the memory of 'small.pt' lacks allocated or reserved"),
     ],
 )
 def test_damaged_reports_are_refused(change, words: str) -> None:
@@ -224,6 +231,33 @@ def test_damaged_reports_are_refused(change, words: str) -> None:
     change(document)
     with pytest.raises(BadInput, match=words):
         read(json.dumps(document))
+
+
+def refused(text: str) -> bool:
+    """Whether it is, in one line."""
+    try:
+        read(text)
+    except BadInput as error:
+        return "\n" not in str(error)
+    return False
+
+
+def test_whatever_is_read_can_be_shown() -> None:
+    """Something unexpected in any one place is refused in one line, or does no harm; what is nowhere declared may be there."""
+    document = measured()
+    shown = 0
+    for number, path in enumerate(list(places(document))[1:]):
+        for junk in (*JUNK[number % 3 :: 3], 10**400, 1e-300):
+            changed = copy.deepcopy(document)
+            inner = changed
+            for key in path[:-1]:
+                inner = inner[key]
+            inner[path[-1]] = junk
+            if not refused(json.dumps(changed)):
+                assert render(read(json.dumps(changed)), ".md")
+                shown += 1
+    assert shown > 50
+    assert read(json.dumps(document | {"later": 1})) == document | {"later": 1}
 
 
 def test_training_is_judged_by_its_own_multiply_adds() -> None:

@@ -1,0 +1,135 @@
+"""What came out of a pruning as text for people, from the plain data of `Result.as_dict` or of a report, which holds more."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from compressor.options import spelled
+
+BAR = 40
+"""Characters of a full bar."""
+NEAR = 0.01
+"""A weight with a smaller share left than this is reported by name."""
+
+
+def result_text(d: Mapping[str, Any]) -> str:
+    """Costs, widths, proofs, and what the reader should know."""
+    return "\n".join(_lines(d))
+
+
+def _lines(d: Mapping[str, Any]) -> Iterator[str]:
+    if paths := [file["path"] for file in d.get("files", ())]:
+        yield f"{paths[0]} -> {', '.join(paths[1:])}"
+    yield from _columns([("", "dense", "small", "dense / small"), *_cost_rows(d)], left=(0,))
+    if d.get("training"):
+        yield training_line(d["training"])
+    if d.get("ablation"):
+        yield f"\nthis is a control, not the method itself: {d['ablation']}"
+    if d.get("masks"):
+        yield from _mask_lines(d["masks"])
+    of_data = f", data {d['data']}" if "data" in d else ""
+    yield (
+        f"\nnode sparsity {d['node_sparsity']['reached']:.5f} reached, {_asked(d)}; "
+        f"weight sparsity {d['weight_sparsity']:.5f}; {d['method']}, {len(d['events'])} events{of_data}"
+    )
+    yield from _share_lines({layer: (w["dense"], w["small"]) for layer, w in d["widths"].items()}, "nodes")
+    for layer, reason in d["frozen"].items():
+        yield f"stays whole  {layer}: {reason}"
+    yield from map(proof_line, d["equivalence"])
+    if d["near_collapse"]:
+        named = ", ".join(f"{layer} ({left})" for layer, left in d["near_collapse"].items())
+        yield f"near collapse, fewer than 4 nodes left: {named}; {spelled('floor', 'N')} keeps more"
+    yield from d["notes"]
+
+
+def _cost_rows(d: Mapping[str, Any]) -> Iterator[tuple[str, str, str, str]]:
+    """Label, dense, small, and how many times as much the dense network has."""
+    for label, key in (("nodes", "nodes"), ("MACs per sample", "macs"), ("parameters", "parameters"),
+                       ("conv and linear weights", "weights")):  # fmt: skip
+        yield _cost_row(label, d[key]["dense"], d[key]["small"])
+    if files := d.get("files"):
+        for file in files[1:]:
+            yield _cost_row(f"bytes of {Path(file['path']).name}", files[0]["bytes"], file["bytes"])
+    else:
+        yield _cost_row("bytes of its tensors", d["tensor_bytes"]["dense"], d["tensor_bytes"]["small"])
+    if accuracy := d.get("accuracy"):
+        dense = f"{accuracy['dense']:.1%}{' as it came' if d.get('training') else ''}"
+        yield f"accuracy on {accuracy['samples']:,} samples", dense, f"{accuracy['small']:.1%}", ""
+    elif loss := d.get("loss"):
+        yield f"loss on {loss['samples']:,} samples", f"{loss['dense']:.4g}", f"{loss['small']:.4g}", ""
+
+
+def _cost_row(label: str, dense: int, small: int) -> tuple[str, str, str, str]:
+    return label, f"{dense:,}", f"{small:,}", f"{dense / small:,.1f}x" if small else "-"
+
+
+def _mask_lines(m: Mapping[str, Any]) -> Iterator[str]:
+    """What became of single weights."""
+    reached, effective = (1 - m[key] / m["total"] for key in ("left", "on_a_path"))
+    yield (
+        f"\nweights set to zero: {reached:.5f} reached, {m['asked']:g} asked; {effective:.5f} with those on no path from "
+        f"input to output; {m['dead_nodes']:,} nodes on no path are gone"
+    )
+    yield from _share_lines({name: (w["dense"], w["left"]) for name, w in m["layers"].items()}, "weights")
+    few = [f"{name} ({w['left']:,} of {w['dense']:,})" for name, w in m["layers"].items() if w["left"] < NEAR * w["dense"]]
+    if few:
+        yield f"near collapse, fewer than {NEAR:.0%} of the weights left: {', '.join(few)}"
+    if m["silent_outputs"]:
+        yield f"{m['silent_outputs']} outputs no longer depend on the input"
+
+
+def training_line(t: Mapping[str, Any]) -> str:
+    """What a training came to, in one line."""
+    test = t["test"]
+    epochs = len(t["history"])
+    done = f"{epochs} epoch{'' if epochs == 1 else 's'}, {t['seconds']:,.0f} s, {2 * t['macs']:.2e} FLOPs"
+    if test is None:
+        last = f"training loss {t['history'][-1]['train_loss']:.4g}, no test data; " if t["history"] else ""
+        return f"\ntrained: {last}{done}"
+    how_well = f"loss {test['loss']:.4g}" if test["accuracy"] is None else f"accuracy {test['accuracy']:.2%}"
+    return f"\ntrained: {how_well} on all {test['samples']:,} test samples after {done}"
+
+
+def _asked(d: Mapping[str, Any]) -> str:
+    """What the pruning aimed at."""
+    if d.get("masks"):
+        return "weights were asked for"
+    if d["node_sparsity"]["asked"] is not None:
+        return f"{d['node_sparsity']['asked']:g} asked"
+    b = d["budget"]
+    return f"{b['asked']:,.0f} {b['unit']} asked, {b['reached']:,.0f} reached"
+
+
+def _share_lines(shares: Mapping[str, tuple[int, int]], what: str) -> list[str]:
+    """Every layer's nodes or weights before and after, with a bar for the share that is left."""
+    rows = [("layer", what, "left", "")]
+    for layer, (dense, left) in shares.items():
+        bar = "#" * (max(1, round(BAR * left / dense)) if left else 0)
+        rows.append((layer, f"{dense:,}", f"{left:,}", bar.ljust(BAR, ".")))
+    return _columns(rows, left=(0, 3))
+
+
+def _columns(rows: Sequence[tuple[str, ...]], left: tuple[int, ...]) -> list[str]:
+    """Cells below each other, those of the columns in `left` at their left edge."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+
+    def line(row: tuple[str, ...]) -> str:
+        cells = (c.ljust(w) if i in left else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True)))
+        return "  ".join(cells).rstrip()
+
+    return [line(row) for row in rows]
+
+
+def proof_line(proof: Mapping[str, Any]) -> str:
+    """One proof in one line: verdict, difference, the tolerance that would have been needed."""
+    verdict = "equivalent" if proof["equivalent"] else "NOT EQUIVALENT"
+    agreement = proof["argmax_agreement"]
+    same = "" if agreement is None else f", arg-max {agreement:.0%} of {proof['samples_with_clear_margin']} clear samples"
+    return (
+        f"{verdict}  {proof['what']}: difference {proof['max_difference']:.1e}, "
+        f"{proof['needed_tolerance']:.1e} of the range ({proof['tolerance']:.0e} allowed){same}"
+        if proof["max_difference"] is not None
+        else f"{verdict}  {proof['what']}: other shapes, or values that are not finite"
+    )
