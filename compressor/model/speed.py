@@ -12,6 +12,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights, fuse_linear_bn_weights
 from compressor.model.branches import in_branches
 from compressor.model.inputs import Inputs, each, run, suited, tensors
 from compressor.model.observe import observed
+from compressor.settings import Pruning
 
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 PLAIN = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -33,6 +34,11 @@ widths with one sample and 1.60x with 64, within 8 % of their multiply-adds. Mul
 the
 multiply-adds by 18 % on some seeds. Unmeasured on a GPU, whose tensor cores take 16-bit operands in steps of 8.
 """
+
+
+def multiple_of(settings: Pruning) -> int:
+    """The multiple that widths are to be."""
+    return FAST_MULTIPLE if settings.round_to == "auto" else settings.round_to
 
 
 def fold_norms(model: nn.Module, norms: Mapping[str, str]) -> None:

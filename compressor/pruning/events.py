@@ -18,7 +18,7 @@ from compressor.model.cost import count
 from compressor.model.inputs import Inputs, unlike
 from compressor.model.observe import outputs_of
 from compressor.model.origin import planned_masks
-from compressor.model.speed import FAST_MULTIPLE
+from compressor.model.speed import multiple_of
 from compressor.model.weights import maskable, masked, present
 from compressor.objective.batches import Batch
 from compressor.objective.objective import Objective
@@ -64,8 +64,7 @@ class Aim:
     @property
     def round_to(self) -> int:
         """What widths are multiples of."""
-        asked = self.settings.round_to
-        return 1 if self.exact else FAST_MULTIPLE if asked == "auto" else asked
+        return 1 if self.exact else multiple_of(self.settings)
 
     @property
     def floor(self) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
@@ -14,11 +14,12 @@ from compressor.errors import NotEquivalent
 from compressor.model.cost import Cost, cost, tensor_bytes
 from compressor.model.inputs import Inputs
 from compressor.model.precision import as_it_came
+from compressor.model.speed import multiple_of
 from compressor.proof.equivalence import Equivalence
 from compressor.pruning.events import State
 from compressor.pruning.facts import Note
 from compressor.pruning.result_text import result_text
-from compressor.settings import Ablation, Resource
+from compressor.settings import Ablation, Pruning, Resource
 from compressor.types.plan import Plan
 from compressor.types.structure import Structure, total_by_layer
 
@@ -91,10 +92,9 @@ class Summary:
         seconds: what the parts took.
         facts: for the reader.
         budget: what was asked to be left, and what is.
-        round_to: what the widths are multiples of.
         open_share: share of the dense network's nodes that could be pruned.
         weights: where single weights were removed, what became of them; `asked` is a weight sparsity then.
-        ablation: the control that was run in place of the method itself.
+        settings: what was asked of the pruning; None where a plan was replayed.
     """
 
     method: str
@@ -113,10 +113,19 @@ class Summary:
     seconds: dict[str, float]
     facts: tuple[Note, ...]
     budget: Spent | None = None
-    round_to: int = 1
     open_share: float = 1.0
     weights: Sparse | None = None
-    ablation: Ablation | None = None
+    settings: Pruning | None = None
+
+    @property
+    def round_to(self) -> int:
+        """What the widths are multiples of."""
+        return 1 if self.settings is None else multiple_of(self.settings)
+
+    @property
+    def ablation(self) -> Ablation | None:
+        """The control that was run in place of the method itself."""
+        return None if self.settings is None else self.settings.ablation
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -160,6 +169,7 @@ class Result:
             "events": [{"sparsity": e.sparsity, "loss": e.loss, "tie": e.tie} for e in self.plan.events],
             "node_sparsity": {"asked": s.asked if budget_of_nodes else None, "reached": s.reached},
             "masks": None if s.weights is None else {"asked": s.asked, **s.weights.as_dict()},
+            "asked": None if s.settings is None else dataclasses.asdict(s.settings),
             "ablation": s.ablation,
             "budget": dataclasses.asdict(s.budget) if s.budget else None,
             "round_to": s.round_to,

@@ -75,7 +75,7 @@ class Setup:
             notes,
         )  # fmt: skip
         spent = Spent(left.unit, left.wanted(e.share), left.amount, left.total) if nodes else None
-        summary = dataclasses.replace(summary, budget=spent, round_to=aim.round_to, ablation=aim.ablation)
+        summary = dataclasses.replace(summary, budget=spent, settings=aim.settings)
         if fresh:
             state = dataclasses.replace(state, model=refreshed(state, e.objective.seed))
         return Result(handed_over(state, model, inplace), state.plan, summary, state.curves)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from command import main
+from tests.command import main
 from torch import nn
 
 from compressor import apply_plan, load, networks, save
@@ -54,9 +54,9 @@ def test_a_network_of_before_is_read_and_comes_back_from_a_file_of_now(name: str
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_a_network_of_before_is_shown(name: str, tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
+def test_a_network_of_before_is_shown(name: str, tmp_path: Path) -> None:
     kept(name, tmp_path)
-    done = main(capfd, tmp_path, "show", name, "--json")
+    done = run("show", name, "--json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["events"] == len(load(tmp_path / name).origin.plan.events)
 
@@ -84,10 +84,10 @@ def test_a_plan_of_before_is_read_replayed_and_comes_back_from_a_text_of_now(nam
     assert same_masks(plan, small)
 
 
-def test_a_plan_of_before_is_replayed_by_the_command(tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
+def test_a_plan_of_before_is_replayed_by_the_command(tmp_path: Path) -> None:
     kept("masked.json", tmp_path)
     save(networks.build("lenet5"), tmp_path / "net.pt")
-    done = main(capfd, tmp_path, "apply", "masked.json", "net.pt", "-o", "small.safetensors", "--quiet")
+    done = run("apply", "masked.json", "net.pt", "-o", "small.safetensors", "--quiet", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert load(tmp_path / "small.safetensors").origin.plan.masks
 

@@ -92,11 +92,11 @@ def results(tmp_path: Path) -> Path:
 PAGES = ("-o", "page.md", "-o", "page.html", "-o", "page.json")
 
 
-def test_a_study_says_what_the_records_said(results: Path, capfd) -> None:
+def test_a_study_says_what_the_records_said(results: Path) -> None:
     """One command makes it; then the records may go, and the folder or the file alone gives the same pages."""
     folder = results.parent
     files = {json.loads(path.read_text())["key"]: path.read_bytes() for path in (results / "trials").iterdir()}
-    done = main(capfd, folder, "report", "results", "-o", "results/study.jsonl", *PAGES)
+    done = run("report", "results", "-o", "results/study.jsonl", *PAGES, cwd=folder)
     assert done.returncode == 0, done.stderr
     pages = {name: (folder / name).read_text() for name in PAGES[1::2]}
     assert "| SNIP | 0.9 | 2 | 90.50 ± 0.98 (t: 6.35)" in pages["page.md"]
@@ -118,23 +118,23 @@ def test_a_study_says_what_the_records_said(results: Path, capfd) -> None:
     for place in ("results", "elsewhere.jsonl"):
         for name in pages:
             (folder / name).unlink()
-        done = main(capfd, folder, "report", place, *PAGES)
+        done = run("report", place, *PAGES, cwd=folder)
         assert done.returncode == 0, done.stderr
         assert {name: (folder / name).read_text() for name in pages} == pages, place
     assert study_text(read_study(results)) == (results / "study.jsonl").read_text()
     assert read_study(results, "Digits")["title"] == "Digits"
 
 
-def test_what_only_a_sweep_has_is_refused_of_other_reports(results: Path, capfd) -> None:
+def test_what_only_a_sweep_has_is_refused_of_other_reports(results: Path) -> None:
     folder = results.parent
-    assert main(capfd, folder, "report", "results", "-o", "page.json").returncode == 0
-    done = main(capfd, folder, "report", "page.json", "-o", "study.jsonl")
+    assert run("report", "results", "-o", "page.json", cwd=folder).returncode == 0
+    done = run("report", "page.json", "-o", "study.jsonl", cwd=folder)
     assert (done.returncode, done.stderr) == (2, "compress: study.jsonl: unknown suffix .jsonl; choose .html, .md, .json\n")
-    again = main(capfd, folder, "report", "page.json", "-o", "again.md", "--title", "Digits")
+    again = run("report", "page.json", "-o", "again.md", "--title", "Digits", cwd=folder)
     assert again.returncode == 0, again.stderr
     assert (folder / "again.md").read_text().startswith("# Digits\n")
     bench = str(RESULTS / "bench_vgg16.json")
-    done = main(capfd, folder, "report", bench, "-o", "bench.md", "--title", "Digits")
+    done = run("report", bench, "-o", "bench.md", "--title", "Digits", cwd=folder)
     assert done.returncode == 2
     assert "--title is for the page of a sweep" in done.stderr
     assert not (folder / "bench.md").exists()
