@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.command import main
 from torch import nn
 
 from compressor import apply_plan, load, networks, save

@@ -17,7 +17,7 @@ from compressor.benchmarks.experiments.sweep import read_sweep, run_sweep
 from compressor.benchmarks.experiments.tables import document_of
 from compressor.benchmarks.render import render
 from compressor.errors import BadInput
-from tests.command import main
+from tests.command import run
 from tests.damage import JUNK, places
 
 ROOT = next(folder for folder in Path(__file__).parents if (folder / "pyproject.toml").is_file())
