@@ -12,6 +12,7 @@ from torch import nn
 
 from compressor import apply_plan, load, networks, save
 from compressor.types.plan import Plan
+from tests.command import run
 
 KEPT = Path(__file__).parent.parent / "kept"
 NETWORKS = ("small.pt", "twice.pt", "whole.pt", "masked.safetensors", "synflow.safetensors")
