@@ -23,6 +23,7 @@ from compressor.model.inputs import Inputs, each, run
 from compressor.model.observe import observed, outputs_of
 from compressor.proof.prove import prove_randomised
 from compressor.settings import Attention
+from compressor.surgery.network import GroupedNetwork
 from compressor.surgery.shrink import shrink, tensors_of
 from compressor.types.structure import Bound, Group, Structure
 
@@ -52,7 +53,8 @@ def feasible(model: nn.Module, inputs: Inputs, attention: Attention = "heads") -
             break
         bound, found = more, again
     frozen = {name: wrong.what for name, wrong in dry.faults(found).items()} if fault else {}
-    return prove_else_freeze(model, found.freeze(frozen | _unsaved(model, found)), inputs, 1 if dry.possible else DRAWS)
+    network = GroupedNetwork(model, found.freeze(frozen | _unsaved(model, found)), inputs)
+    return prove_else_freeze(network, 1 if dry.possible else DRAWS)
 
 
 def _unsaved(model: nn.Module, found: Structure) -> dict[str, str]:
@@ -183,7 +185,7 @@ def _error_of(model: nn.Module, inputs: Inputs) -> Wrong | None:
     return None
 
 
-def prove_else_freeze(model: nn.Module, structure: Structure, inputs: Inputs, draws: int = DRAWS) -> Structure:
+def prove_else_freeze(network: GroupedNetwork, draws: int = DRAWS) -> Structure:
     """The structure with every group frozen whose removal does not give the same network.
 
     A random number of nodes of every group is removed, with random weights; the smaller network must also run in train mode.
@@ -194,19 +196,19 @@ def prove_else_freeze(model: nn.Module, structure: Structure, inputs: Inputs, dr
     Raises:
         UnsupportedNetwork: not even the whole network equals itself (it is random, or its output is not finite).
     """
-    training = runs_in_training(model, inputs)
-    branches = training and has_branches(model, inputs)
+    structure, training = network.structure, runs_in_training(network.model, network.inputs)
+    branches = training and has_branches(network.model, network.inputs)
 
     def failure(groups: tuple[Group, ...]) -> Wrong | None:
         for seed in range(draws):
             kept = _some_of(structure, groups, seed)
             try:
-                proof = prove_randomised(model, structure, kept, inputs, seed)
+                proof = prove_randomised(network, kept, seed)
                 if proof and branches:
-                    proof = prove_randomised(model, structure, kept, inputs, seed, branches=True)
+                    proof = prove_randomised(network, kept, seed, branches=True)
                 if not proof:
                     return Wrong(f"removal changes the result (by {proof.needed_tolerance:.1e} of its range)")
-                if training and seed == 0 and not runs_in_training(shrink(model, structure, kept), inputs):
+                if training and seed == 0 and not runs_in_training(network.shrink(kept).model, network.inputs):
                     return Wrong("the smaller network does not run in train mode")
             except OF_ITS_CODE as error:
                 return Wrong(f"the smaller network does not run: {first_line(error)}")

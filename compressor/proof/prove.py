@@ -21,23 +21,18 @@ from compressor.model.observe import outputs_of
 from compressor.model.weights import masked
 from compressor.proof.equivalence import TORCH_TOLERANCE, Equivalence
 from compressor.proof.reference import reference_outputs
-from compressor.surgery.shrink import shrink
+from compressor.surgery.network import GroupedNetwork
 from compressor.types.structure import Kept, Structure
 
 
-def prove(model: nn.Module, small: nn.Module, structure: Structure, kept: Kept, inputs: Inputs) -> Equivalence:
-    """Compare `small` with `model`, whose reads of removed nodes are zeroed, on the weights as they are.
+def prove(network: GroupedNetwork, small: nn.Module, kept: Kept) -> Equivalence:
+    """Compare `small` with `network`, whose reads of removed nodes are zeroed, on the weights as they are."""
 
-    Args:
-        inputs: what the network is called with, more than one sample.
-    """
+    def compared(dense: GroupedNetwork, other: nn.Module) -> Equivalence:
+        reference = reference_outputs(dense, kept)
+        return Equivalence.of("dense with zeroed reads = small", reference, outputs_of(other, dense.inputs), TORCH_TOLERANCE)
 
-    def compared(dense: nn.Module, other: nn.Module, x: Inputs) -> Equivalence:
-        reference = reference_outputs(dense, structure, kept, x)
-        return Equivalence.of("dense with zeroed reads = small", reference, outputs_of(other, x), TORCH_TOLERANCE)
-
-    proof = compared(model, small, inputs)
-    return _rounding_aside(proof, lambda: compared(_in_double(model), _in_double(small), each(inputs, _doubled)))
+    return _rounding_aside(compared(network, small), lambda: compared(_in_double_whole(network), _in_double(small)))
 
 
 def prove_masked(model: nn.Module, small: nn.Module, kept: Mapping[str, Tensor], inputs: Inputs) -> Equivalence:
@@ -52,26 +47,25 @@ def prove_masked(model: nn.Module, small: nn.Module, kept: Mapping[str, Tensor],
     )
 
 
-def prove_randomised(
-    model: nn.Module, structure: Structure, kept: Kept, inputs: Inputs, seed: int = 0, *, branches: bool = False
-) -> Equivalence:
+def prove_randomised(network: GroupedNetwork, kept: Kept, seed: int = 0, *, branches: bool = False) -> Equivalence:
     """The same proof with random weights and norms. Inconclusive where the output hardly varies even so.
 
     Args:
         branches: also of what the network gives only in training, such as auxiliary heads.
     """
 
-    def compared(dense: nn.Module, x: Inputs) -> Equivalence:
-        small = shrink(dense, structure, kept)
-        reference = reference_outputs(dense, structure, kept, x, inplace=True, branches=branches)
+    def compared(dense: GroupedNetwork) -> Equivalence:
+        small = dense.shrink(kept)
+        reference = reference_outputs(dense, kept, inplace=True, branches=branches)
         what = "dense with zeroed reads = small, randomised weights"
-        found = outputs_of(small, x, within=in_branches if branches else lambda _: nullcontext(), inplace=True)
+        within = in_branches if branches else lambda _: nullcontext()
+        found = outputs_of(small.model, small.inputs, within=within, inplace=True)
         return Equivalence.of(what, reference, found, TORCH_TOLERANCE)
 
-    def again() -> Equivalence:
-        return compared(_in_double(randomised(model, seed, structure, kept)), each(inputs, _doubled))
+    def drawn() -> GroupedNetwork:
+        return network.with_weights(randomised(network.model, seed, network.structure, kept))
 
-    return _rounding_aside(compared(randomised(model, seed, structure, kept), inputs), again)
+    return _rounding_aside(compared(drawn()), lambda: compared(_in_double_whole(drawn())))
 
 
 def _rounding_aside(proof: Equivalence, in_double: Callable[[], Equivalence]) -> Equivalence:
@@ -87,6 +81,10 @@ def _rounding_aside(proof: Equivalence, in_double: Callable[[], Equivalence]) ->
 
 NEARLY = 1.0
 """A difference, as a fraction of the output's range, that rounding in float32 makes in deep networks with random weights."""
+
+
+def _in_double_whole(network: GroupedNetwork) -> GroupedNetwork:
+    return network.with_weights(_in_double(network.model)).on(each(network.inputs, _doubled))
 
 
 def _in_double(model: nn.Module) -> nn.Module:

@@ -15,19 +15,19 @@ from torch.overrides import TorchFunctionMode
 from compressor.model.branches import in_branches
 from compressor.model.inputs import Inputs, run
 from compressor.model.observe import observed, outputs_of
+from compressor.surgery.network import GroupedNetwork
 from compressor.surgery.shrink import tensors_of
 from compressor.types.structure import Kept, Structure
 
 
-def reference_outputs(
-    model: nn.Module, structure: Structure, kept: Kept, inputs: Inputs, *, inplace: bool = False, branches: bool = False
-) -> list[Tensor]:
-    """What `model` gives in eval mode when the nodes that are not kept are silent.
+def reference_outputs(network: GroupedNetwork, kept: Kept, *, inplace: bool = False, branches: bool = False) -> list[Tensor]:
+    """What a network gives in eval mode when the nodes that are not kept are silent.
 
     Args:
-        inplace: work on `model` itself, which is of no use afterwards, rather than on a copy.
+        inplace: work on its model itself, which is of no use afterwards, rather than on a copy.
         branches: also what the network gives only in training, such as auxiliary heads.
     """
+    model, structure = network.model, network.structure
     zeroed = zeroed_weights(model, structure, kept, inplace=inplace)
 
     @contextmanager
@@ -35,7 +35,7 @@ def reference_outputs(
         with norms_over_kept(twin, structure, kept), in_branches(twin) if branches else nullcontext():
             yield
 
-    return outputs_of(model, inputs, {} if inplace else zeroed, within, inplace=inplace)
+    return outputs_of(model, network.inputs, {} if inplace else zeroed, within, inplace=inplace)
 
 
 def zeroed_weights(model: nn.Module, structure: Structure, kept: Kept, *, inplace: bool = False) -> dict[str, Tensor]:

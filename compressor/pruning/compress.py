@@ -82,7 +82,7 @@ def compress(
     setup.clock.lap("scoring and removing")
 
     progress("proving the small network", 0, 0)
-    proofs = proven(events.dense, state, events.found, events.aim.inputs)
+    proofs = proven(events.network, state)
     setup.clock.lap("proof")
     return setup.conclude(state, proofs, inplace=inplace, fresh=settings.ablation == "reinit")
 

@@ -27,7 +27,8 @@ from compressor.proof.reference import over_channels
 from compressor.pruning.in_training import Pruner, training_macs
 from compressor.pruning.result import Result
 from compressor.settings import Stage
-from compressor.surgery.dead_nodes import steady
+from compressor.surgery.dead_nodes import sync_constant_running_means
+from compressor.surgery.network import GroupedNetwork
 from compressor.surgery.paths import paths
 from compressor.system.progress import Progress
 from compressor.training.history import Row
@@ -69,7 +70,7 @@ class Sticky:
     def after_epoch(self, model: nn.Module, inputs: Inputs) -> None:
         """Eval mode gives what train mode does, also behind masked weights."""
         if self.structure is not None:
-            steady(model, self.structure, self.fed, inputs)
+            sync_constant_running_means(GroupedNetwork(model, self.structure, inputs), self.fed)
 
 
 class Course:

@@ -16,7 +16,7 @@ from compressor.data import length_of
 from compressor.errors import BadInput, UnreachableSparsity, UnsupportedNetwork, first_line
 from compressor.method import Method
 from compressor.model.cost import count, count_shapes
-from compressor.model.inputs import Inputs, unlike
+from compressor.model.inputs import unlike
 from compressor.model.observe import outputs_of
 from compressor.model.origin import planned_masks
 from compressor.model.speed import multiple_of
@@ -30,9 +30,9 @@ from compressor.pruning.controls import shuffled_nodes, shuffled_weights
 from compressor.selection.budget import Meter, prices
 from compressor.selection.select import Selection, highest_reachable, select, select_weights
 from compressor.settings import Ablation, Pruning, Resource
-from compressor.surgery.dead_nodes import removable, steady, without_dead
+from compressor.surgery.dead_nodes import removable, sync_constant_running_means, without_dead
+from compressor.surgery.network import GroupedNetwork
 from compressor.surgery.paths import Paths, paths
-from compressor.surgery.shrink import shrink
 from compressor.system.progress import Progress
 from compressor.types.plan import Plan
 from compressor.types.scores import Scores
@@ -52,7 +52,6 @@ class Aim:
 
     settings: Pruning
     came: nn.Module
-    inputs: Inputs
     total: float = 0.0
     exact: bool = False
 
@@ -82,16 +81,20 @@ class Aim:
         """The control that is run in place of the method itself."""
         return self.settings.ablation
 
-    def meter(self, model: nn.Module, structure: Structure) -> Meter:
-        """A meter of what `model` needs now."""
-        return Meter(structure, self.unit, prices(self.unit, model, self.inputs, self.came), self.total)
+    def meter(self, network: GroupedNetwork) -> Meter:
+        """A meter of what a network needs now."""
+        return self._metered(network, self.unit, self.total)
 
-    def ranked(self, scores: Scores, model: nn.Module, structure: Structure) -> Scores:
+    def ranked(self, scores: Scores, network: GroupedNetwork) -> Scores:
         """The scores, per unit of what goes with each node where that was asked for."""
         if self.per is None:
             return scores
-        meter = Meter(structure, self.per, prices(self.per, model, self.inputs, self.came))
-        return dataclasses.replace(scores, values={g.name: scores.values[g.name] / meter.price(g) for g in structure.prunable})
+        meter = self._metered(network, self.per)
+        values = {g.name: scores.values[g.name] / meter.price(g) for g in network.structure.prunable}
+        return dataclasses.replace(scores, values=values)
+
+    def _metered(self, network: GroupedNetwork, unit: Resource, total: float = 0.0) -> Meter:
+        return Meter(network.structure, unit, prices(unit, network.model, network.inputs, self.came), total)
 
 
 @dataclass(frozen=True)
@@ -105,8 +108,7 @@ class State:
         ways: through the masked network.
     """
 
-    model: nn.Module
-    structure: Structure
+    network: GroupedNetwork
     plan: Plan
     ranks: Mapping[str, Tensor] = field(default_factory=dict)
     samples: int = 0
@@ -114,27 +116,50 @@ class State:
     curves: Mapping[str, Tensor] = field(default_factory=dict)
     ways: Paths | None = None
 
+    @property
+    def model(self) -> nn.Module:
+        """What is left now."""
+        return self.network.model
+
+    @property
+    def structure(self) -> Structure:
+        """The groups of what is left."""
+        return self.network.structure
+
+    def with_weights(self, model: nn.Module) -> State:
+        """The same with other weights, such as those that a training gave."""
+        return dataclasses.replace(self, network=self.network.with_weights(model))
+
 
 @dataclass(frozen=True)
 class Events:
     """The events of one pruning; `NodeEvents` and `WeightEvents` say what an event is.
 
     Attributes:
-        dense: the network that the pruning starts from; where it was trained in between, as it is now.
+        network: that the pruning starts from.
         share: of the aim's unit that goes in the end.
         held: weights that must not lose entries.
         trained: the network is trained between events, so that nothing that went can come back with its weights.
     """
 
     method: Method
-    dense: nn.Module
-    found: Structure
+    network: GroupedNetwork
     objective: Objective
     share: float
     aim: Aim
     progress: Progress
     held: frozenset[str] = frozenset()
     trained: bool = False
+
+    @property
+    def dense(self) -> nn.Module:
+        """The network that the pruning starts from."""
+        return self.network.model
+
+    @property
+    def found(self) -> Structure:
+        """Its groups."""
+        return self.network.structure
 
     @property
     def targets(self) -> tuple[float, ...]:
@@ -182,7 +207,7 @@ class NodeEvents(Events):
 
     def begin(self, plan: Plan) -> State:
         ranks = {g.name: torch.zeros(g.width, dtype=torch.float64) for g in self.found.prunable}
-        return State(self.dense, self.found, plan, ranks)
+        return State(self.network, plan, ranks)
 
     def one(self, state: State, number: int) -> State:
         target, counted, what = self._counted(number)
@@ -196,13 +221,11 @@ class NodeEvents(Events):
         if self.trained:
             return state
         if self.aim.round_to > 1 and self.share > 0:
-            state = rounded_to(state, self.dense, self.found, self.share, self.aim)
+            state = rounded_to(state, self.network, self.share, self.aim)
         if self.aim.ablation == "shuffle":
             kept = shuffled_nodes(self.found, state.plan.kept, self.objective.seed)
             plan = state.plan.rounded(kept, tie=False)
-            state = dataclasses.replace(
-                state, model=shrink(self.dense, self.found, kept), structure=self.found.shrink(kept), plan=plan
-            )
+            state = dataclasses.replace(state, network=self.network.shrink(kept), plan=plan)
         return state
 
 
@@ -218,7 +241,7 @@ class WeightEvents(Events):
                 f"sparsity {self.share:g} leaves {left} weights for {len(weights)} layers; ask for less, or "
                 f"{spelled('allow_disconnect', True)}"
             )
-        return State(self.dense, self.found, plan, kept=present(self.dense, planned_masks(self.dense)))
+        return State(self.network, plan, kept=present(self.dense, planned_masks(self.dense)))
 
     def one(self, state: State, number: int) -> State:
         target, counted, what = self._counted(number)
@@ -230,7 +253,7 @@ class WeightEvents(Events):
             raise BadInput(f"sparsity {self.share:g} of the weights is not more than what is zero already; ask for more")
         if self.aim.ablation == "shuffle":
             drawn = shuffled_weights(state.kept, self.objective.seed)
-            state = dataclasses.replace(state, model=masked(self.dense, drawn), kept=drawn)
+            state = dataclasses.replace(state.with_weights(masked(self.dense, drawn)), kept=drawn)
         found = self._ways(state)
         if not found.connected and not self.aim.settings.allow_disconnect:
             empty = [name for name, mask in state.kept.items() if not bool(mask.any())]
@@ -243,28 +266,28 @@ class WeightEvents(Events):
     def after_epoch(self, state: State) -> State:
         ways, kept = state.ways or self._ways(state), state.plan.kept
         fed = {name: there[kept[name]] if name in kept else there for name, there in ways.fed.items()}
-        steady(state.model, state.structure, fed, self.aim.inputs)
+        sync_constant_running_means(state.network, fed)
         return dataclasses.replace(state, ways=ways)
 
     def clear(self, state: State) -> State:
         ways = state.ways or self._ways(state)
         if state.plan.masks:  # that was done already
             return dataclasses.replace(state, ways=ways)
-        return _without_dead(state, self.found, ways, self.aim)
+        return _without_dead(state, self.network.with_weights(state.model), ways, self.aim.floor)
 
     def _ways(self, state: State) -> Paths:
-        return paths(state.model, self.found, state.kept, over_channels(state.model, self.aim.inputs))
+        return paths(state.model, self.found, state.kept, over_channels(state.model, self.network.inputs))
 
 
-def _without_dead(state: State, found: Structure, ways: Paths, aim: Aim) -> State:
-    """Dead nodes go, but for those of groups in which that changes what comes out, on these inputs or on unlike ones."""
-    kept = removable(state.model, found, ways, aim.inputs, aim.floor)
-    pairs = [(given, outputs_of(state.model, given)) for given in unlike(aim.inputs)]
+def _without_dead(state: State, whole: GroupedNetwork, ways: Paths, floor: int) -> State:
+    """Dead nodes of `whole` go, but for groups in which that changes what comes out, on its inputs or on unlike ones."""
+    found, kept = whole.structure, removable(whole, ways, floor)
+    pairs = [(given, outputs_of(whole.model, given)) for given in unlike(whole.inputs)]
     pairs = [(given, outputs) for given, outputs in pairs if all(bool(torch.isfinite(y).all()) for y in outputs)]
 
     def failure(groups: tuple[Group, ...]) -> Wrong | None:
         some = found.keep_all() | {g.name: kept[g.name] for g in groups}
-        small = without_dead(state.model, found, ways, some, aim.inputs)
+        small = without_dead(whole, ways, some)
         proofs = [Equivalence.of("", outputs, outputs_of(small, given), TORCH_TOLERANCE) for given, outputs in pairs]
         varies = not ways.connected or any(proof.conclusive for proof in proofs)
         return None if varies and all(proofs) else Wrong("it changes the result")
@@ -272,23 +295,22 @@ def _without_dead(state: State, found: Structure, ways: Paths, aim: Aim) -> Stat
     losing = {g.name: g for g in found.prunable if len(kept[g.name]) < g.width}
     wrong = all_at_fault(tuple(losing.values()), failure)
     kept = found.keep_all() | {name: kept[name] for name in losing.keys() - wrong.keys()}
-    small = without_dead(state.model, found, ways, kept, aim.inputs)
+    small = GroupedNetwork(without_dead(whole, ways, kept), found.shrink(kept), whole.inputs)
     plan = state.plan.rounded(kept).with_masks(state.kept)
-    return dataclasses.replace(state, model=small, structure=found.shrink(kept), plan=plan, ways=ways)
+    return dataclasses.replace(state, network=small, plan=plan, ways=ways)
 
 
 def event(state: State, method: Method, objective: Objective, target: float, aim: Aim, what: str) -> State:
     """Score, select, shrink; an event that would remove nothing is skipped."""
-    left, meter = state.structure, aim.meter(state.model, state.structure)
+    left, meter = state.network, aim.meter(state.network)
     if meter.amount <= meter.wanted(target):
         return state
     scores = _scored(method, state, objective, what, aim)
-    ranked = aim.ranked(scores, state.model, left)
-    selection = _cut(ranked, left, target, state.model, meter, aim)
+    ranked = aim.ranked(scores, left)
+    selection = _cut(ranked, left, target, meter, aim)
     plan = state.plan.event(selection.kept, target, tie=selection.tie, loss=scores.loss)
     ranks = _ranked_on(state, ranked)
-    small, structure = shrink(state.model, left, selection.kept), left.shrink(selection.kept)
-    return State(small, structure, plan, ranks, scores.samples, curves=state.curves or scores.curves())
+    return State(left.shrink(selection.kept), plan, ranks, scores.samples, curves=state.curves or scores.curves())
 
 
 def weight_event(
@@ -304,14 +326,9 @@ def weight_event(
     kept, tie = select_weights(scores, state.kept, total, target)
     plan = state.plan.event(state.structure.keep_all(), target, tie=tie, loss=scores.loss)
     return dataclasses.replace(
-        state,
-        model=masked(state.model, kept),
-        plan=plan,
-        samples=scores.samples,
-        kept=kept,
-        curves=state.curves or scores.curves(),
-        ways=None,
-    )
+        state.with_weights(masked(state.model, kept)), plan=plan, samples=scores.samples, kept=kept,
+        curves=state.curves or scores.curves(), ways=None,
+    )  # fmt: skip
 
 
 def _scored(method: Method, state: State, objective: Objective, what: str, aim: Aim) -> Scores:
@@ -332,33 +349,31 @@ def _ranked_on(state: State, scores: Scores) -> dict[str, Tensor]:
     return {name: state.ranks[name].index_copy(0, kept[name], its) for name, its in new}
 
 
-def rounded_to(state: State, dense: nn.Module, found: Structure, share: float, aim: Aim) -> State:
+def rounded_to(state: State, dense: GroupedNetwork, share: float, aim: Aim) -> State:
     """Where the events have come to, with widths that are multiples: in the order of removal, the last to go come back first.
 
     Rounding once, at the end, keeps the widths near the exact ones; rounded at each event, they would drift away.
     """
-    selection = _cut(Scores(state.ranks), found, share, dense, aim.meter(dense, found), aim)
+    selection = _cut(Scores(state.ranks), dense, share, aim.meter(dense), aim)
     plan = state.plan.rounded(selection.kept, tie=selection.tie)
-    return dataclasses.replace(
-        state, model=shrink(dense, found, selection.kept), structure=found.shrink(selection.kept), plan=plan
-    )
+    return dataclasses.replace(state, network=dense.shrink(selection.kept), plan=plan)
 
 
-def _cut(scores: Scores, left: Structure, target: float, model: nn.Module, meter: Meter, aim: Aim) -> Selection:
+def _cut(scores: Scores, left: GroupedNetwork, target: float, meter: Meter, aim: Aim) -> Selection:
     """What stays of the nodes; where multiply-adds fall otherwise than the meter thinks, the cut moves until the count fits.
 
     Args:
-        meter: of what `model` needs; it stays as it is.
+        meter: of what `left` needs; it stays as it is.
     """
 
     def cut_at(asked: float) -> Selection:
-        return select(scores, left, asked, floor=aim.floor, round_to=aim.round_to, meter=copy.deepcopy(meter))
+        return select(scores, left.structure, asked, floor=aim.floor, round_to=aim.round_to, meter=copy.deepcopy(meter))
 
-    highest = highest_reachable(left, aim.floor, round_to=aim.round_to, meter=meter)
+    highest = highest_reachable(left.structure, aim.floor, round_to=aim.round_to, meter=meter)
     asked = min(max(target, 0.0), highest)
     if aim.unit != "macs":
         return cut_at(asked)
-    macs_of, wanted, best = _counter(model, left, meter, aim), (1 - target) * aim.total, None
+    macs_of, wanted, best = _counter(left, meter), (1 - target) * aim.total, None
     for _ in range(CUTS):
         selection = cut_at(asked)
         macs = macs_of(selection.kept)
@@ -372,18 +387,18 @@ def _cut(scores: Scores, left: Structure, target: float, model: nn.Module, meter
     return best[1]
 
 
-def _counter(model: nn.Module, left: Structure, meter: Meter, aim: Aim) -> Callable[[Kept], int]:
-    """What counts the multiply-adds of what is kept of `model`: by shapes alone, where that agrees for the whole of it."""
-    hollow = on_meta(model)
+def _counter(left: GroupedNetwork, meter: Meter) -> Callable[[Kept], int]:
+    """What counts the multiply-adds of what is kept: by shapes alone, where that agrees for the whole of it."""
+    hollow = left.with_weights(on_meta(left.model))
 
     def by_shapes(kept: Kept) -> int:
-        return count_shapes(shrink(hollow, left, kept), aim.inputs).macs
+        return count_shapes(hollow.shrink(kept).model, left.inputs).macs
 
     try:
-        alike = by_shapes(left.keep_all()) == round(meter.amount)
+        alike = by_shapes(left.structure.keep_all()) == round(meter.amount)
     except OF_ITS_CODE:
         alike = False
-    return by_shapes if alike else lambda kept: count(shrink(model, left, kept), aim.inputs).macs
+    return by_shapes if alike else lambda kept: count(left.shrink(kept).model, left.inputs).macs
 
 
 CUTS = 8

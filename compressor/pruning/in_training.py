@@ -30,7 +30,7 @@ from compressor.pruning.result import Result
 from compressor.pruning.setup import Setup, refreshed
 from compressor.selection.schedule import placed
 from compressor.settings import Timing
-from compressor.surgery.shrink import shrink, sliced
+from compressor.surgery.shrink import sliced
 from compressor.training.trainer import Moments, Trainer
 from compressor.types.plan import Event, Plan
 from compressor.types.structure import Kept, Structure
@@ -112,12 +112,12 @@ class Pruner:
             return macs
         objective = self.events.objective
         seed_all(objective.data, epoch_seed(objective.seed, epoch + OF_EVENTS))  # for loaders that shuffle
-        before = self.state = dataclasses.replace(self.state, model=trainer.model.eval())
+        before = self.state = self.state.with_weights(trainer.model.eval())
         for number in numbers:
             left = self.state
             self.state = self.events.one(left, number)
             if self.state is not left and self.events.method.uses_data:
-                macs += self.state.samples * training_macs(left.model, self.events.aim.inputs)
+                macs += self.state.samples * training_macs(left.model, left.network.inputs)
             self.passed += 1
         if self.finished:
             self.state = self.events.settle(self.state)
@@ -129,7 +129,7 @@ class Pruner:
         if self.finished and self.events.method.unit == "weight":
             moments = self._without_dead(moments)
         if self.finished and self.ablation == "reinit":
-            self.state, moments = dataclasses.replace(self.state, model=refreshed(self.state, self.events.objective.seed)), {}
+            self.state, moments = self.state.with_weights(refreshed(self.state, self.events.objective.seed)), {}
         trainer.adopt(self.state.model, _masked_moments(moments, self.held(), self.state.model))
         return macs
 
@@ -145,7 +145,7 @@ class Pruner:
         widths = {name: len(indices) for name, indices in start.items()}
         event = Event(0.0, {name: tuple(indices.tolist()) for name, indices in kept.items()})
         step = dataclasses.replace(self.state, plan=Plan(widths, "", (event,)))
-        self.proofs = proven(before.model, step, before.structure, self.events.aim.inputs)
+        self.proofs = proven(before.network, step)
         self.cut = functools.partial(_sliced, model=before.model, structure=before.structure, kept=kept)
         return _sliced_moments(moments, before.model, before.structure, kept)
 
@@ -154,14 +154,14 @@ class Pruner:
         whole = self.state.model
         self.state = self.events.clear(self.state)
         self.progress("proving the small network")
-        self.proofs = proven(whole, self.state, self.events.found, self.events.aim.inputs)
+        self.proofs = proven(self.events.network.with_weights(whole), self.state)
         return _sliced_moments(moments, whole, self.events.found, self.state.plan.kept)
 
     def _rewound(self, snapshot: _Snapshot, trainer: Trainer) -> Moments:
         """The weights of the snapshot in the state's network, but for what is masked; and its moments."""
         model = copy.deepcopy(self.state.model)
         put_values(model, snapshot.model)
-        self.state = dataclasses.replace(self.state, model=masked(model, self.state.kept))
+        self.state = self.state.with_weights(masked(model, self.state.kept))
         trainer.epochs_done = snapshot.epochs_done
         return snapshot.moments
 
@@ -192,16 +192,15 @@ class Pruner:
     def restore(self, held: Mapping[str, Any]) -> None:
         """Go on from `content`; the network's values come from elsewhere."""
         plan, e = Plan.from_json(held["plan"]), self.events
-        kept = plan.kept if plan.events else e.found.keep_all()
-        model = shrink(e.dense, e.found, kept) if plan.events else e.dense
-        self.state = State(model, e.found.shrink(kept), plan, held["ranks"], held["samples"], held["kept"], held["curves"])
+        left = e.network.shrink(plan.kept) if plan.events else e.network
+        self.state = State(left, plan, held["ranks"], held["samples"], held["kept"], held["curves"])
         self.passed = held["passed"]
         self.proofs = tuple(Equivalence(**p) for p in held["proofs"])
         self.snapshot = None if held["snapshot"] is None else _Snapshot(**held["snapshot"])
 
     def result(self, trained: nn.Module) -> Result:
         """The pruning's result, of the network as it is now."""
-        result = self.setup.conclude(self.events.clear(dataclasses.replace(self.state, model=trained)), self.proofs)
+        result = self.setup.conclude(self.events.clear(self.state.with_weights(trained)), self.proofs)
         before, dense = result.summary.before, self.events.dense
         before = dataclasses.replace(before, weights=before.weights + unset(dense, planned_masks(dense)))
         return dataclasses.replace(result, summary=dataclasses.replace(result.summary, before=before))

@@ -2,37 +2,35 @@
 
 from __future__ import annotations
 
-from torch import nn
-
 from compressor.errors import NotEquivalent
-from compressor.model.inputs import Inputs, each, far_apart, unlike
+from compressor.model.inputs import each, far_apart, unlike
 from compressor.options import spelled
 from compressor.proof.equivalence import Equivalence
 from compressor.proof.prove import prove, prove_masked, prove_randomised
 from compressor.pruning.events import State
-from compressor.types.structure import Structure
+from compressor.surgery.network import GroupedNetwork
 
 
-def _proof_of_masks(dense: nn.Module, state: State, inputs: Inputs) -> Equivalence:
+def _proof_of_masks(dense: GroupedNetwork, state: State) -> Equivalence:
     """That the small network is the masked dense one, on inputs that its output depends on."""
-    for given in unlike(inputs):
-        proof = prove_masked(dense, state.model, state.kept, given)
+    for given in unlike(dense.inputs):
+        proof = prove_masked(dense.model, state.model, state.kept, given)
         if not proof or proof.conclusive or (state.ways and not state.ways.connected):
             return proof
     way = spelled("calibrate_bn", True)
     raise NotEquivalent(f"the proof says nothing: the output hardly depends on the input; keep more weights, or {way}")
 
 
-def proven(dense: nn.Module, state: State, found: Structure, inputs: Inputs) -> tuple[Equivalence, ...]:
+def proven(dense: GroupedNetwork, state: State) -> tuple[Equivalence, ...]:
     """The proofs that a small network is the dense one without what the plan removed.
 
     Raises:
         NotEquivalent: it is not, or that cannot be seen.
     """
-    plan, small = state.plan, state.model
-    real = _proof_of_masks(dense, state, inputs) if state.kept else prove(dense, small, found, plan.kept, inputs)
+    plan, apart = state.plan, dense.on(each(dense.inputs, far_apart))
+    real = _proof_of_masks(dense, state) if state.kept else prove(dense, state.model, plan.kept)
     for seed in range(3):
-        random = prove_randomised(dense, found, plan.kept, each(inputs, far_apart) if seed else inputs, seed)
+        random = prove_randomised(apart if seed else dense, plan.kept, seed)
         if random.conclusive:
             break
     else:

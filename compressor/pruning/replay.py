@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import torch
 from torch import Tensor, nn
 
@@ -20,11 +18,10 @@ from compressor.pruning.proofs import proven
 from compressor.pruning.result import Clock, Result, summarise
 from compressor.pruning.setup import device_of, example_for, handed_over
 from compressor.surgery.dead_nodes import removable, without_dead
+from compressor.surgery.network import GroupedNetwork
 from compressor.surgery.paths import paths
-from compressor.surgery.shrink import shrink
 from compressor.system.progress import Progress
 from compressor.types.plan import Plan
-from compressor.types.structure import Structure
 
 
 def apply_plan(plan: Plan, model: nn.Module, example_inputs: Tensor | Inputs) -> nn.Module:
@@ -45,38 +42,40 @@ def replay(plan: Plan, model: nn.Module, example_inputs: Tensor | Inputs, progre
     dense, clock = working_copy(model, inputs), Clock()
     progress("finding the groups", 0, 0)
     found = trace(dense, inputs, plan.attention).structure(plan.bound).freeze(plan.frozen)
+    whole = GroupedNetwork(dense, found, inputs)
     if {g.name: g.width for g in found.prunable} != dict(plan.widths):
         raise BadInput("the plan's groups or their widths are not this network's: it is damaged, or of another architecture")
     clock.lap("structure")
-    state = applied(plan, dense, found, inputs)
+    state = applied(plan, whole)
     clock.lap("scoring and removing")
     progress("proving the small network", 0, 0)
-    proofs = proven(dense, state, found, inputs)
+    proofs = proven(whole, state)
     clock.lap("proof")
     asked = plan.events[-1].sparsity if plan.events else 0.0
-    summary = summarise("apply", {}, asked, model, dense, found, state, inputs, proofs, clock, [])
+    summary = summarise("apply", {}, asked, model, whole, state, proofs, clock, [])
     as_it_came(state.model, model)  # in place: it is handed over in the precision that it came in
     return Result(handed_over(state, model, inplace=False), state.plan, summary)
 
 
-def applied(plan: Plan, dense: nn.Module, found: Structure, inputs: Inputs) -> State:
+def applied(plan: Plan, dense: GroupedNetwork) -> State:
     """What a plan leaves of a network, not proven yet.
 
     Raises:
         BadInput: its masks are not of this network's weights, or leave nodes alive that it removes.
     """
-    state = State(dense, found.shrink(plan.kept), plan, kept={name: mask.tensor() for name, mask in plan.masks.items()})
     if not plan.masks:
-        return dataclasses.replace(state, model=shrink(dense, found, plan.kept))
-    _check_masks(plan, dense)
-    whole, ways = masked(dense, state.kept), paths(dense, found, state.kept, over_channels(dense, inputs))
+        return State(dense.shrink(plan.kept), plan)
+    _check_masks(plan, dense.model)
+    there = {name: mask.tensor() for name, mask in plan.masks.items()}
+    whole = dense.with_weights(masked(dense.model, there))
+    ways = paths(dense.model, dense.structure, there, over_channels(dense.model, dense.inputs))
     for name, stay in plan.kept.items():
         if not bool(torch.isin((~ways.dead(name)).nonzero().flatten(), stay).all()):
             raise BadInput(f"group {name}: the plan removes nodes that its masks leave alive (a norm over channels sees them)")
-    can = removable(whole, found, ways, inputs, floor=0)  # with other weights, a constant may not be 0: its node stays
+    can = removable(whole, ways, floor=0)  # with other weights, a constant may not be 0: its node stays
     kept = {name: torch.cat([stay, can[name]]).unique() for name, stay in plan.kept.items()}
-    small = without_dead(whole, found, ways, kept, inputs)
-    return State(small, found.shrink(kept), plan.rounded(kept), kept=state.kept, ways=ways)
+    small = GroupedNetwork(without_dead(whole, ways, kept), dense.structure.shrink(kept), dense.inputs)
+    return State(small, plan.rounded(kept), kept=there, ways=ways)
 
 
 def _check_masks(plan: Plan, model: nn.Module) -> None:

@@ -11,8 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from compressor.errors import NotEquivalent
-from compressor.model.cost import Cost, cost, tensor_bytes
-from compressor.model.inputs import Inputs
+from compressor.model.cost import Cost, tensor_bytes
 from compressor.model.precision import bytes_as_it_came
 from compressor.model.speed import multiple_of
 from compressor.proof.equivalence import Equivalence
@@ -20,6 +19,7 @@ from compressor.pruning.events import State
 from compressor.pruning.facts import Note
 from compressor.pruning.result_text import result_text
 from compressor.settings import Ablation, Pruning, Resource
+from compressor.surgery.network import GroupedNetwork
 from compressor.types.plan import Plan
 from compressor.types.structure import Structure, total_by_layer
 
@@ -202,11 +202,11 @@ class Clock:
 
 
 def summarise(
-    name: str, options: dict[str, Any], asked: float, model: nn.Module, dense: nn.Module, found: Structure, state: State,
-    inputs: Inputs, proofs: tuple[Equivalence, ...], clock: Clock, facts: list[Note],
+    name: str, options: dict[str, Any], asked: float, model: nn.Module, dense: GroupedNetwork, state: State,
+    proofs: tuple[Equivalence, ...], clock: Clock, facts: list[Note],
 ) -> Summary:  # fmt: skip
     """The numbers; sizes are those of the precision that `model` came in, in which the small network is handed over."""
-    before, after = cost(dense, inputs), cost(state.model, inputs)
+    found, before, after = dense.structure, dense.cost(), state.network.cost()
     if after.macs > before.macs:
         raise NotEquivalent("the small network needs more multiply-adds than the dense one; this is a bug, please report it")
     return Summary(

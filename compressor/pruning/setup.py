@@ -32,6 +32,7 @@ from compressor.pruning.result import Clock, Result, Spent, reasons_of, summaris
 from compressor.selection.select import check_reachable
 from compressor.settings import Attention, Budget, Pruning
 from compressor.sources.noise import example_of
+from compressor.surgery.network import GroupedNetwork
 from compressor.surgery.shrink import sizes_of
 from compressor.system.progress import Progress
 from compressor.types.origin import Origin
@@ -69,16 +70,16 @@ class Setup:
         nodes = e.method.unit == "node"
         ties = [note(Fact.TIE, sparsity=v.sparsity, unit=e.method.unit) for v in state.plan.events if v.tie]
         notes = [*self.notes, *ties, *([note(Fact.EXACT_WIDTHS)] if aim.round_to == 1 and nodes else [])]
-        left = aim.meter(state.model, state.structure)
+        left = aim.meter(state.network)
         summary = summarise(
-            self.name, dataclasses.asdict(e.method), e.share, model, e.dense, e.found, state, aim.inputs, proofs, self.clock,
+            self.name, dataclasses.asdict(e.method), e.share, model, e.network, state, proofs, self.clock,
             notes,
         )  # fmt: skip
         spent = Spent(left.unit, left.wanted(e.share), left.amount, left.total) if nodes else None
         summary = dataclasses.replace(summary, budget=spent, settings=aim.settings)
         as_it_came(state.model, model)  # in place: it is handed over in the precision that it came in
         if fresh:
-            state = dataclasses.replace(state, model=refreshed(state, e.objective.seed))
+            state = state.with_weights(refreshed(state, e.objective.seed))
         return Result(handed_over(state, model, inplace), state.plan, summary, state.curves)
 
 
@@ -151,8 +152,8 @@ def prepare(
     found = _restricted(_runnable_structure(dense, inputs, asked_for.attention), asked_for.freeze, asked_for.only)
     if chosen.unit == "node":
         found = _scorable(found, dense, chosen)
-    aim = Aim(asked_for, model, inputs)
-    full, budget = aim.meter(dense, found), asked_for.budget
+    aim, network = Aim(asked_for, model), GroupedNetwork(dense, found, inputs)
+    full, budget = aim.meter(network), asked_for.budget
     share = asked_for.share if budget is None else budget.removed_share(full.total)
     aim = dataclasses.replace(aim, total=full.total)
     if chosen.unit == "node":
@@ -165,7 +166,7 @@ def prepare(
     )
     kind = WeightEvents if chosen.unit == "weight" else NodeEvents
     held = _held(dense, found, asked_for.freeze, asked_for.only)
-    events = kind(chosen, dense, found, objective, share, aim, progress, held)
+    events = kind(chosen, network, objective, share, aim, progress, held)
     return Setup(method if isinstance(method, str) else type(chosen).__name__, model, events, plan, notes, clock)
 
 

@@ -17,11 +17,11 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
-from compressor.model.inputs import Inputs, run, unlike
+from compressor.model.inputs import run, unlike
 from compressor.model.observe import observed
+from compressor.surgery.network import GroupedNetwork
 from compressor.surgery.paths import Paths
-from compressor.surgery.shrink import shrink
-from compressor.types.structure import Group, Kept, Slice, Structure
+from compressor.types.structure import Group, Kept, Slice
 
 ALIKE = 1e-6
 """Spread of a value, as a fraction of its size, up to which it counts as constant."""
@@ -36,17 +36,16 @@ class _Fold:
     amounts: Tensor
 
 
-def removable(model: nn.Module, structure: Structure, found: Paths, inputs: Inputs, floor: int = 1) -> dict[str, Tensor]:
+def removable(network: GroupedNetwork, found: Paths, floor: int = 1) -> dict[str, Tensor]:
     """group -> nodes that stay `(kept,)`; dead ones whose constant cannot be moved stay, and `floor` nodes of every group.
 
     Args:
-        model: the network with its weights masked.
+        network: with its weights masked; constants are measured on its inputs.
         found: its paths.
-        inputs: what constants are measured on, more than one sample.
     """
-    constants = _Constants(model, structure, found, inputs)
+    constants = _Constants(network, found)
     kept = {}
-    for group in structure.prunable:
+    for group in network.structure.prunable:
         dead = found.dead(group.name)
         dead &= ~found.heard[group.name] | constants.movable(group)
         missing = min(floor, group.width) - int((~dead).sum())
@@ -56,16 +55,16 @@ def removable(model: nn.Module, structure: Structure, found: Paths, inputs: Inpu
     return kept
 
 
-def without_dead(model: nn.Module, structure: Structure, found: Paths, kept: Kept, inputs: Inputs) -> nn.Module:
-    """A smaller network that computes what `model`, with its weights masked, does; constants are moved to biases.
+def without_dead(network: GroupedNetwork, found: Paths, kept: Kept) -> nn.Module:
+    """A smaller network that computes what `network`, with its weights masked, does; constants are moved to biases.
 
     Args:
         kept: what `removable` gave.
     """
-    constants = _Constants(model, structure, found, inputs)
-    small = shrink(model, structure, kept)
-    entries = structure.kept_entries(kept)
-    for group in structure.prunable:
+    constants = _Constants(network, found)
+    small = network.shrink(kept).model
+    entries = network.structure.kept_entries(kept)
+    for group in network.structure.prunable:
         stays = torch.zeros(group.width, dtype=torch.bool)
         stays[kept[group.name]] = True
         for fold in constants.folds(group, ~stays & found.heard[group.name]):
@@ -76,17 +75,18 @@ def without_dead(model: nn.Module, structure: Structure, found: Paths, kept: Kep
     return small
 
 
-def steady(model: nn.Module, structure: Structure, fed: Mapping[str, Tensor], inputs: Inputs) -> None:
+def sync_constant_running_means(network: GroupedNetwork, fed: Mapping[str, Tensor]) -> None:
     """Give batch norms, in place, the running mean of nodes that nothing arrives at: the constant they are.
 
     In train mode such a node is its norm's shift, whatever its bias. Its running variance fades to 0, and the optimizer
     moves the bias on: where the running mean lags behind, eval mode divides the difference by sqrt(eps), 0.003.
 
     Args:
-        model: its masked weights have been trained.
+        network: its masked weights have been trained.
         fed: group -> booleans `(width,)`, see `Paths`.
     """
     channels: dict[str, list[Tensor]] = defaultdict(list)
+    model, structure = network.model, network.structure
     for group in structure.groups:
         for s in group.slices:
             if s.role == "produce" and s.layer in structure.norms and not bool(fed[group.name].all()):
@@ -96,7 +96,7 @@ def steady(model: nn.Module, structure: Structure, fed: Mapping[str, Tensor], in
     with observed(model) as twin, torch.no_grad():
         for name, some in channels.items():
             twin.get_submodule(name).register_forward_pre_hook(functools.partial(_constant_mean, torch.cat(some)))
-        run(twin, inputs)  # those behind see what those before are now
+        run(twin, network.inputs)  # those behind see what those before are now
         for name in channels:
             norm: Any = model.get_submodule(name)
             if norm.running_mean is not None:
@@ -126,16 +126,16 @@ def _add(small: nn.Module, fold: _Fold, amounts: Tensor) -> None:
 class _Constants:
     """What the readers of nodes that nothing arrives at always see."""
 
-    def __init__(self, model: nn.Module, structure: Structure, found: Paths, inputs: Inputs) -> None:
-        self.model, self.norms = model, structure.norms
+    def __init__(self, network: GroupedNetwork, found: Paths) -> None:
+        self.model, self.norms = network.model, network.structure.norms
         self._seen: dict[tuple[str, str], tuple[Tensor, Tensor]] = {}
-        with observed(model) as twin, torch.no_grad():
-            for group in structure.prunable:
+        with observed(network.model) as twin, torch.no_grad():
+            for group in network.structure.prunable:
                 if not bool(found.fed[group.name].all()):
                     for s in group.slices:
                         if s.role == "read" and _is_plain(twin.get_submodule(s.layer), s):
                             self._watch(twin.get_submodule(s.layer), group.name, s)
-            for given in unlike(inputs):
+            for given in unlike(network.inputs):
                 run(twin, given)
 
     def _watch(self, module: nn.Module, group: str, s: Slice) -> None:

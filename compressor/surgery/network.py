@@ -36,7 +36,7 @@ class GroupedNetwork:
         return replace(self, inputs=inputs)
 
     def shrink(self, kept: Kept) -> GroupedNetwork:
-        """The smaller network that keeps only the nodes in `kept`, with its groups renumbered. Errors as in `surgery.shrink`."""
+        """The smaller network that keeps only the nodes in `kept`, its groups renumbered. Errors as in `surgery.shrink`."""
         return replace(self, model=shrink(self.model, self.structure, kept), structure=self.structure.shrink(kept))
 
     def outputs(self) -> list[Tensor]:

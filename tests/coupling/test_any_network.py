@@ -15,6 +15,7 @@ from compressor.coupling import structure
 from compressor.coupling.validate import feasible
 from compressor.errors import BadInput, UnsupportedNetwork
 from compressor.proof.prove import prove_randomised, randomised
+from compressor.surgery.network import GroupedNetwork
 from compressor.types.origin import Origin
 from compressor.types.plan import Plan
 from compressor.types.structure import NOT_IN_EVAL, Structure
@@ -92,7 +93,7 @@ def test_norms_see_only_the_channels_that_stay() -> None:
     """The mean of a LayerNorm changes with every channel: with weights as they are, the masked norm is what is left."""
     model = randomised(BLOCKS["Attention"]())
     found = feasible(model, X)
-    proof = prove_randomised(model, found, some(found), X)
+    proof = prove_randomised(GroupedNetwork(model, found, X), some(found))
     assert proof
     assert proof.conclusive
     groups = feasible(BLOCKS["GroupNormed"](), X)

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from compressor.coupling import trace
 from compressor.coupling.validate import feasible
 from compressor.proof.prove import prove_randomised
+from compressor.surgery.network import GroupedNetwork
 
 WIDTHS = (4, 6, 8, 12)
 
@@ -171,7 +172,7 @@ def check(seeds: range) -> None:
         assert trace(model, x).structure().found_by == "label flow", seed
         generator = torch.Generator().manual_seed(seed)
         kept = {g.name: torch.randperm(g.width, generator=generator)[: -(-g.width // 2)].sort().values for g in found.prunable}
-        proof = prove_randomised(model, found, kept, x, seed + 1)
+        proof = prove_randomised(GroupedNetwork(model, found, x), kept, seed + 1)
         assert proof, f"seed {seed}: {proof}"
         wrong = [g for g in found.frozen if g.frozen and "changes the result" in g.frozen]
         assert not wrong, f"seed {seed}: the labels missed a coupling: {[(g.name, g.frozen) for g in wrong]}"

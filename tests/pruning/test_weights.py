@@ -22,7 +22,8 @@ from compressor.options import options_of
 from compressor.proof.reference import over_channels
 from compressor.pruning.replay import apply_plan
 from compressor.selection.select import per_part, select_weights
-from compressor.surgery.dead_nodes import removable, steady, without_dead
+from compressor.surgery.dead_nodes import removable, sync_constant_running_means, without_dead
+from compressor.surgery.network import GroupedNetwork
 from compressor.surgery.paths import paths
 from compressor.types.mask import Mask
 from compressor.types.plan import Plan
@@ -152,7 +153,8 @@ def test_without_dead_nodes_every_block_computes_the_same(name: str, share: floa
     for seed in range(3):
         kept = random_masks(model, share, seed)
         whole, ways = masked(model, kept), paths(model, found, kept, over_channels(model, (x,)))
-        small = without_dead(whole, found, ways, removable(whole, found, ways, (x,)), (x,))
+        network = GroupedNetwork(whole, found, (x,))
+        small = without_dead(network, ways, removable(network, ways))
         other = torch.randn(5, 3, 8, 8, dtype=torch.float64)
         for one, two in zip(outputs_of(whole, (other,)), outputs_of(small, (other,)), strict=True):
             torch.testing.assert_close(two, one, rtol=1e-9, atol=1e-9)
@@ -173,10 +175,11 @@ def test_a_dead_nodes_constant_moves_where_it_can() -> None:
     kept["2.weight"][1] = False
     kept["4.weight"][:, 4] = False
     whole, ways = masked(model, kept), paths(model, found, kept, ())
-    stay = removable(whole, found, ways, (X,))
+    network = GroupedNetwork(whole, found, (X,))
+    stay = removable(network, ways)
     assert stay["0"].tolist() == [2, 3, 4, 5]
     assert stay["2"].tolist() == [0, 1, 2, 3]  # 1 says a constant to a padded convolution; nobody hears 4
-    small = without_dead(whole, found, ways, stay, (X,))
+    small = without_dead(network, ways, stay)
     torch.testing.assert_close(small(X), whole(X))
     assert not torch.equal(small[2].bias, whole[2].bias[:4])
 
@@ -439,7 +442,7 @@ def test_a_node_that_nothing_arrives_at_says_the_same_in_eval_mode_as_in_trainin
     whole.eval()
     assert min(strays()) > 0.01
     ways = paths(whole, found, kept, ())
-    steady(whole, found, ways.fed, (X,))
+    sync_constant_running_means(GroupedNetwork(whole, found, (X,)), ways.fed)
     assert max(strays()) < 1e-6
     for before, i, others in ((means[0], 1, [0, 2, 3]), (means[1], 5, [0, 1, 2, 4])):
         assert torch.equal(whole[i].running_mean[others], before[others])
@@ -455,7 +458,8 @@ def test_what_is_fed_from_elsewhere_is_not_dead() -> None:
     ways = paths(model, found, kept, over_channels(model, (X,)))
     assert bool(ways.fed["m"].all())
     assert ways.silent == 0
-    small = without_dead(whole, found, ways, removable(whole, found, ways, (X,)), (X,))
+    network = GroupedNetwork(whole, found, (X,))
+    small = without_dead(network, ways, removable(network, ways))
     torch.testing.assert_close(small(20 * X), whole(20 * X))
 
 

@@ -17,6 +17,7 @@ from compressor.proof.equivalence import Equivalence
 from compressor.proof.prove import prove, prove_randomised, randomised
 from compressor.proof.reference import norms_over_kept, reference_outputs
 from compressor.selection.select import highest_reachable, select
+from compressor.surgery.network import GroupedNetwork
 from compressor.surgery.shrink import shrink
 from compressor.types.scores import Scores
 from compressor.types.structure import Structure
@@ -50,7 +51,9 @@ def random_scores(found: Structure, seed: int) -> Scores:
 
 def agree_in_double(dense: nn.Module, small: nn.Module, found: Structure, kept, x: torch.Tensor) -> None:
     with torch.no_grad():
-        torch.testing.assert_close(small(x), reference_outputs(dense, found, kept, (x,))[0], rtol=1e-10, atol=1e-10)
+        torch.testing.assert_close(
+            small(x), reference_outputs(GroupedNetwork(dense, found, (x,)), kept)[0], rtol=1e-10, atol=1e-10
+        )
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -77,7 +80,7 @@ def test_masked_network_equals_the_shrunk_one_on_the_wide_networks(name: str) ->
     model = networks.build(name)
     x = torch.randn(8, *model.origin.input_shape)
     found = structure(model, (x,))
-    proof = prove_randomised(model, found, random_kept(found, 1), (x,))
+    proof = prove_randomised(GroupedNetwork(model, found, (x,)), random_kept(found, 1))
     assert proof
     assert proof.conclusive
 
@@ -98,7 +101,7 @@ def test_zeroing_producers_and_norms_equals_zeroing_the_reads(block_network: nn.
     muted = copy.deepcopy(block_network)
     muted.load_state_dict(silenced)
     with torch.no_grad():
-        (at_reads,) = reference_outputs(block_network, found, kept, (x,))
+        (at_reads,) = reference_outputs(GroupedNetwork(block_network, found, (x,)), kept)
         with norms_over_kept(muted, found, kept):
             at_source = muted(x)
         unharmed = block_network(x)
@@ -184,7 +187,7 @@ def test_a_size_in_the_code_freezes_only_its_group() -> None:
     x = torch.randn(4, *INPUT)
     found = traced(model, (x,))
     assert {g.name for g in found.prunable} == {"first.0", "second.0"}
-    proven = prove_else_freeze(model, found, (x,))
+    proven = prove_else_freeze(GroupedNetwork(model, found, (x,)))
     assert [g.name for g in proven.prunable] == ["first.0"]
     assert "does not run" in next(g.frozen for g in proven.frozen if g.name == "second.0")
 
@@ -195,10 +198,10 @@ def test_a_wrong_network_is_caught() -> None:
     found = structure(model, (x,))
     kept = random_kept(found, 4)
     small = shrink(model, found, kept)
-    assert prove(model, small, found, kept, (x,))
+    assert prove(GroupedNetwork(model, found, (x,)), small, kept)
     with torch.no_grad():
         small.stem[0].weight[0] *= 1.01
-    proof = prove(model, small, found, kept, (x,))
+    proof = prove(GroupedNetwork(model, found, (x,)), small, kept)
     assert not proof
     assert proof.needed_tolerance > proof.tolerance
 
