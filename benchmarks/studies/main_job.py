@@ -14,6 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from compressor.objective.objective import Objective
 from compressor.selection.select import select
 from compressor.surgery.shrink import shrink
 from compressor.system.environment import environment
+from compressor.types import Structure
 
 SPARSITY = 0.93
 MIB = 2**20
@@ -67,15 +69,16 @@ def scoring(data: str, samples: int, batch_size: int, rounds: int) -> dict[str, 
     for target in method.targets(SPARSITY):
         last: list[Any] = []
 
-        def event(small=small, left=left, target=target, last=last) -> None:
+        def event(small: nn.Module, left: Structure, target: float, last: list[Any]) -> None:
             kept = select(method.score(small, left, objective), left, target).kept
             last[:] = [shrink(small, left, kept), left.shrink(kept)]
 
-        def bound(small=small, left=left) -> None:
+        def bound(small: nn.Module, left: Structure) -> None:
             first_reader = next(s.layer for s in left.prunable[0].slices if s.role == "read")
             bare_passes(small, first_reader, batches)
 
-        pairs = [(seconds(event), seconds(bound)) for _ in range(rounds)]
+        ours, bare = partial(event, small, left, target, last), partial(bound, small, left)
+        pairs = [(seconds(ours), seconds(bare)) for _ in range(rounds)]
         events.append({"sparsity": target, "ours_s": [a for a, _ in pairs], "bare_s": [b for _, b in pairs]})
         small, left = last
     return {"samples": samples, "batch_size": batch_size, "rounds": rounds, "graph_s": graph_seconds, "events": events}

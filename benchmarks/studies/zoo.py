@@ -174,7 +174,7 @@ def in_a_process(make: Callable[[], tuple[nn.Module, Inputs]]) -> dict[str, Any]
     theirs.close()
     try:
         if ours.poll(SECONDS):
-            return ours.recv()
+            return dict(ours.recv())
         return {"failed": f"no result in {SECONDS} s"}
     except EOFError:
         process.join()

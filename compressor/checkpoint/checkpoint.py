@@ -294,7 +294,8 @@ def _found_in(content: Any, path: Path, key: str | None) -> _Content:
             return _Content(header, {}, module, masks)
         if not _are_tensors(state):
             raise BadInput(f"{path}: damaged checkpoint (no state_dict of tensors)")
-        return _Content(header, dict(state), None, masks)
+        tensors: dict[str, Tensor] = dict(state or {})
+        return _Content(header, tensors, None, masks)
     found = [name for name in ([key] if key else KEYS) if _holds_weights(content.get(name))]
     if found:
         inner = content[found[0]]

@@ -178,7 +178,7 @@ class _Operators(TorchDispatchMode):
     """Notes the operators that multiply and that the counter does not know, and what norms write."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]  # torch's own has no types
         self.norms = 0
         self.uncounted: set[str] = set()
 

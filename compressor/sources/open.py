@@ -43,7 +43,7 @@ def fresh(
     remembered: str | None = remembered_name(data)
     sizes: dict[str, Any] = {"in_channels": in_channels, "classes": classes, "image_size": image_size, "seed": seed}
     if networks.is_builder(name):
-        given = {"arguments": pairs_of(building.arguments), "inputs": specs_of(building.inputs)}
+        given: dict[str, Any] = {"arguments": pairs_of(building.arguments), "inputs": specs_of(building.inputs)}
         model = fresh_network(name, data, remembered=remembered, **sizes, **given)
     else:
         for option in ("arguments", "inputs"):

@@ -13,7 +13,10 @@ from compressor.errors import WrongUsage
 from compressor.options import Option, names_of, options_of, spelled
 
 PATH = click.Path(path_type=Path)
-Kind = click.ParamType[Any] if TYPE_CHECKING else click.ParamType  # generic to type checkers, at run time in newer ones only
+if TYPE_CHECKING:
+    Kind = click.ParamType[Any]
+else:
+    Kind = click.ParamType  # generic at run time in newer versions only
 
 
 class _Numbers(Kind):
@@ -49,7 +52,8 @@ def _click_type(o: Option) -> Any:
     if o.open:
         return _NumberOrWord(o.choices)
     if o.kind is int and (o.least is not None or o.most is not None):
-        return click.IntRange(*(None if end is None else int(end) for end in (o.least, o.most)))
+        least, most = (None if end is None else int(end) for end in (o.least, o.most))
+        return click.IntRange(least, most)
     return PATH if o.kind is Path else str if len(o.kinds) > 1 else o.kind
 
 

@@ -125,7 +125,8 @@ class Plan:
         Args:
             masks: with the masks' bits; without, for a file that holds them as tensors.
         """
-        before, events = self._whole(), []
+        before: Mapping[str, tuple[int, ...]] = self._whole()
+        events = []
         for e in self.events:
             events.append({"sparsity": e.sparsity, "tie": e.tie, "loss": e.loss, **changes_of(before, e.kept)})
             before = e.kept
