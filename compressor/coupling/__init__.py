@@ -12,7 +12,7 @@ from compressor.errors import BadInput, UnsupportedNetwork, first_line
 from compressor.model.inputs import Inputs, as_inputs, each
 from compressor.model.observe import outputs_of
 from compressor.settings import Attention
-from compressor.types.structure import Bound, Structure
+from compressor.types.structure import Structure, Tie
 
 __all__ = ["Traced", "check_prunable", "structure", "trace"]
 
@@ -69,5 +69,5 @@ class _Fixed:
 
     found: Structure
 
-    def structure(self, bound: Collection[Bound] = ()) -> Structure:
+    def structure(self, bound: Collection[Tie] = ()) -> Structure:
         return self.found

@@ -28,7 +28,7 @@ from compressor.model.inputs import Inputs, arguments, each
 from compressor.model.observe import observed
 from compressor.settings import Attention
 from compressor.system.quiet import quiet
-from compressor.types.structure import NOT_IN_EVAL, OUTPUT, Bound, Group, Slice, Structure
+from compressor.types.structure import NOT_IN_EVAL, OUTPUT, Group, Slice, Structure, Tie
 
 PRODUCERS = (_ConvNd, nn.Linear, nn.RNNBase)
 """Modules whose outputs are nodes."""
@@ -70,7 +70,7 @@ class Traced:
         except Exception:  # noqa: BLE001 - without it those layers cannot be followed, and keep what they read
             return None
 
-    def structure(self, bound: Collection[Bound] = ()) -> Structure:
+    def structure(self, bound: Collection[Tie] = ()) -> Structure:
         """The groups of the network.
 
         Args:

@@ -25,7 +25,7 @@ from compressor.proof.prove import prove_randomised
 from compressor.settings import Attention
 from compressor.surgery.network import GroupedNetwork
 from compressor.surgery.shrink import shrink, tensors_of
-from compressor.types.structure import Bound, Group, Structure
+from compressor.types.structure import Group, Structure, Tie
 
 DRAWS = 2
 """Random removals that a group must survive before it may be pruned."""
@@ -42,7 +42,7 @@ def feasible(model: nn.Module, inputs: Inputs, attention: Attention = "heads") -
     traced = trace(model, inputs, attention)
     found = traced.structure()
     dry = _DryRuns(model, inputs)
-    bound: frozenset[Bound] = frozenset()
+    bound: frozenset[Tie] = frozenset()
     while (fault := dry.first_fault(found)) and fault.group:
         more = bound | _bonds(model, found, fault.group, fault.wrong.where)
         if more == bound:
@@ -67,7 +67,7 @@ def _unsaved(model: nn.Module, found: Structure) -> dict[str, str]:
 
 
 @dataclass(frozen=True)
-class Wrong:
+class Failure:
     """What does not work, and in which module."""
 
     what: str
@@ -79,10 +79,10 @@ class _Fault:
     """A group that cannot lose nodes; None where only several together cannot."""
 
     group: Group | None
-    wrong: Wrong
+    wrong: Failure
 
 
-def _bonds(model: nn.Module, found: Structure, group: Group, where: str) -> frozenset[Bound]:
+def _bonds(model: nn.Module, found: Structure, group: Group, where: str) -> frozenset[Tie]:
     """What the producers of the group at fault read is tied to what its readers read; likewise in all modules of that kind.
 
     Only weights of the innermost module around the one that failed are looked at. Code that takes a size from its input
@@ -104,7 +104,7 @@ def _bonds(model: nn.Module, found: Structure, group: Group, where: str) -> froz
             pair = [f"{name}.{tensor.removeprefix(home).removeprefix('.')}".removeprefix(".") for tensor in (one, other)]
             sizes = [found.shapes.get(tensor, (0, 0))[1:2] for tensor in pair]
             if type(module) is type(modules[home]) and sizes[0] == sizes[1] and all(found.reads(tensor) for tensor in pair):
-                bonds.add(Bound(*pair))
+                bonds.add(Tie(*pair))
     return frozenset(bonds)
 
 
@@ -128,13 +128,13 @@ class _DryRuns:
             self._possible = _error_of(copy.deepcopy(self.model), self.inputs) is None  # a copy: some keep what they computed
         return self._possible
 
-    def failure(self, found: Structure, groups: tuple[Group, ...]) -> Wrong | None:
+    def failure(self, found: Structure, groups: tuple[Group, ...]) -> Failure | None:
         """What goes wrong when `groups` lose some nodes."""
         for seed in range(DRAWS):
             try:
                 small = shrink(self.model, found, _some_of(found, groups, seed))
             except OF_ITS_CODE as error:
-                return Wrong(f"it cannot be made smaller: {first_line(error)}")
+                return Failure(f"it cannot be made smaller: {first_line(error)}")
             wrong = _error_of(small, self.inputs)
             if wrong is None:
                 self._possible = True
@@ -144,7 +144,7 @@ class _DryRuns:
                 return replace(wrong, what=f"the smaller network does not run: {wrong.what}")
         return None
 
-    def faults(self, found: Structure) -> dict[str, Wrong]:
+    def faults(self, found: Structure) -> dict[str, Failure]:
         """Group -> the error, for all groups that cannot lose nodes."""
         return all_at_fault(found.prunable, lambda groups: self.failure(found, groups))
 
@@ -172,7 +172,7 @@ def on_meta(model: nn.Module) -> nn.Module:
     return copy.deepcopy(model, memo).eval()
 
 
-def _error_of(model: nn.Module, inputs: Inputs) -> Wrong | None:
+def _error_of(model: nn.Module, inputs: Inputs) -> Failure | None:
     """The first line of what a forward pass raises, and the module whose code it comes from."""
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         try:
@@ -181,7 +181,7 @@ def _error_of(model: nn.Module, inputs: Inputs) -> Wrong | None:
             names = {id(module): name for name, module in model.named_modules()}
             frames = [id(frame.f_locals.get("self")) for frame, _ in traceback.walk_tb(error.__traceback__)]
             where = [names[one] for one in frames if one in names]
-            return Wrong(first_line(error), where[-1] if where else "")
+            return Failure(first_line(error), where[-1] if where else "")
     return None
 
 
@@ -199,7 +199,7 @@ def prove_else_freeze(network: GroupedNetwork, draws: int = DRAWS) -> Structure:
     structure, training = network.structure, runs_in_training(network.model, network.inputs)
     branches = training and has_branches(network.model, network.inputs)
 
-    def failure(groups: tuple[Group, ...]) -> Wrong | None:
+    def failure(groups: tuple[Group, ...]) -> Failure | None:
         for seed in range(draws):
             kept = _some_of(structure, groups, seed)
             try:
@@ -207,11 +207,11 @@ def prove_else_freeze(network: GroupedNetwork, draws: int = DRAWS) -> Structure:
                 if proof and branches:
                     proof = prove_randomised(network, kept, seed, branches=True)
                 if not proof:
-                    return Wrong(f"removal changes the result (by {proof.needed_tolerance:.1e} of its range)")
+                    return Failure(f"removal changes the result (by {proof.needed_tolerance:.1e} of its range)")
                 if training and seed == 0 and not runs_in_training(network.shrink(kept).model, network.inputs):
-                    return Wrong("the smaller network does not run in train mode")
+                    return Failure("the smaller network does not run in train mode")
             except OF_ITS_CODE as error:
-                return Wrong(f"the smaller network does not run: {first_line(error)}")
+                return Failure(f"the smaller network does not run: {first_line(error)}")
         return None
 
     frozen = all_at_fault(structure.prunable, failure)
@@ -236,15 +236,15 @@ def _alike(one: list[Tensor], other: list[Tensor]) -> bool:
     return len(one) == len(other) and all(a.shape == b.shape and torch.allclose(a, b, equal_nan=True) for a, b in pairs)
 
 
-def all_at_fault(groups: Sequence[Group], failure: Callable[[tuple[Group, ...]], Wrong | None]) -> dict[str, Wrong]:
+def all_at_fault(groups: Sequence[Group], failure: Callable[[tuple[Group, ...]], Failure | None]) -> dict[str, Failure]:
     """Group -> what goes wrong with it, for groups without which the others do not fail; found by halving."""
-    frozen: dict[str, Wrong] = {}
+    frozen: dict[str, Failure] = {}
     while bad := _at_fault(tuple(g for g in groups if g.name not in frozen), failure):
         frozen |= bad
     return frozen
 
 
-def _at_fault(groups: tuple[Group, ...], failure: Callable[[tuple[Group, ...]], Wrong | None]) -> dict[str, Wrong]:
+def _at_fault(groups: tuple[Group, ...], failure: Callable[[tuple[Group, ...]], Failure | None]) -> dict[str, Failure]:
     reason = failure(groups) if groups else None
     if reason is None:
         return {}

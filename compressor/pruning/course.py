@@ -24,7 +24,7 @@ from compressor.objective.batches import Batch
 from compressor.objective.objective import Quality, evaluate
 from compressor.options import spelled
 from compressor.proof.reference import over_channels
-from compressor.pruning.in_training import Pruner, training_macs
+from compressor.pruning.in_training import InTraining, training_macs
 from compressor.pruning.result import Result
 from compressor.settings import Stage
 from compressor.surgery.dead_nodes import sync_constant_running_means
@@ -33,7 +33,7 @@ from compressor.surgery.paths import paths
 from compressor.system.progress import Progress
 from compressor.training.history import Row
 from compressor.training.recipe import Recipe
-from compressor.training.trainer import Seen, Trainer
+from compressor.training.trainer import EpochStats, Trainer
 from compressor.types.structure import Structure
 
 
@@ -43,12 +43,12 @@ class Sticky:
 
     Attributes:
         structure: of the network; None where batch norms have nothing to do with it.
-        fed: group -> booleans `(width,)`, see `Paths`.
+        reachable: group -> booleans `(width,)`, see `Paths`.
     """
 
     held: Mapping[str, Tensor]
     structure: Structure | None = None
-    fed: Mapping[str, Tensor] = field(default_factory=dict)
+    reachable: Mapping[str, Tensor] = field(default_factory=dict)
 
     @classmethod
     def of(cls, model: nn.Module, inputs: Inputs, found: Structure | None) -> Sticky:
@@ -65,19 +65,19 @@ class Sticky:
             found = found or structure(model, inputs, prunable=False)
         except UnsupportedNetwork:  # it is trained all the same: only who prunes needs a graph
             return cls(held)
-        return cls(held, found, paths(model, found, held, over_channels(model, inputs)).fed)
+        return cls(held, found, paths(model, found, held, over_channels(model, inputs)).reachable)
 
     def after_epoch(self, model: nn.Module, inputs: Inputs) -> None:
         """Eval mode gives what train mode does, also behind masked weights."""
         if self.structure is not None:
-            sync_constant_running_means(GroupedNetwork(model, self.structure, inputs), self.fed)
+            sync_constant_running_means(GroupedNetwork(model, self.structure, inputs), self.reachable)
 
 
 class Course:
     """A run while it goes on: the trainer, the pruning, and what was seen so far."""
 
     def __init__(
-        self, trainer: Trainer, pruner: Pruner | None, train: Iterable[Batch], test: Iterable[Batch] | None, seed: int,
+        self, trainer: Trainer, pruner: InTraining | None, train: Iterable[Batch], test: Iterable[Batch] | None, seed: int,
         progress: Progress, keep_zeros: bool,
     ) -> None:  # fmt: skip
         self.trainer, self.pruner, self.train, self.test = trainer, pruner, train, test
@@ -148,7 +148,7 @@ class Course:
     def _quality(self, model: nn.Module) -> Quality | None:
         return None if self.test is None else evaluate(model, dataclasses.replace(self.trainer.objective, data=self.test))
 
-    def _row(self, epoch: int, seen: Seen, quality: Quality | None, seconds: float) -> Row:
+    def _row(self, epoch: int, seen: EpochStats, quality: Quality | None, seconds: float) -> Row:
         state = None if self.pruner is None else self.pruner.state
         found = None if self.pruner is None else self.pruner.events.found
         return Row(

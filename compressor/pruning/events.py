@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from compressor.coupling.validate import OF_ITS_CODE, Wrong, all_at_fault, on_meta
+from compressor.coupling.validate import OF_ITS_CODE, Failure, all_at_fault, on_meta
 from compressor.data import length_of
 from compressor.errors import BadInput, UnreachableSparsity, UnsupportedNetwork, first_line
 from compressor.method import Method
@@ -98,7 +98,7 @@ class Aim:
 
 
 @dataclass(frozen=True)
-class State:
+class PruningState:
     """Where the events have come to.
 
     Attributes:
@@ -126,7 +126,7 @@ class State:
         """The groups of what is left."""
         return self.network.structure
 
-    def with_weights(self, model: nn.Module) -> State:
+    def with_weights(self, model: nn.Module) -> PruningState:
         """The same with other weights, such as those that a training gave."""
         return dataclasses.replace(self, network=self.network.with_weights(model))
 
@@ -166,27 +166,27 @@ class Events:
         """The sparsity after each event."""
         return self.method.targets(self.share)
 
-    def begin(self, plan: Plan) -> State:
+    def begin(self, plan: Plan) -> PruningState:
         """Before the first event; `plan` has none."""
         raise NotImplementedError
 
-    def one(self, state: State, number: int) -> State:
+    def one(self, state: PruningState, number: int) -> PruningState:
         """After the event of this number, from 0; one that would remove nothing is skipped."""
         raise NotImplementedError
 
-    def settle(self, state: State) -> State:
+    def settle(self, state: PruningState) -> PruningState:
         """After the last event: the widths rounded, the choice shuffled where that is the control; or a refusal."""
         raise NotImplementedError
 
-    def after_epoch(self, state: State) -> State:
+    def after_epoch(self, state: PruningState) -> PruningState:
         """After an epoch of training the state's network in place: what it needs to be judged in eval mode."""
         return state
 
-    def clear(self, state: State) -> State:
+    def clear(self, state: PruningState) -> PruningState:
         """At the end of all events: without what lies on no path."""
         return state
 
-    def all_of_them(self, plan: Plan) -> State:
+    def all_of_them(self, plan: Plan) -> PruningState:
         """One after the other, with no training between."""
         state = self.begin(plan)
         for number in range(len(self.targets)):
@@ -205,17 +205,17 @@ class Events:
 class NodeEvents(Events):
     """The nodes that the method scores lowest go."""
 
-    def begin(self, plan: Plan) -> State:
+    def begin(self, plan: Plan) -> PruningState:
         ranks = {g.name: torch.zeros(g.width, dtype=torch.float64) for g in self.found.prunable}
-        return State(self.network, plan, ranks)
+        return PruningState(self.network, plan, ranks)
 
-    def one(self, state: State, number: int) -> State:
+    def one(self, state: PruningState, number: int) -> PruningState:
         target, counted, what = self._counted(number)
         last = self.trained and number == len(self.targets) - 1
         aim = self.aim if last else dataclasses.replace(self.aim, exact=True)
         return event(state, self.method, counted, target, aim, what)
 
-    def settle(self, state: State) -> State:
+    def settle(self, state: PruningState) -> PruningState:
         if self.share > 0 and not state.plan.events:
             raise BadInput(f"sparsity {self.share:g} of {self.found.total_nodes} nodes is less than one node; ask for more")
         if self.trained:
@@ -233,7 +233,7 @@ class NodeEvents(Events):
 class WeightEvents(Events):
     """The weights that the method scores lowest are set to zero, and in the end the nodes go that lie on no path then."""
 
-    def begin(self, plan: Plan) -> State:
+    def begin(self, plan: Plan) -> PruningState:
         weights = maskable(self.dense)
         total = sum(weight.numel() for weight in weights.values())
         if (left := total - round(self.share * total)) < len(weights) and not self.aim.settings.allow_disconnect:
@@ -241,14 +241,14 @@ class WeightEvents(Events):
                 f"sparsity {self.share:g} leaves {left} weights for {len(weights)} layers; ask for less, or "
                 f"{spelled('allow_disconnect', True)}"
             )
-        return State(self.network, plan, kept=present(self.dense, planned_masks(self.dense)))
+        return PruningState(self.network, plan, kept=present(self.dense, planned_masks(self.dense)))
 
-    def one(self, state: State, number: int) -> State:
+    def one(self, state: PruningState, number: int) -> PruningState:
         target, counted, what = self._counted(number)
         free = maskable(self.dense).keys() - self.held
         return weight_event(state, self.method, counted, target, self.aim, free, what)
 
-    def settle(self, state: State) -> State:
+    def settle(self, state: PruningState) -> PruningState:
         if self.share > 0 and not state.plan.events:
             raise BadInput(f"sparsity {self.share:g} of the weights is not more than what is zero already; ask for more")
         if self.aim.ablation == "shuffle":
@@ -263,34 +263,34 @@ class WeightEvents(Events):
             )
         return dataclasses.replace(state, ways=found)
 
-    def after_epoch(self, state: State) -> State:
+    def after_epoch(self, state: PruningState) -> PruningState:
         ways, kept = state.ways or self._ways(state), state.plan.kept
-        fed = {name: there[kept[name]] if name in kept else there for name, there in ways.fed.items()}
-        sync_constant_running_means(state.network, fed)
+        reachable = {name: there[kept[name]] if name in kept else there for name, there in ways.reachable.items()}
+        sync_constant_running_means(state.network, reachable)
         return dataclasses.replace(state, ways=ways)
 
-    def clear(self, state: State) -> State:
+    def clear(self, state: PruningState) -> PruningState:
         ways = state.ways or self._ways(state)
         if state.plan.masks:  # that was done already
             return dataclasses.replace(state, ways=ways)
         return _without_dead(state, self.network.with_weights(state.model), ways, self.aim.floor)
 
-    def _ways(self, state: State) -> Paths:
+    def _ways(self, state: PruningState) -> Paths:
         return paths(state.model, self.found, state.kept, over_channels(state.model, self.network.inputs))
 
 
-def _without_dead(state: State, whole: GroupedNetwork, ways: Paths, floor: int) -> State:
+def _without_dead(state: PruningState, whole: GroupedNetwork, ways: Paths, floor: int) -> PruningState:
     """Dead nodes of `whole` go, but for groups in which that changes what comes out, on its inputs or on unlike ones."""
     found, kept = whole.structure, removable(whole, ways, floor)
     pairs = [(given, outputs_of(whole.model, given)) for given in unlike(whole.inputs)]
     pairs = [(given, outputs) for given, outputs in pairs if all(bool(torch.isfinite(y).all()) for y in outputs)]
 
-    def failure(groups: tuple[Group, ...]) -> Wrong | None:
+    def failure(groups: tuple[Group, ...]) -> Failure | None:
         some = found.keep_all() | {g.name: kept[g.name] for g in groups}
         small = without_dead(whole, ways, some)
         proofs = [Equivalence.of("", outputs, outputs_of(small, given), TORCH_TOLERANCE) for given, outputs in pairs]
         varies = not ways.connected or any(proof.conclusive for proof in proofs)
-        return None if varies and all(proofs) else Wrong("it changes the result")
+        return None if varies and all(proofs) else Failure("it changes the result")
 
     losing = {g.name: g for g in found.prunable if len(kept[g.name]) < g.width}
     wrong = all_at_fault(tuple(losing.values()), failure)
@@ -300,7 +300,7 @@ def _without_dead(state: State, whole: GroupedNetwork, ways: Paths, floor: int) 
     return dataclasses.replace(state, network=small, plan=plan, ways=ways)
 
 
-def event(state: State, method: Method, objective: Objective, target: float, aim: Aim, what: str) -> State:
+def event(state: PruningState, method: Method, objective: Objective, target: float, aim: Aim, what: str) -> PruningState:
     """Score, select, shrink; an event that would remove nothing is skipped."""
     left, meter = state.network, aim.meter(state.network)
     if meter.amount <= meter.wanted(target):
@@ -310,12 +310,12 @@ def event(state: State, method: Method, objective: Objective, target: float, aim
     selection = _cut(ranked, left, target, meter, aim)
     plan = state.plan.event(selection.kept, target, tie=selection.tie, loss=scores.loss)
     ranks = _ranked_on(state, ranked)
-    return State(left.shrink(selection.kept), plan, ranks, scores.samples, curves=state.curves or scores.curves())
+    return PruningState(left.shrink(selection.kept), plan, ranks, scores.samples, curves=state.curves or scores.curves())
 
 
 def weight_event(
-    state: State, method: Method, objective: Objective, target: float, aim: Aim, free: Collection[str], what: str
-) -> State:
+    state: PruningState, method: Method, objective: Objective, target: float, aim: Aim, free: Collection[str], what: str
+) -> PruningState:
     """Score, select, set to zero; `free` are the weights that may lose entries."""
     total = sum(mask.numel() for mask in state.kept.values())
     if sum(int(mask.sum()) for mask in state.kept.values()) <= total - round(target * total):
@@ -331,7 +331,7 @@ def weight_event(
     )  # fmt: skip
 
 
-def _scored(method: Method, state: State, objective: Objective, what: str, aim: Aim) -> Scores:
+def _scored(method: Method, state: PruningState, objective: Objective, what: str, aim: Aim) -> Scores:
     try:
         scores = method.score(state.model, state.structure, objective)
         return scores.negative() if aim.ablation == "invert" else scores
@@ -339,7 +339,7 @@ def _scored(method: Method, state: State, objective: Objective, what: str, aim: 
         raise UnsupportedNetwork(f"{what}: the network does not run: {first_line(error)}") from error
 
 
-def _ranked_on(state: State, scores: Scores) -> dict[str, Tensor]:
+def _ranked_on(state: PruningState, scores: Scores) -> dict[str, Tensor]:
     """The ranks, in which the nodes that are left now come after all that are gone, by their new scores; equal stays equal."""
     names = list(state.ranks)
     _, places = torch.unique(torch.cat([scores.values[name].flatten() for name in names]), return_inverse=True)
@@ -349,7 +349,7 @@ def _ranked_on(state: State, scores: Scores) -> dict[str, Tensor]:
     return {name: state.ranks[name].index_copy(0, kept[name], its) for name, its in new}
 
 
-def rounded_to(state: State, dense: GroupedNetwork, share: float, aim: Aim) -> State:
+def rounded_to(state: PruningState, dense: GroupedNetwork, share: float, aim: Aim) -> PruningState:
     """Where the events have come to, with widths that are multiples: in the order of removal, the last to go come back first.
 
     Rounding once, at the end, keeps the widths near the exact ones; rounded at each event, they would drift away.

@@ -23,7 +23,7 @@ from compressor.model.origin import planned_masks
 from compressor.model.weights import first_names, masked, unset
 from compressor.options import spelled
 from compressor.proof.equivalence import Equivalence
-from compressor.pruning.events import State
+from compressor.pruning.events import PruningState
 from compressor.pruning.facts import Fact, note
 from compressor.pruning.proofs import proven
 from compressor.pruning.result import Result
@@ -49,7 +49,7 @@ OF_EVENTS = 500_009
 """What tells the seeds of events from those of epochs."""
 
 
-class Pruner:
+class InTraining:
     """The pruning of a run, as far as it is.
 
     Attributes:
@@ -137,7 +137,7 @@ class Pruner:
         """Eval mode gives what train mode does, also behind masked weights."""
         self.state = self.events.after_epoch(self.state)
 
-    def _without_nodes(self, before: State, moments: Moments) -> Moments:
+    def _without_nodes(self, before: PruningState, moments: Moments) -> Moments:
         """The moments of what is left; and the proof that nothing but nodes is gone."""
         start, end = before.plan.kept, self.state.plan.kept
         kept = {name: torch.searchsorted(start[name], end[name]) for name in start}
@@ -193,7 +193,7 @@ class Pruner:
         """Go on from `content`; the network's values come from elsewhere."""
         plan, e = Plan.from_json(held["plan"]), self.events
         left = e.network.shrink(plan.kept) if plan.events else e.network
-        self.state = State(left, plan, held["ranks"], held["samples"], held["kept"], held["curves"])
+        self.state = PruningState(left, plan, held["ranks"], held["samples"], held["kept"], held["curves"])
         self.passed = held["passed"]
         self.proofs = tuple(Equivalence(**p) for p in held["proofs"])
         self.snapshot = None if held["snapshot"] is None else _Snapshot(**held["snapshot"])

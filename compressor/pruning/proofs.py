@@ -7,11 +7,11 @@ from compressor.model.inputs import each, far_apart, unlike
 from compressor.options import spelled
 from compressor.proof.equivalence import Equivalence
 from compressor.proof.prove import prove, prove_masked, prove_randomised
-from compressor.pruning.events import State
+from compressor.pruning.events import PruningState
 from compressor.surgery.network import GroupedNetwork
 
 
-def _proof_of_masks(dense: GroupedNetwork, state: State) -> Equivalence:
+def _proof_of_masks(dense: GroupedNetwork, state: PruningState) -> Equivalence:
     """That the small network is the masked dense one, on inputs that its output depends on."""
     for given in unlike(dense.inputs):
         proof = prove_masked(dense.model, state.model, state.kept, given)
@@ -21,7 +21,7 @@ def _proof_of_masks(dense: GroupedNetwork, state: State) -> Equivalence:
     raise NotEquivalent(f"the proof says nothing: the output hardly depends on the input; keep more weights, or {way}")
 
 
-def proven(dense: GroupedNetwork, state: State) -> tuple[Equivalence, ...]:
+def proven(dense: GroupedNetwork, state: PruningState) -> tuple[Equivalence, ...]:
     """The proofs that a small network is the dense one without what the plan removed.
 
     Raises:

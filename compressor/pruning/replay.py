@@ -13,7 +13,7 @@ from compressor.model.precision import as_it_came, working_copy
 from compressor.model.weights import maskable, masked
 from compressor.objective.objective import Objective
 from compressor.proof.reference import over_channels
-from compressor.pruning.events import State
+from compressor.pruning.events import PruningState
 from compressor.pruning.proofs import proven
 from compressor.pruning.result import Clock, Result, summarise
 from compressor.pruning.setup import device_of, example_for, handed_over
@@ -57,14 +57,14 @@ def replay(plan: Plan, model: nn.Module, example_inputs: Tensor | Inputs, progre
     return Result(handed_over(state, model, inplace=False), state.plan, summary)
 
 
-def applied(plan: Plan, dense: GroupedNetwork) -> State:
+def applied(plan: Plan, dense: GroupedNetwork) -> PruningState:
     """What a plan leaves of a network, not proven yet.
 
     Raises:
         BadInput: its masks are not of this network's weights, or leave nodes alive that it removes.
     """
     if not plan.masks:
-        return State(dense.shrink(plan.kept), plan)
+        return PruningState(dense.shrink(plan.kept), plan)
     _check_masks(plan, dense.model)
     there = {name: mask.tensor() for name, mask in plan.masks.items()}
     whole = dense.with_weights(masked(dense.model, there))
@@ -75,7 +75,7 @@ def applied(plan: Plan, dense: GroupedNetwork) -> State:
     can = removable(whole, ways, floor=0)  # with other weights, a constant may not be 0: its node stays
     kept = {name: torch.cat([stay, can[name]]).unique() for name, stay in plan.kept.items()}
     small = GroupedNetwork(without_dead(whole, ways, kept), dense.structure.shrink(kept), dense.inputs)
-    return State(small, plan.rounded(kept), kept=there, ways=ways)
+    return PruningState(small, plan.rounded(kept), kept=there, ways=ways)
 
 
 def _check_masks(plan: Plan, model: nn.Module) -> None:

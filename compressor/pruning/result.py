@@ -15,7 +15,7 @@ from compressor.model.cost import Cost, tensor_bytes
 from compressor.model.precision import bytes_as_it_came
 from compressor.model.speed import multiple_of
 from compressor.proof.equivalence import Equivalence
-from compressor.pruning.events import State
+from compressor.pruning.events import PruningState
 from compressor.pruning.facts import Note
 from compressor.pruning.result_text import result_text
 from compressor.settings import Ablation, Pruning, Resource
@@ -28,7 +28,7 @@ NEAR_COLLAPSE = 4
 
 
 @dataclass(frozen=True)
-class Spent:
+class BudgetOutcome:
     """A budget and what became of it: how much of `unit` was asked to be left, is left, and was there."""
 
     unit: Resource
@@ -38,7 +38,7 @@ class Spent:
 
 
 @dataclass(frozen=True)
-class Sparse:
+class WeightSummary:
     """What became of single weights.
 
     Attributes:
@@ -112,9 +112,9 @@ class Summary:
     samples: int
     seconds: dict[str, float]
     facts: tuple[Note, ...]
-    budget: Spent | None = None
+    budget: BudgetOutcome | None = None
     open_share: float = 1.0
-    weights: Sparse | None = None
+    weights: WeightSummary | None = None
     settings: Pruning | None = None
 
     @property
@@ -202,7 +202,7 @@ class Clock:
 
 
 def summarise(
-    name: str, options: dict[str, Any], asked: float, model: nn.Module, dense: GroupedNetwork, state: State,
+    name: str, options: dict[str, Any], asked: float, model: nn.Module, dense: GroupedNetwork, state: PruningState,
     proofs: tuple[Equivalence, ...], clock: Clock, facts: list[Note],
 ) -> Summary:  # fmt: skip
     """The numbers; sizes are those of the precision that `model` came in, in which the small network is handed over."""
@@ -230,12 +230,12 @@ def summarise(
     )
 
 
-def _sparse(found: Structure, state: State) -> Sparse:
+def _sparse(found: Structure, state: PruningState) -> WeightSummary:
     ways, dense = state.ways, found.nodes
     assert ways is not None
     by_layer = {name: (mask.numel(), int(mask.sum())) for name, mask in state.kept.items()}
     total, left = (sum(numbers) for numbers in zip(*by_layer.values(), strict=True))
-    return Sparse(total, left, ways.effective, dense - state.structure.nodes, by_layer, ways.silent, ways.outputs)
+    return WeightSummary(total, left, ways.effective, dense - state.structure.nodes, by_layer, ways.silent, ways.outputs)
 
 
 def _widths(before: Structure, after: Structure) -> dict[str, tuple[int, int]]:

@@ -26,9 +26,9 @@ from compressor.objective.objective import Objective
 from compressor.options import divided, options_of, spelled
 from compressor.proof.equivalence import Equivalence
 from compressor.pruning.controls import afresh
-from compressor.pruning.events import Aim, Events, NodeEvents, State, WeightEvents
+from compressor.pruning.events import Aim, Events, NodeEvents, PruningState, WeightEvents
 from compressor.pruning.facts import Fact, Note, note
-from compressor.pruning.result import Clock, Result, Spent, reasons_of, summarise
+from compressor.pruning.result import BudgetOutcome, Clock, Result, reasons_of, summarise
 from compressor.selection.select import check_reachable
 from compressor.settings import Attention, Budget, Pruning
 from compressor.sources.noise import example_of
@@ -59,7 +59,9 @@ class Setup:
     notes: list[Note]
     clock: Clock
 
-    def conclude(self, state: State, proofs: tuple[Equivalence, ...], *, inplace: bool = False, fresh: bool = False) -> Result:
+    def conclude(
+        self, state: PruningState, proofs: tuple[Equivalence, ...], *, inplace: bool = False, fresh: bool = False
+    ) -> Result:
         """The result of where the events have come to.
 
         Args:
@@ -75,7 +77,7 @@ class Setup:
             self.name, dataclasses.asdict(e.method), e.share, model, e.network, state, proofs, self.clock,
             notes,
         )  # fmt: skip
-        spent = Spent(left.unit, left.wanted(e.share), left.amount, left.total) if nodes else None
+        spent = BudgetOutcome(left.unit, left.wanted(e.share), left.amount, left.total) if nodes else None
         summary = dataclasses.replace(summary, budget=spent, settings=aim.settings)
         as_it_came(state.model, model)  # in place: it is handed over in the precision that it came in
         if fresh:
@@ -83,7 +85,7 @@ class Setup:
         return Result(handed_over(state, model, inplace), state.plan, summary, state.curves)
 
 
-def refreshed(state: State, seed: int) -> nn.Module:
+def refreshed(state: PruningState, seed: int) -> nn.Module:
     """The small network with fresh weights; what is zero because it was masked stays zero."""
     return afresh(state.model, _zeros(state.model) if state.kept else _zeros_beside(state.model), seed)
 
@@ -296,7 +298,7 @@ def _scorable(found: Structure, model: nn.Module, method: Method) -> Structure:
     return scorable
 
 
-def handed_over(state: State, model: nn.Module, inplace: bool) -> nn.Module:
+def handed_over(state: PruningState, model: nn.Module, inplace: bool) -> nn.Module:
     """The small network with its origin; `model` itself, made small, where that was asked."""
     _remember(state, model)
     if not inplace:
@@ -305,7 +307,7 @@ def handed_over(state: State, model: nn.Module, inplace: bool) -> nn.Module:
     return model
 
 
-def _remember(state: State, model: nn.Module) -> None:
+def _remember(state: PruningState, model: nn.Module) -> None:
     """The small network's origin carries everything that was removed since it was built."""
     origin, plan = origin_of(model) or Origin(None, {}), state.plan
     joined = plan if origin.plan is None else _joined(origin.plan, plan)

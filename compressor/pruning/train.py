@@ -22,7 +22,7 @@ from compressor.objective.losses import Loss, loss_named
 from compressor.objective.objective import Objective
 from compressor.options import declares, divided, spelled
 from compressor.pruning.course import Course, Trained
-from compressor.pruning.in_training import Pruner
+from compressor.pruning.in_training import InTraining
 from compressor.pruning.run_identity import identity_of, of_before, unsaid_of
 from compressor.pruning.setup import device_of, example_for, prepare, settings_of
 from compressor.settings import Budget, Pruning, Timing
@@ -102,7 +102,7 @@ def train(
         objective = Objective((), loss_named(loss), forward, device_of(model), seed)
         epochs = _batches(data, recipe.batch_size, seed, objective.device)
         tests = None if test is None else _batches(test, recipe.batch_size, None, objective.device)
-        pruner: Pruner | None = None
+        pruner: InTraining | None = None
         if method is None:
             check_weights(mine)
             objective.data = epochs
@@ -113,7 +113,7 @@ def train(
                 mine, method, _to_score(data, seed) if scoring is None else scoring, settings, options, loss=loss,
                 forward=forward, example_inputs=example_inputs, seed=seed, progress=progress,
             )  # fmt: skip
-            pruner = Pruner(setup, timing, recipe.epochs)
+            pruner = InTraining(setup, timing, recipe.epochs)
             objective = dataclasses.replace(setup.events.objective, data=epochs)
             dense = pruner.state.model
         still = [name for name, module in model.named_modules() if model.training and not module.training]

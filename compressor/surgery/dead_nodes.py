@@ -47,7 +47,7 @@ def removable(network: GroupedNetwork, found: Paths, floor: int = 1) -> dict[str
     kept = {}
     for group in network.structure.prunable:
         dead = found.dead(group.name)
-        dead &= ~found.heard[group.name] | constants.movable(group)
+        dead &= ~found.observable[group.name] | constants.movable(group)
         missing = min(floor, group.width) - int((~dead).sum())
         if missing > 0:
             dead[dead.nonzero().flatten()[:missing]] = False
@@ -67,7 +67,7 @@ def without_dead(network: GroupedNetwork, found: Paths, kept: Kept) -> nn.Module
     for group in network.structure.prunable:
         stays = torch.zeros(group.width, dtype=torch.bool)
         stays[kept[group.name]] = True
-        for fold in constants.folds(group, ~stays & found.heard[group.name]):
+        for fold in constants.folds(group, ~stays & found.observable[group.name]):
             amounts = fold.amounts
             if (rows := entries.get((f"{fold.layer}.weight", 0))) is not None:
                 amounts = amounts[rows.to(amounts.device)]
@@ -75,7 +75,7 @@ def without_dead(network: GroupedNetwork, found: Paths, kept: Kept) -> nn.Module
     return small
 
 
-def sync_constant_running_means(network: GroupedNetwork, fed: Mapping[str, Tensor]) -> None:
+def sync_constant_running_means(network: GroupedNetwork, reachable: Mapping[str, Tensor]) -> None:
     """Give batch norms, in place, the running mean of nodes that nothing arrives at: the constant they are.
 
     In train mode such a node is its norm's shift, whatever its bias. Its running variance fades to 0, and the optimizer
@@ -83,14 +83,14 @@ def sync_constant_running_means(network: GroupedNetwork, fed: Mapping[str, Tenso
 
     Args:
         network: its masked weights have been trained.
-        fed: group -> booleans `(width,)`, see `Paths`.
+        reachable: group -> booleans `(width,)`, see `Paths`.
     """
     channels: dict[str, list[Tensor]] = defaultdict(list)
     model, structure = network.model, network.structure
     for group in structure.groups:
         for s in group.slices:
-            if s.role == "produce" and s.layer in structure.norms and not bool(fed[group.name].all()):
-                channels[structure.norms[s.layer]].append(s.index[~fed[group.name]].flatten())
+            if s.role == "produce" and s.layer in structure.norms and not bool(reachable[group.name].all()):
+                channels[structure.norms[s.layer]].append(s.index[~reachable[group.name]].flatten())
     if not channels:
         return
     with observed(model) as twin, torch.no_grad():
@@ -131,7 +131,7 @@ class _Constants:
         self._seen: dict[tuple[str, str], tuple[Tensor, Tensor]] = {}
         with observed(network.model) as twin, torch.no_grad():
             for group in network.structure.prunable:
-                if not bool(found.fed[group.name].all()):
+                if not bool(found.reachable[group.name].all()):
                     for s in group.slices:
                         if s.role == "read" and _is_plain(twin.get_submodule(s.layer), s):
                             self._watch(twin.get_submodule(s.layer), group.name, s)

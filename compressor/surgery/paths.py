@@ -20,21 +20,21 @@ class Paths:
     """What is left of a network.
 
     Attributes:
-        fed: group -> booleans `(width,)`: something of the input arrives there.
-        heard: group -> booleans `(width,)`: something of it arrives at the output.
+        reachable: group -> booleans `(width,)`: something of the input arrives there.
+        observable: group -> booleans `(width,)`: something of it arrives at the output.
         effective: weights that are left and lie on a path from input to output.
         silent: outputs of the network that nothing of the input arrives at, of `outputs`.
     """
 
-    fed: Mapping[str, Tensor]
-    heard: Mapping[str, Tensor]
+    reachable: Mapping[str, Tensor]
+    observable: Mapping[str, Tensor]
     effective: int
     silent: int
     outputs: int
 
     def dead(self, group: str) -> Tensor:
         """Booleans `(width,)`: nodes on no path."""
-        return ~(self.fed[group] & self.heard[group])
+        return ~(self.reachable[group] & self.observable[group])
 
     @property
     def connected(self) -> bool:
@@ -81,22 +81,22 @@ def paths(model: nn.Module, structure: Structure, kept: Mapping[str, Tensor], mi
         if group.frozen == OUTPUT:
             read[first[group.name]] = False
     made[NOBODY] = read[NOBODY] = False
-    fed, heard = ~made, ~read
-    while sum(_step(fed, w.columns, w.rows, w.links) for w in weights):
+    reachable, observable = ~made, ~read
+    while sum(_step(reachable, w.columns, w.rows, w.links) for w in weights):
         pass
-    while sum(_step(heard, w.rows, w.columns, w.links.T) for w in reversed(weights)):
+    while sum(_step(observable, w.rows, w.columns, w.links.T) for w in reversed(weights)):
         pass
-    alive = fed & heard
+    alive = reachable & observable
     effective = sum(_count(kept[w.name], alive[w.rows], alive[w.columns], w) for w in weights if w.name in kept)
     effective += sum(int(kept[name][alive[owners]].sum()) for name, owners in depthwise.items())
     followed = {w.name for w in weights} | depthwise.keys()
     effective += sum(int(mask.sum()) for name, mask in kept.items() if name not in followed)
     ends = [g for g in structure.groups if g.frozen == OUTPUT]
-    silent = sum(int((~fed[first[g.name]]).sum()) for g in ends)
+    silent = sum(int((~reachable[first[g.name]]).sum()) for g in ends)
     named = {g.name: list(first[g.name]) for g in structure.groups}
     return Paths(
-        {name: fed[places] for name, places in named.items()},
-        {name: heard[places] for name, places in named.items()},
+        {name: reachable[places] for name, places in named.items()},
+        {name: observable[places] for name, places in named.items()},
         effective, silent, sum(g.width for g in ends),
     )  # fmt: skip
 

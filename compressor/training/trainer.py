@@ -39,7 +39,7 @@ class Diverged(BadInput):
 
 
 @dataclass(frozen=True)
-class Seen:
+class EpochStats:
     """What an epoch of training came to; see `history.Row`."""
 
     steps: int
@@ -110,7 +110,7 @@ class Trainer:
         penalty: Penalty | None = None,
         held: Mapping[str, Tensor] | None = None,
         progress: Callable[[int, int, float], None] = lambda *_: None,
-    ) -> Seen:
+    ) -> EpochStats:
         """One pass over the data. All that is random in it follows from `seed` and the epoch's number alone.
 
         Args:
@@ -130,7 +130,7 @@ class Trainer:
     def _pass(
         self, data: Iterable[Batch], total: int, number: int, penalty: Penalty | None, held: Mapping[str, Tensor],
         progress: Callable[[int, int, float], None],
-    ) -> Seen:  # fmt: skip
+    ) -> EpochStats:  # fmt: skip
         lr = self.recipe.lr_at(self.epochs_done)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
@@ -346,7 +346,7 @@ class _Tally:
         self.last = fresh[-1] if fresh else self.last
         return self.last
 
-    def seen(self, lr: float, seconds: float) -> Seen:
+    def seen(self, lr: float, seconds: float) -> EpochStats:
         total = sum(self.sizes)
         if not total:
             raise BadInput("the data yields no batch to train on")
@@ -355,4 +355,4 @@ class _Tally:
         right, labelled = map(sum, zip(*known, strict=True)) if known else (0, 0)
         accuracy = right / labelled if labelled and len(known) == len(self.hits) else None
         extra = sum(map(float, self.extras)) / len(self.extras) if self.extras else 0.0
-        return Seen(len(self.sizes), total, loss, accuracy, extra, lr, seconds)
+        return EpochStats(len(self.sizes), total, loss, accuracy, extra, lr, seconds)

@@ -14,12 +14,12 @@ from compressor.types.structure import (
     LABEL_FLOW,
     NOT_IN_EVAL,
     OUTPUT,
-    Bound,
     Group,
     Kept,
     Role,
     Slice,
     Structure,
+    Tie,
     total_by_layer,
 )
 
@@ -29,7 +29,6 @@ __all__ = [
     "NOT_IN_EVAL",
     "OUTPUT",
     "Attention",
-    "Bound",
     "Event",
     "Group",
     "InputSpec",
@@ -41,6 +40,7 @@ __all__ = [
     "Scores",
     "Slice",
     "Structure",
+    "Tie",
     "fingerprint",
     "total_by_layer",
 ]

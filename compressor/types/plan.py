@@ -18,7 +18,7 @@ from compressor.settings import Attention
 from compressor.types.changes import changed, changes_of
 from compressor.types.join import joined_masks
 from compressor.types.mask import Mask, masks_from
-from compressor.types.structure import Bound, Kept, Structure
+from compressor.types.structure import Kept, Structure, Tie
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Plan:
     events: tuple[Event, ...] = ()
     frozen: Mapping[str, str] = field(default_factory=dict)
     attention: Attention = "heads"
-    bound: tuple[Bound, ...] = ()
+    bound: tuple[Tie, ...] = ()
     masks: Mapping[str, Mask] = field(default_factory=dict)
 
     SCHEMA = 2  # 1 listed all that stays at every event
@@ -157,7 +157,7 @@ class Plan:
             raw = json.loads(text)
             if raw["schema"] not in range(1, cls.SCHEMA + 1):
                 raise BadInput(f"plan schema {raw['schema']}, this version reads 1 to {cls.SCHEMA}: update compressor")
-            bound = tuple(Bound(one, other) for one, other in raw.get("bound", ()))
+            bound = tuple(Tie(one, other) for one, other in raw.get("bound", ()))
             attention = raw.get("attention", "heads")
             bits = masks_from(raw.get("masks", {}), masks or {})
             plan = cls(dict(raw["widths"]), raw["architecture"], (), dict(raw["frozen"]), attention, bound, bits)

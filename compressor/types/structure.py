@@ -87,7 +87,7 @@ LABEL_FLOW = "label flow"
 
 
 @dataclass(frozen=True)
-class Bound:
+class Tie:
     """Two weights, `(outputs, inputs, ...)`, that read the same number of channels because the network's code says so."""
 
     one: str
@@ -119,7 +119,7 @@ class Structure:
     found_by: str = LABEL_FLOW
     functional: frozenset[str] = frozenset()
     attention: Attention = "heads"
-    bound: tuple[Bound, ...] = ()
+    bound: tuple[Tie, ...] = ()
 
     @property
     def prunable(self) -> tuple[Group, ...]:

@@ -258,10 +258,10 @@ def test_a_rewind_brings_the_early_weights_back(few, lenet5, rewind) -> None:
         held["what"] = what
 
     still = Recipe(epochs=3, batch_size=64, lr=2e-3)
-    from compressor.pruning.in_training import Pruner
+    from compressor.pruning.in_training import InTraining
 
     seen = {}
-    original = Pruner.before
+    original = InTraining.before
 
     def before(self, epoch, trainer):
         macs = original(self, epoch, trainer)
@@ -270,11 +270,11 @@ def test_a_rewind_brings_the_early_weights_back(few, lenet5, rewind) -> None:
             seen["kept"] = dict(self.state.kept)
         return macs
 
-    Pruner.before = before
+    InTraining.before = before
     try:
         train(lenet5, few[0], still, method="imp", steps=1, interval=2, rewind=rewind, sparsity=0.7, progress=look)
     finally:
-        Pruner.before = original
+        InTraining.before = original
     for name, mask in seen["kept"].items():
         assert torch.equal(seen[name], torch.where(mask, early[name], torch.zeros(())))
 

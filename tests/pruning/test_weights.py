@@ -130,10 +130,10 @@ def test_paths_are_those_of_the_matrix_product(seed: int) -> None:
     found = paths(model, structure(model, (torch.randn(2, 5),)), kept, ())
     a, b, c = (kept[f"{n}.weight"].double() for n in (0, 2, 4))
     first, second = a.sum(1) > 0, b @ a.sum(1) > 0
-    assert torch.equal(found.fed["0"], first)
-    assert torch.equal(found.fed["2"], second)
-    assert torch.equal(found.heard["2"], c.sum(0) > 0)
-    assert torch.equal(found.heard["0"], c.sum(0) @ b > 0)
+    assert torch.equal(found.reachable["0"], first)
+    assert torch.equal(found.reachable["2"], second)
+    assert torch.equal(found.observable["2"], c.sum(0) > 0)
+    assert torch.equal(found.observable["0"], c.sum(0) @ b > 0)
     on_a_path = [
         a * (c.sum(0) @ b)[:, None],
         b * c.sum(0)[:, None] * a.sum(1)[None],
@@ -442,7 +442,7 @@ def test_a_node_that_nothing_arrives_at_says_the_same_in_eval_mode_as_in_trainin
     whole.eval()
     assert min(strays()) > 0.01
     ways = paths(whole, found, kept, ())
-    sync_constant_running_means(GroupedNetwork(whole, found, (X,)), ways.fed)
+    sync_constant_running_means(GroupedNetwork(whole, found, (X,)), ways.reachable)
     assert max(strays()) < 1e-6
     for before, i, others in ((means[0], 1, [0, 2, 3]), (means[1], 5, [0, 1, 2, 4])):
         assert torch.equal(whole[i].running_mean[others], before[others])
@@ -456,7 +456,7 @@ def test_what_is_fed_from_elsewhere_is_not_dead() -> None:
     kept["c.weight"][:] = False
     whole = masked(model, kept)
     ways = paths(model, found, kept, over_channels(model, (X,)))
-    assert bool(ways.fed["m"].all())
+    assert bool(ways.reachable["m"].all())
     assert ways.silent == 0
     network = GroupedNetwork(whole, found, (X,))
     small = without_dead(network, ways, removable(network, ways))
