@@ -25,7 +25,7 @@ import torch
 from compressor import cli
 
 Result = TypeVar("Result")
-COMMAND = [sys.executable, "-m", "compressor.cli"]
+COMMAND = [sys.executable, "-m", "compressor"]
 """The command line as a process of its own: for signals, exit codes, start-up, what a fresh process reads."""
 
 STREAMS = {number: open(number, "w", buffering=1, closefd=False) for number in (1, 2)}  # noqa: SIM115 - loggers may keep them

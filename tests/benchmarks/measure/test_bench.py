@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +17,7 @@ from compressor.benchmarks.measure.bench import bench
 from compressor.benchmarks.measure.networks import open_network, source_of
 from compressor.benchmarks.render import read, render
 from compressor.benchmarks.report.page import headlines
+from tests.benchmarks import probes
 from tests.command import run
 
 
@@ -40,6 +40,14 @@ def folder(tmp_path_factory) -> Path:
     (path / "report.json").write_text(json.dumps({"kind": "bench", "schema": 99}))
     (path / "damaged.json").write_text(json.dumps({"kind": "bench", "schema": 1, "networks": [{}]}))
     return path
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _probes() -> Iterator[None]:
+    """Memory is measured in real processes that need not import torch; `test_memory.py` has those of users."""
+    with pytest.MonkeyPatch.context() as patch:
+        probes.use(patch)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -267,13 +275,3 @@ def test_numbers_that_are_none_are_null(odd: Path) -> None:
     assert document["networks"][0]["quality"] is None or document["networks"][0]["quality"]["loss"] is None
     assert read(done.stdout) == document
     render(document, ".html")
-
-
-def test_the_fresh_process_reads_no_module_from_the_working_folder(folder: Path, tmp_path: Path) -> None:
-    (tmp_path / "json.py").write_text(f"open({str(tmp_path / 'trace')!r}, 'w').close()\n")
-    arguments = (folder / "dense.pt", folder / "small.safetensors", "--rounds", "2", "--batch", "2", "--json")
-    script = Path(sys.executable).with_name("compress")
-    done = subprocess.run([script, "bench", *map(str, arguments)], capture_output=True, text=True, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert not (tmp_path / "trace").exists()
-    assert all(m["failed"] is None for m in json.loads(done.stdout)["memory"])

@@ -12,6 +12,7 @@ from torch import nn
 
 from compressor import networks, save
 from compressor.benchmarks.measure.memory import Probe, cuda_peak, peak_of_command, peak_of_fresh_process
+from compressor.exporters import export
 
 MIB = 2**20
 
@@ -59,6 +60,18 @@ def test_a_network_takes_what_its_tensors_take(tmp_path: Path) -> None:
     taken = peaks[width, "train_step"] - peaks[8, "train_step"]
     assert 4 * weights < taken < 8 * weights
     assert weights < peaks[width, "inference"] - peaks[8, "inference"] < 4 * weights
+
+
+@pytest.mark.parametrize(("engine", "what"), [("torch", "inference"), ("torch", "train_step"), ("onnxruntime", "inference")])
+def test_the_fresh_process_reads_no_module_from_the_working_folder(engine: str, what: str, tmp_path: Path, monkeypatch) -> None:
+    model = tmp_path / ("net.onnx" if engine == "onnxruntime" else "net.pt")
+    batch = ((torch.randn(4, 1, 28, 28),), torch.zeros(4, dtype=torch.long))
+    export(networks.build("lenet5", data="digits"), model, example_inputs=batch[0])
+    torch.save(batch, tmp_path / "batch.pt")
+    (tmp_path / "json.py").write_text(f"open({str(tmp_path / 'trace')!r}, 'w').close()\n")
+    monkeypatch.chdir(tmp_path)
+    assert peak_of_fresh_process(Probe(engine, what, str(model), str(tmp_path / "batch.pt"), 2)) > 50 * MIB
+    assert not (tmp_path / "trace").exists()
 
 
 def test_a_failure_in_the_process_is_told(tmp_path: Path) -> None:
