@@ -1,0 +1,33 @@
+"""A weight that two layers share is one weight, whoever counts it."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from compressor import compress
+from compressor.model.weights import maskable, weight_matrices
+
+
+class Tied(nn.Module):
+    """An encoder whose second layer is its first one's transposed twin, and a layer that is used twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.again, self.head = nn.Linear(10, 10), nn.Linear(10, 10), nn.Linear(10, 4)
+        self.again.weight = self.first.weight
+
+    def forward(self, x):
+        return self.head(torch.relu(self.again(torch.relu(self.first(x)))))
+
+
+def test_masks_costs_and_reports_agree() -> None:
+    model = Tied()
+    assert len(weight_matrices(model)) == len(maskable(model)) == 2
+    batches = [(torch.randn(16, 10), torch.randint(4, (16,)))]
+    summary = compress(model, "magnitude", batches, sparsity=0.5, unit="weight").summary
+    assert summary.before.weights == 10 * 10 + 10 * 4
+    assert summary.weights.total == summary.before.weights
+    assert summary.weight_sparsity >= summary.weights.reached == 0.5
+    alive = summary.weights.effective
+    assert summary.after.weights == alive
