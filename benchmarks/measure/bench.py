@@ -16,7 +16,7 @@ from torch import nn
 
 from compressor import exporters, networks
 from compressor.benchmarks.measure.bench_document import BenchDocument
-from compressor.benchmarks.measure.latency import OUT_OF_MEMORY, Job, attempt, clock_for, in_turn
+from compressor.benchmarks.measure.latency import OUT_OF_MEMORY, Job, OutOfMemory, attempt, clock_for, in_turn
 from compressor.benchmarks.measure.memory import Probe, cuda_peak, peak_of_fresh_process
 from compressor.benchmarks.measure.networks import ENGINES, Network, repeated, too_large
 from compressor.benchmarks.measure.runs import INFERENCE, KIND, SCHEMA, TRAIN_STEP
@@ -291,7 +291,7 @@ class _Measured:
             self.progress(f"memory of {name}, batch {size}", number, len(steps))
             found: dict[str, Any] = {"network": name, "what": what, "engine": engine, "batch": size, "unit": "bytes"}
             peaks, reason = attempt(partial(measure, name, what, engine, size, loading, folder))
-            if reason == OUT_OF_MEMORY:
+            if isinstance(reason, OutOfMemory):
                 self.too_large.add((name, what, engine, size))
             if reason or peaks:
                 self.all_memory.append(found | (peaks or {}) | {"failed": reason})

@@ -97,7 +97,11 @@ def attempt(job: Callable[[], Answer]) -> tuple[Answer | None, str | None]:
         return None, _why(error)
 
 
-OUT_OF_MEMORY = "does not fit in memory"
+class OutOfMemory(str):
+    """A reason that is told from others by its kind, whatever it says."""
+
+
+OUT_OF_MEMORY = OutOfMemory("does not fit in memory")
 
 
 def _why(error: Exception) -> str:

@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from compressor.benchmarks.measure.latency import OUT_OF_MEMORY, attempt
+from compressor.benchmarks.measure.latency import OUT_OF_MEMORY, OutOfMemory, attempt
 from compressor.errors import CompressError, first_line
 
 
@@ -71,7 +71,7 @@ def peak_of_fresh_process(probe: Probe) -> int:
     if done.returncode or not lines:
         raise RuntimeError(first_line(RuntimeError((done.stderr.strip().splitlines() or ["it died"])[-1])))
     answer = json.loads(lines[-1])
-    if answer.get("failed") == OUT_OF_MEMORY:
+    if answer.get("out_of_memory"):
         raise MemoryError(OUT_OF_MEMORY)
     if "failed" in answer:
         raise RuntimeError(answer["failed"])
@@ -152,7 +152,12 @@ def main() -> None:
         _, reason = attempt(lambda: _work(probe))
     except CompressError as error:
         reason = str(error)
-    print("\n" + json.dumps({"failed": reason} if reason else {"peak_bytes": peak_resident_bytes()}))
+    told = (
+        {"failed": reason, "out_of_memory": isinstance(reason, OutOfMemory)}
+        if reason
+        else {"peak_bytes": peak_resident_bytes()}
+    )
+    print("\n" + json.dumps(told))
 
 
 if __name__ == "__main__":

@@ -48,6 +48,7 @@ def describe(path: Path, model: nn.Module, found: Structure, working: nn.Module,
         "prunable_nodes": sum(g.width * g.multiplicity for g in found.prunable),
         "events": len(origin.plan.events) if origin and origin.plan else 0,
         "found_by": found.found_by,
+        "untraceable": found.untraceable,
         "layers": [
             {"name": name, "kind": type(model.get_submodule(name)).__name__, "nodes": width, "output": name in found.outputs}
             for name, width in {**nodes, **{name: _width(model, name) for name in sorted(found.outputs)}}.items()
@@ -86,5 +87,5 @@ def show_structure(d: dict[str, Any]) -> None:
     console.print(tree)
     for note in d["notes"]:
         console.print(note)
-    if d["found_by"] != "label flow":
+    if d["untraceable"]:
         console.print(f"The groups come from {d['found_by']}.")

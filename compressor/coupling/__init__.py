@@ -59,8 +59,7 @@ def trace(model: nn.Module, example_inputs: Inputs, attention: Attention = "head
         from compressor.coupling.torch_pruning_graph import by_torch_pruning
 
         found = by_torch_pruning(model, one)
-        why = f"torch-pruning's graph, for torch.export cannot trace the network ({reason})"
-        return _Fixed(replace(found, found_by=why))
+        return _Fixed(replace(found, untraceable=str(reason)))
 
 
 @dataclass(frozen=True)

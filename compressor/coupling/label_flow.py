@@ -28,7 +28,8 @@ from compressor.model.inputs import Inputs, arguments, each
 from compressor.model.observe import observed
 from compressor.settings import Attention
 from compressor.system.quiet import quiet
-from compressor.types.structure import NOT_IN_EVAL, OUTPUT, Group, Slice, Structure, Tie
+from compressor.types.reason import NOT_IN_EVAL, OUTPUT
+from compressor.types.structure import Group, Slice, Structure, Tie
 
 PRODUCERS = (_ConvNd, nn.Linear, nn.RNNBase)
 """Modules whose outputs are nodes."""

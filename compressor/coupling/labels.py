@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from compressor.types.structure import OUTPUT
+from compressor.types.reason import Cause, cause_of
 
 FILLER = 0
 """Label of positions that belong to no node, such as padding. It ties nothing."""
@@ -64,7 +64,9 @@ class Labels:
         graph = coo_array((np.ones(len(ties), dtype=np.int8), ends), shape=(self._count,) * 2)
         component = connected_components(graph, directed=False)[1]
         reasons: dict[int, str] = {}
-        for labels, reason in sorted(self._frozen, key=lambda entry: entry[1] != OUTPUT):  # being the output comes first
+        for labels, reason in sorted(
+            self._frozen, key=lambda entry: cause_of(entry[1]) is not Cause.OUTPUT
+        ):  # being the output comes first
             for node in np.unique(component[labels.numpy()]):
                 reasons.setdefault(int(node), reason)
         multiplied = np.unique(component[torch.cat(self._multiplied).numpy()]) if self._multiplied else ()

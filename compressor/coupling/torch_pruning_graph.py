@@ -20,7 +20,8 @@ from compressor.errors import UnsupportedNetwork, first_line
 from compressor.model.inputs import Inputs
 from compressor.model.observe import observed
 from compressor.system.quiet import quiet
-from compressor.types.structure import OUTPUT, Role, Structure
+from compressor.types.reason import OUTPUT
+from compressor.types.structure import Role, Structure
 
 
 def by_torch_pruning(model: nn.Module, example_inputs: Inputs) -> Structure:

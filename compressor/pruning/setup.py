@@ -37,7 +37,8 @@ from compressor.surgery.shrink import sizes_of
 from compressor.system.progress import Progress
 from compressor.types.origin import Origin
 from compressor.types.plan import Plan
-from compressor.types.structure import ASKED, LABEL_FLOW, NOT_IN_EVAL, Structure
+from compressor.types.reason import Cause, asked_for
+from compressor.types.structure import Structure
 
 
 @dataclass(frozen=True)
@@ -160,7 +161,7 @@ def prepare(
     aim = dataclasses.replace(aim, total=full.total)
     if chosen.unit == "node":
         check_reachable(found, share, aim.floor, round_to=aim.round_to, meter=full)
-    if found.found_by != LABEL_FLOW:
+    if found.untraceable is not None:
         notes.append(note(Fact.OTHER_GRAPH, found_by=found.found_by))
     clock.lap("structure")
     plan = Plan(
@@ -261,7 +262,7 @@ def _runnable_structure(model: nn.Module, inputs: Inputs, attention: Attention) 
 
 def _held(model: nn.Module, found: Structure, freeze: Sequence[str], only: Sequence[str]) -> frozenset[str]:
     """The weights that must not lose entries: of layers that the user named, and of those that never run."""
-    held = {s.tensor for g in found.frozen if g.frozen == NOT_IN_EVAL for s in g.slices if s.role in ("produce", "pass")}
+    held = {s.tensor for g in found.frozen if g.cause is Cause.TRAINING for s in g.slices if s.role in ("produce", "pass")}
     for name in maskable(model):
         layer = name.rpartition(".")[0]
         if any(fnmatchcase(layer, p) for p in freeze) or (only and not any(fnmatchcase(layer, p) for p in only)):
@@ -280,9 +281,9 @@ def _restricted(found: Structure, freeze: Sequence[str], only: Sequence[str]) ->
     for group in found.prunable:
         names = layers[group.name]
         if asked := [p for p in freeze if any(fnmatchcase(layer, p) for layer in names)]:
-            reasons[group.name] = f"{ASKED}: freeze {asked[0]}"
+            reasons[group.name] = asked_for(f"freeze {asked[0]}")
         elif only and not any(fnmatchcase(layer, p) for layer in names for p in only):
-            reasons[group.name] = f"{ASKED}: only {', '.join(only)}"
+            reasons[group.name] = asked_for(f"only {', '.join(only)}")
     restricted = found.freeze(reasons)
     if not restricted.prunable:
         raise WrongUsage("nothing is left to prune: every layer is frozen")

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from compressor.types.structure import ASKED, OUTPUT, Structure
+from compressor.types.reason import Cause
+from compressor.types.structure import Structure
 
 NOBODY = -1
 """The owner of a row or column that belongs to no node: of the network's inputs."""
@@ -75,10 +76,10 @@ def paths(model: nn.Module, structure: Structure, kept: Mapping[str, Tensor], mi
         read[weight.columns] = True
     through = {*mixed, *_shared(model)}
     for group in structure.groups:
-        known = group.frozen is None or group.frozen == OUTPUT or group.frozen.startswith(ASKED)
+        known = group.cause in (None, Cause.OUTPUT, Cause.ASKED)
         if not known or group.multiplied or any(s.tensor in through for s in group.slices):
             made[first[group.name]] = read[first[group.name]] = False
-        if group.frozen == OUTPUT:
+        if group.cause is Cause.OUTPUT:
             read[first[group.name]] = False
     made[NOBODY] = read[NOBODY] = False
     reachable, observable = ~made, ~read
@@ -91,7 +92,7 @@ def paths(model: nn.Module, structure: Structure, kept: Mapping[str, Tensor], mi
     effective += sum(int(kept[name][alive[owners]].sum()) for name, owners in depthwise.items())
     followed = {w.name for w in weights} | depthwise.keys()
     effective += sum(int(mask.sum()) for name, mask in kept.items() if name not in followed)
-    ends = [g for g in structure.groups if g.frozen == OUTPUT]
+    ends = [g for g in structure.groups if g.cause is Cause.OUTPUT]
     silent = sum(int((~reachable[first[g.name]]).sum()) for g in ends)
     named = {g.name: list(first[g.name]) for g in structure.groups}
     return Paths(

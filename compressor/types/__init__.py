@@ -8,12 +8,9 @@ from compressor.settings import Attention
 from compressor.types.mask import Mask
 from compressor.types.origin import InputSpec, Origin
 from compressor.types.plan import Event, Plan, fingerprint
+from compressor.types.reason import NOT_IN_EVAL, OUTPUT, Cause, Reason
 from compressor.types.scores import Scores
 from compressor.types.structure import (
-    ASKED,
-    LABEL_FLOW,
-    NOT_IN_EVAL,
-    OUTPUT,
     Group,
     Kept,
     Role,
@@ -24,11 +21,10 @@ from compressor.types.structure import (
 )
 
 __all__ = [
-    "ASKED",
-    "LABEL_FLOW",
     "NOT_IN_EVAL",
     "OUTPUT",
     "Attention",
+    "Cause",
     "Event",
     "Group",
     "InputSpec",
@@ -36,6 +32,7 @@ __all__ = [
     "Mask",
     "Origin",
     "Plan",
+    "Reason",
     "Role",
     "Scores",
     "Slice",

@@ -18,6 +18,7 @@ from compressor.settings import Attention
 from compressor.types.changes import changed, changes_of
 from compressor.types.join import joined_masks
 from compressor.types.mask import Mask, masks_from
+from compressor.types.reason import cause_of, reasons_from
 from compressor.types.structure import Kept, Structure, Tie
 
 
@@ -136,6 +137,7 @@ class Plan:
                 "architecture": self.architecture,
                 "widths": dict(self.widths),
                 "frozen": dict(self.frozen),
+                "causes": {name: cause.value for name, why in self.frozen.items() if (cause := cause_of(why))},
                 "attention": self.attention,
                 "bound": [[pair.one, pair.other] for pair in self.bound],
                 "events": events,
@@ -160,7 +162,15 @@ class Plan:
             bound = tuple(Tie(one, other) for one, other in raw.get("bound", ()))
             attention = raw.get("attention", "heads")
             bits = masks_from(raw.get("masks", {}), masks or {})
-            plan = cls(dict(raw["widths"]), raw["architecture"], (), dict(raw["frozen"]), attention, bound, bits)
+            plan = cls(
+                dict(raw["widths"]),
+                raw["architecture"],
+                (),
+                reasons_from(dict(raw["frozen"]), raw.get("causes")),
+                attention,
+                bound,
+                bits,
+            )
             plan._check_texts_and_widths()
             plan = replace(plan, events=plan._events_from(raw["events"], raw["schema"]))
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from compressor.errors import BadInput
 from compressor.settings import Attention
+from compressor.types.reason import Cause, cause_of
 
 Kept = Mapping[str, Tensor]
 """Group name -> sorted indices `(kept,)` of the nodes that stay."""
@@ -78,12 +79,14 @@ class Group:
         """Layer outputs that go with one node: 1, or more for residual sums and depthwise convolutions."""
         return sum(s.index.shape[1] for s in self.slices if s.role in ("produce", "pass"))
 
+    @property
+    def cause(self) -> Cause | None:
+        """What kind of a reason it is frozen for; None where it is not."""
+        return cause_of(self.frozen)
+
     def layers(self, *roles: Role) -> tuple[str, ...]:
         """Names of the layers that hold a slice in one of the roles."""
         return tuple(dict.fromkeys(s.layer for s in self.slices if s.role in roles))
-
-
-LABEL_FLOW = "label flow"
 
 
 @dataclass(frozen=True)
@@ -105,7 +108,7 @@ class Structure:
         outputs: names of the layers whose outputs are not counted as nodes: those behind which no other layer comes, and those
             that run only in training.
         total_nodes: outputs of all layers but the output layers, in the network as it was first given.
-        found_by: which graph found the groups, and why if it was not the first choice.
+        untraceable: why label flow could not find the groups, where torch-pruning's graph did.
         functional: weights that are applied by a function, not by the module that owns them.
         attention: what the nodes of an attention are.
         bound: what goes together beside what the operators say.
@@ -116,10 +119,16 @@ class Structure:
     norms: Mapping[str, str]
     outputs: frozenset[str]
     total_nodes: int
-    found_by: str = LABEL_FLOW
+    untraceable: str | None = None
     functional: frozenset[str] = frozenset()
     attention: Attention = "heads"
     bound: tuple[Tie, ...] = ()
+
+    @property
+    def found_by(self) -> str:
+        """Which graph found the groups, and why if it was not the first choice."""
+        why = f"torch-pruning's graph, for torch.export cannot trace the network ({self.untraceable})"
+        return "label flow" if self.untraceable is None else why
 
     @property
     def prunable(self) -> tuple[Group, ...]:
@@ -206,16 +215,6 @@ class Structure:
                 raise BadInput(f"group {name}: index out of range for its {widths[name]} nodes")
             if len(indices) > 1 and not bool((indices[1:] > indices[:-1]).all()):
                 raise BadInput(f"group {name}: indices must rise, each once")
-
-
-OUTPUT = "it is the network's output"
-"""Why a group that the network returns is frozen."""
-
-ASKED = "asked for"
-"""What the reason of a group that the user froze begins with."""
-
-NOT_IN_EVAL = "it runs only in training, if at all, and no score sees it"
-"""Why a layer that eval mode does not reach keeps its outputs, such as those of an auxiliary head."""
 
 
 def total_by_layer(structure: Structure) -> dict[str, int]:

@@ -18,7 +18,8 @@ from compressor.proof.prove import prove_randomised, randomised
 from compressor.surgery.network import GroupedNetwork
 from compressor.types.origin import Origin
 from compressor.types.plan import Plan
-from compressor.types.structure import NOT_IN_EVAL, Structure
+from compressor.types.reason import NOT_IN_EVAL
+from compressor.types.structure import Structure
 from tests.blocks import BLOCKS, Auxiliary
 
 X = (torch.randn(2, 3, 8, 8),)

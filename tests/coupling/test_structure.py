@@ -12,7 +12,8 @@ from compressor.coupling.label_flow import Traced
 from compressor.coupling.torch_pruning_graph import by_torch_pruning
 from compressor.errors import UnsupportedNetwork
 from compressor.networks._initialise import initialise
-from compressor.types.structure import OUTPUT, Structure
+from compressor.types.reason import OUTPUT
+from compressor.types.structure import Structure
 from tests.blocks import BLOCKS
 
 X = (torch.randn(1, 3, 8, 8),)
