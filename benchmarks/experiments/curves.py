@@ -11,8 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 from matplotlib.transforms import ScaledTranslation
 
-from compressor.benchmarks.experiments.sweep import DENSE
-from compressor.benchmarks.report.plots import SMALL, STYLE, svg
+from compressor.benchmarks.report.plots import DENSE, SMALL, STYLE, svg
 
 if TYPE_CHECKING:
     from compressor.benchmarks.experiments.cells import Cell

@@ -13,7 +13,8 @@ from compressor.types import NOT_IN_EVAL, OUTPUT, Plan
 from compressor.types.reason import Cause, Reason, asked_for, cause_of, reasons_from
 
 PLAN = Plan(
-    {"a": 3}, "f" * 16, (), {"b": OUTPUT, "c": asked_for("freeze c"), "d": NOT_IN_EVAL, "e": Reason("e (roll): a size in the code")}
+    {"a": 3}, "f" * 16, (),
+    {"b": OUTPUT, "c": asked_for("freeze c"), "d": NOT_IN_EVAL, "e": Reason("e (roll): a size in the code")},
 )  # fmt: skip
 
 
