@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 import torch
+from torch import nn
 
 from compressor import compress, load, save
 from compressor.benchmarks.studies.zoo import FAMILIES, import_torchvision, row_of
@@ -43,7 +45,11 @@ def transformers(torchvision: ModuleType) -> ModuleType:
 
 @pytest.mark.parametrize(
     ("kind", "name"),
-    [("torchvision", "resnet18"), ("torchvision", "mobilenet_v3_small"), ("timm", "resnet18")],
+    [
+        ("torchvision", "mobilenet_v3_small"),
+        ("timm", "resnet18"),
+        pytest.param("torchvision", "resnet18", marks=pytest.mark.slow),
+    ],
 )
 def test_saved_whole_and_as_state_dict(kind: str, name: str, torchvision, timm, tmp_path: Path) -> None:
     model = torchvision.models.get_model(name, weights=None) if kind == "torchvision" else timm.create_model(name)
@@ -63,6 +69,36 @@ def test_saved_whole_and_as_state_dict(kind: str, name: str, torchvision, timm, 
         assert torch.equal(again(x), result.model.eval()(x))
 
 
+def is_pruned_and_proven(make: Callable[[], tuple[nn.Module, object]], within: float) -> None:
+    row = row_of(make)
+    assert row["graph"] == "label flow", row
+    assert row["equivalent"], row
+    assert row["open"] > 0.99
+    assert row["sparsity"] == pytest.approx(0.5, abs=within)
+
+
+SMALLER = {
+    "googlenet": lambda tv, *_: tv.googlenet(weights=None, init_weights=False),
+    "swin": lambda tv, *_: tv.SwinTransformer([4, 4], 48, [1, 1], [3, 6], [7, 7]),
+    "vit": lambda _, timm, __: timm.create_model("vit_tiny_patch16_224", depth=2),
+    "xcit": lambda _, timm, __: timm.create_model("xcit_nano_12_p16_224", depth=2),
+    "bert": lambda _, __, hf: hf.BertForSequenceClassification(hf.BertConfig(**OF_BERT)),
+    "vit of transformers": lambda _, __, hf: hf.ViTForImageClassification(hf.ViTConfig(**OF_BERT)),
+}
+"""Auxiliary heads, windows, attention, sizes taken from the input, token embeddings: every kind of coupling, once."""
+OF_BERT = {"hidden_size": 96, "num_hidden_layers": 1, "num_attention_heads": 6, "intermediate_size": 192}
+
+
+@pytest.mark.parametrize("name", SMALLER)
+def test_every_kind_of_coupling_is_pruned_and_proven(name: str, torchvision, timm, transformers) -> None:
+    size = 64 if name == "googlenet" else 224
+    inputs = (torch.randn(2, 3, size, size),)
+    if name == "bert":
+        inputs = {"input_ids": torch.randint(5, 1000, (2, 64)), "attention_mask": torch.ones(2, 64, dtype=torch.int64)}
+    is_pruned_and_proven(lambda: (SMALLER[name](torchvision.models, timm, transformers), inputs), 0.05)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("family", "name"),
     [
@@ -75,23 +111,19 @@ def test_saved_whole_and_as_state_dict(kind: str, name: str, torchvision, timm, 
     ],
 )
 def test_the_zoo_is_pruned_and_proven(family: str, name: str, request) -> None:
-    """Some of `make zoo`: auxiliary heads, windows, attention, sizes taken from the input, token embeddings."""
+    """Some of `make zoo`, as they were published."""
     request.getfixturevalue(family)
-    row = row_of(FAMILIES[family]()[name])
-    assert row["graph"] == "label flow", row
-    assert row["equivalent"], row
-    assert row["open"] > 0.99
-    assert row["sparsity"] == pytest.approx(0.5, abs=0.01)
+    is_pruned_and_proven(FAMILIES[family]()[name], 0.01)
 
 
 def test_a_vision_transformer_keeps_its_heads_in_a_file(timm, tmp_path: Path) -> None:
-    torch.save(timm.create_model("vit_tiny_patch16_224").state_dict(), tmp_path / "vit.pth")
-    loaded = load(tmp_path / "vit.pth", network="timm:vit_tiny_patch16_224").eval()
+    torch.save(timm.create_model("vit_tiny_patch16_224", depth=3).state_dict(), tmp_path / "vit.pth")
+    loaded = load(tmp_path / "vit.pth", network="timm:vit_tiny_patch16_224", arguments={"depth": 3}).eval()
     x = torch.randn(2, 3, 224, 224)
     small = compress(loaded, "random", None, 0.5, example_inputs=x).model.eval()
     save(small, tmp_path / "small.safetensors")
     again = load(tmp_path / "small.safetensors").eval()
-    assert [b.attn.num_heads for b in again.blocks] == [b.attn.num_heads for b in small.blocks] != [3] * 12
+    assert [b.attn.num_heads for b in again.blocks] == [b.attn.num_heads for b in small.blocks] != [3] * 3
     assert torch.equal(again(x), small(x))
 
 
@@ -114,7 +146,10 @@ def test_both_graphs_agree_on_networks_of_others(name: str, torchvision) -> None
     assert ours == theirs, sorted(map(str, ours ^ theirs))[:3]
 
 
-@pytest.mark.parametrize(("name", "millions"), [("resnet50", 4089.18), ("vgg16_bn", 15470.26), ("mobilenet_v2", 300.77)])
+VGG16 = pytest.param("vgg16_bn", 15470.26, marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize(("name", "millions"), [("resnet50", 4089.18), ("mobilenet_v2", 300.77), VGG16])
 def test_the_multiply_adds_of_known_networks(name: str, millions: float, torchvision) -> None:
     counted = count(torchvision.models.get_model(name, weights=None), (torch.randn(1, 3, 224, 224),))
     assert round(counted.macs / 1e6, 2) == millions
