@@ -11,7 +11,6 @@ from torch import nn
 
 from compressor.model.cost import cost, count, count_training, csr_int32
 from compressor.model.weights import weight_matrices
-from tests.whole.test_libraries import IMPORT, python
 
 T, B, W = 5, 3, 16
 
@@ -143,20 +142,3 @@ def test_a_real_csr_is_as_large_as_scipys() -> None:
     weight = torch.randn(6, 5, 3, 3) * (torch.rand(6, 5, 3, 3) > 0.7)
     stored = csr_matrix(weight.flatten(1).numpy())
     assert csr_int32(weight) == stored.data.nbytes + stored.indices.nbytes + stored.indptr.nbytes
-
-
-KNOWN = """
-from compressor.model.cost import count
-for name, millions in (("resnet50", 4089.18), ("vgg16_bn", 15470.26), ("mobilenet_v2", 300.77)):
-    model = torchvision.models.get_model(name, weights=None)
-    counted = count(model, (torch.randn(1, 3, 224, 224),))
-    assert round(counted.macs / 1e6, 2) == millions and not counted.uncounted, (name, counted.macs)
-print("done")
-"""
-
-
-def test_known_networks() -> None:
-    if python(IMPORT).returncode:
-        pytest.skip("torchvision cannot be imported")
-    done = python(IMPORT + KNOWN)
-    assert done.stdout == "done\n", done.stderr[-2000:]

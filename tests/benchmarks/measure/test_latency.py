@@ -68,8 +68,9 @@ def test_errors_of_our_own_pass() -> None:
 
 
 def test_the_real_clock() -> None:
+    start = time.perf_counter()
     [value] = in_turn({"sleep": lambda: time.sleep(0.03)}, 1, cpu_clock())[0]["sleep"]
-    assert 0.03 <= value < 0.3
+    assert 0.03 <= value < time.perf_counter() - start
 
 
 def test_quartiles() -> None:
