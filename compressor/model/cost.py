@@ -111,6 +111,16 @@ def count(model: nn.Module, inputs: Inputs) -> Count:
         return _counted(twin.cpu(), each(inputs, lambda x: x[:1].cpu()), samples=1)
 
 
+def count_shapes(model: nn.Module, inputs: Inputs) -> Count:
+    """The same count of a network without values, on the meta device: nothing is computed but shapes.
+
+    Raises:
+        RuntimeError, or whatever the network's code raises: it looks at values.
+    """
+    with observed(model) as twin:
+        return _counted(twin, each(inputs, lambda x: x[:1].to("meta")), samples=1)
+
+
 def count_training(model: nn.Module, inputs: Inputs) -> Count:
     """Count forward and backward of one training step, per sample; a pass of two, which batch norms need.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
@@ -31,7 +32,23 @@ def wide(inputs: Inputs) -> Inputs:
 
 def as_it_came(small: nn.Module, model: nn.Module) -> None:
     """Give, in place, every tensor of `small` the data type that the tensor of that name has in `model`."""
-    came = {name: t.dtype for name, t in (*model.named_parameters(), *model.named_buffers())}
-    for name, t in (*small.named_parameters(), *small.named_buffers()):
+    came = _types(model)
+    for name, t in _tensors(small):
         if name in came and t.dtype != came[name]:
             t.data = t.data.to(came[name])
+
+
+def bytes_as_it_came(small: nn.Module, model: nn.Module) -> int:
+    """Bytes of the tensors of `small` in the data types that those of that name have in `model`."""
+    came = _types(model)
+    return sum(t.numel() * came.get(name, t.dtype).itemsize for name, t in _tensors(small))
+
+
+def _tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Parameters and buffers by their first names."""
+    yield from model.named_parameters()
+    yield from model.named_buffers()
+
+
+def _types(model: nn.Module) -> dict[str, torch.dtype]:
+    return {name: t.dtype for name, t in _tensors(model)}

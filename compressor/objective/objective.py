@@ -43,15 +43,19 @@ class Objective:
         Raises:
             BadInput: there are none, or one holds NaN or infinity.
         """
-        if self._cache is None and isinstance(self.data, Iterator):
-            self._cache = list(self.data)
         empty = True
-        for batch in self._cache if self._cache is not None else self.data:
+        for batch in self.as_given():
             empty = False
             check_finite(batch)
             yield to_device(batch, self.device)
         if empty:
             raise BadInput("the data yields no batch; give at least one sample")
+
+    def as_given(self) -> Iterable[Batch]:
+        """The batches of one event as the data yields them, neither checked nor moved."""
+        if self._cache is None and isinstance(self.data, Iterator):
+            self._cache = list(self.data)
+        return self._cache if self._cache is not None else self.data
 
     def example_inputs(self) -> Inputs:
         """Inputs of the network's shapes: the example, else the first batch's."""

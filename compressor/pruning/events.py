@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -9,11 +10,11 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from compressor.coupling.validate import Wrong, all_at_fault
+from compressor.coupling.validate import OF_ITS_CODE, Wrong, all_at_fault, on_meta
 from compressor.data import Drawn, length_of
 from compressor.errors import BadInput, UnreachableSparsity, UnsupportedNetwork, first_line
 from compressor.method import Method
-from compressor.model.cost import count
+from compressor.model.cost import count, count_shapes
 from compressor.model.inputs import Inputs, unlike
 from compressor.model.observe import outputs_of
 from compressor.model.origin import planned_masks
@@ -30,7 +31,7 @@ from compressor.surgery.paths import Paths, paths
 from compressor.surgery.shrink import shrink
 from compressor.types.plan import Plan
 from compressor.types.scores import Scores
-from compressor.types.structure import Group, Structure
+from compressor.types.structure import Group, Kept, Structure
 
 Progress = Callable[[str, int, int], None]
 """(what is being done, steps done, steps in all); 0 in all where that is unknown."""
@@ -263,7 +264,7 @@ def event(state: State, method: Method, objective: Objective, target: float, aim
         return state
     scores = _scored(method, state, objective, what, aim)
     ranked = aim.ranked(scores, state.model, left)
-    selection = _cut(ranked, left, target, state.model, aim)
+    selection = _cut(ranked, left, target, state.model, meter, aim)
     plan = state.plan.event(selection.kept, target, tie=selection.tie, loss=scores.loss)
     ranks = _ranked_on(state, ranked)
     small, structure = shrink(state.model, left, selection.kept), left.shrink(selection.kept)
@@ -316,31 +317,53 @@ def rounded_to(state: State, dense: nn.Module, found: Structure, share: float, a
 
     Rounding once, at the end, keeps the widths near the exact ones; rounded at each event, they would drift away.
     """
-    selection = _cut(Scores(state.ranks), found, share, dense, aim)
+    selection = _cut(Scores(state.ranks), found, share, dense, aim.meter(dense, found), aim)
     plan = state.plan.rounded(selection.kept, tie=selection.tie)
     return dataclasses.replace(
         state, model=shrink(dense, found, selection.kept), structure=found.shrink(selection.kept), plan=plan
     )
 
 
-def _cut(scores: Scores, left: Structure, target: float, model: nn.Module, aim: Aim) -> Selection:
-    """What stays of the nodes; where multiply-adds fall otherwise than the meter thinks, the cut moves until the count fits."""
-    asked, best = target, None
-    wanted = (1 - target) * aim.total
+def _cut(scores: Scores, left: Structure, target: float, model: nn.Module, meter: Meter, aim: Aim) -> Selection:
+    """What stays of the nodes; where multiply-adds fall otherwise than the meter thinks, the cut moves until the count fits.
+
+    Args:
+        meter: of what `model` needs; it stays as it is.
+    """
+
+    def cut_at(asked: float) -> Selection:
+        return select(scores, left, asked, floor=aim.floor, round_to=aim.round_to, meter=copy.deepcopy(meter))
+
+    highest = highest_reachable(left, aim.floor, round_to=aim.round_to, meter=meter)
+    asked = min(max(target, 0.0), highest)
+    if aim.unit != "macs":
+        return cut_at(asked)
+    macs_of, wanted, best = _counter(model, left, meter, aim), (1 - target) * aim.total, None
     for _ in range(CUTS):
-        asked = min(max(asked, 0.0), highest_reachable(left, aim.floor, round_to=aim.round_to, meter=aim.meter(model, left)))
-        selection = select(scores, left, asked, floor=aim.floor, round_to=aim.round_to, meter=aim.meter(model, left))
-        if aim.unit != "macs":
-            return selection
-        macs = count(shrink(model, left, selection.kept), aim.inputs).macs
+        selection = cut_at(asked)
+        macs = macs_of(selection.kept)
         off = macs - wanted
         if best is None or abs(off) < abs(best[0]):
             best = off, selection
         if round((1 - selection.reached) * aim.total) == macs or (_same(selection, best[1]) and best[1] is not selection):
             break
-        asked += off / aim.total
+        asked = min(max(asked + off / aim.total, 0.0), highest)
     assert best is not None
     return best[1]
+
+
+def _counter(model: nn.Module, left: Structure, meter: Meter, aim: Aim) -> Callable[[Kept], int]:
+    """What counts the multiply-adds of what is kept of `model`: by shapes alone, where that agrees for the whole of it."""
+    hollow = on_meta(model)
+
+    def by_shapes(kept: Kept) -> int:
+        return count_shapes(shrink(hollow, left, kept), aim.inputs).macs
+
+    try:
+        alike = by_shapes(left.keep_all()) == round(meter.amount)
+    except OF_ITS_CODE:
+        alike = False
+    return by_shapes if alike else lambda kept: count(shrink(model, left, kept), aim.inputs).macs
 
 
 CUTS = 8
@@ -352,7 +375,7 @@ def _same(one: Selection, other: Selection) -> bool:
 
 
 class _Counted:
-    """Batches that report how far they are."""
+    """Batches as they are given, that report how far they are; who reads them checks them."""
 
     def __init__(self, objective: Objective, progress: Progress, what: str) -> None:
         self.objective, self.progress, self.what = objective, progress, what
@@ -360,6 +383,6 @@ class _Counted:
     def __iter__(self) -> Iterator[Batch]:
         data = self.objective.data
         total = length_of(data) or 0
-        for done, batch in enumerate(self.objective.batches()):
+        for done, batch in enumerate(self.objective.as_given()):
             self.progress(self.what, done, total)
             yield batch

@@ -11,7 +11,7 @@ from compressor.coupling import trace
 from compressor.errors import BadInput
 from compressor.model.check import architecture_of, check_weights
 from compressor.model.inputs import Inputs
-from compressor.model.precision import working_copy
+from compressor.model.precision import as_it_came, working_copy
 from compressor.model.weights import maskable, masked
 from compressor.objective.objective import Objective
 from compressor.proof.reference import over_channels
@@ -23,6 +23,7 @@ from compressor.surgery.dead_nodes import removable, without_dead
 from compressor.surgery.paths import paths
 from compressor.surgery.shrink import shrink
 from compressor.types.plan import Plan
+from compressor.types.structure import Structure
 
 
 def apply_plan(plan: Plan, model: nn.Module, example_inputs: Tensor | Inputs) -> nn.Module:
@@ -46,23 +47,35 @@ def replay(plan: Plan, model: nn.Module, example_inputs: Tensor | Inputs, progre
     if {g.name: g.width for g in found.prunable} != dict(plan.widths):
         raise BadInput("the plan's groups or their widths are not this network's: it is damaged, or of another architecture")
     clock.lap("structure")
-    state = State(dense, found.shrink(plan.kept), plan, kept={name: mask.tensor() for name, mask in plan.masks.items()})
-    if plan.masks:
-        _check_masks(plan, dense)
-        whole, ways = masked(dense, state.kept), paths(dense, found, state.kept, over_channels(dense, inputs))
-        can = removable(whole, found, ways, inputs)  # with other weights, a constant may not be 0: its node stays
-        kept = {name: torch.cat([stay, can[name]]).unique() for name, stay in plan.kept.items()}
-        small = without_dead(whole, found, ways, kept, inputs)
-        state = State(small, found.shrink(kept), plan.rounded(kept), kept=state.kept, ways=ways)
-    else:
-        state = dataclasses.replace(state, model=shrink(dense, found, plan.kept))
+    state = applied(plan, dense, found, inputs)
     clock.lap("scoring and removing")
     progress("proving the small network", 0, 0)
     proofs = proven(dense, state, found, inputs)
     clock.lap("proof")
     asked = plan.events[-1].sparsity if plan.events else 0.0
     summary = summarise("apply", {}, asked, model, dense, found, state, inputs, proofs, clock, [])
+    as_it_came(state.model, model)  # in place: it is handed over in the precision that it came in
     return Result(handed_over(state, model, inplace=False), state.plan, summary)
+
+
+def applied(plan: Plan, dense: nn.Module, found: Structure, inputs: Inputs) -> State:
+    """What a plan leaves of a network, not proven yet.
+
+    Raises:
+        BadInput: its masks are not of this network's weights, or leave nodes alive that it removes.
+    """
+    state = State(dense, found.shrink(plan.kept), plan, kept={name: mask.tensor() for name, mask in plan.masks.items()})
+    if not plan.masks:
+        return dataclasses.replace(state, model=shrink(dense, found, plan.kept))
+    _check_masks(plan, dense)
+    whole, ways = masked(dense, state.kept), paths(dense, found, state.kept, over_channels(dense, inputs))
+    for name, stay in plan.kept.items():
+        if not bool(torch.isin((~ways.dead(name)).nonzero().flatten(), stay).all()):
+            raise BadInput(f"group {name}: the plan removes nodes that its masks leave alive (a norm over channels sees them)")
+    can = removable(whole, found, ways, inputs, floor=0)  # with other weights, a constant may not be 0: its node stays
+    kept = {name: torch.cat([stay, can[name]]).unique() for name, stay in plan.kept.items()}
+    small = without_dead(whole, found, ways, kept, inputs)
+    return State(small, found.shrink(kept), plan.rounded(kept), kept=state.kept, ways=ways)
 
 
 def _check_masks(plan: Plan, model: nn.Module) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from compressor.errors import NotEquivalent
 from compressor.model.cost import Cost, cost, tensor_bytes
 from compressor.model.inputs import Inputs
-from compressor.model.precision import as_it_came
+from compressor.model.precision import bytes_as_it_came
 from compressor.proof.equivalence import Equivalence
 from compressor.pruning.controls import Ablation
 from compressor.pruning.events import State
@@ -148,11 +148,10 @@ def summarise(
     name: str, options: dict[str, Any], asked: float, model: nn.Module, dense: nn.Module, found: Structure, state: State,
     inputs: Inputs, proofs: tuple[Equivalence, ...], clock: Clock, notes: list[str],
 ) -> Summary:  # fmt: skip
-    """The numbers; the small network is, in place, given the precision that `model` came in."""
+    """The numbers; sizes are those of the precision that `model` came in, in which the small network is handed over."""
     before, after = cost(dense, inputs), cost(state.model, inputs)
     if after.macs > before.macs:
         raise NotEquivalent("the small network needs more multiply-adds than the dense one; this is a bug, please report it")
-    as_it_came(state.model, model)
     return Summary(
         method=name,
         options=options,
@@ -160,7 +159,7 @@ def summarise(
         reached=1 - state.structure.nodes / found.total_nodes,
         total_nodes=found.total_nodes,
         before=dataclasses.replace(before, tensor_bytes=tensor_bytes(model)),
-        after=dataclasses.replace(after, tensor_bytes=tensor_bytes(state.model)),
+        after=dataclasses.replace(after, tensor_bytes=bytes_as_it_came(state.model, model)),
         widths=_widths(found, state.structure),
         proofs=proofs,
         near_collapse=_near_collapse(found, state.structure),

@@ -17,7 +17,7 @@ from compressor.method import Method, make
 from compressor.model.check import architecture_of, check_weights
 from compressor.model.inputs import Inputs, as_inputs, precision_of, several
 from compressor.model.origin import origin_of, set_origin
-from compressor.model.precision import wide, working_copy
+from compressor.model.precision import as_it_came, wide, working_copy
 from compressor.model.speed import FAST_MULTIPLE
 from compressor.model.weights import maskable
 from compressor.objective.batches import Batch, call, check_finite, inputs_of, suited_batch, to_device
@@ -77,13 +77,14 @@ class Setup:
         ]
         if aim.round_to == 1 and nodes:
             notes.append("Widths that are multiples of 8 or 16 run faster for their multiply-adds: --round-to auto.")
-        left = aim.meter(state.model, state.structure)  # before the network gets the precision back that it came in
+        left = aim.meter(state.model, state.structure)
         summary = summarise(
             self.name, dataclasses.asdict(e.method), e.share, model, e.dense, e.found, state, aim.inputs, proofs, self.clock,
             notes,
         )  # fmt: skip
         spent = Spent(left.unit, left.wanted(e.share), left.amount, left.total) if nodes else None
         summary = dataclasses.replace(summary, budget=spent, round_to=aim.round_to, ablation=aim.ablation)
+        as_it_came(state.model, model)  # in place: it is handed over in the precision that it came in
         if fresh:
             state = dataclasses.replace(state, model=refreshed(state, e.objective.seed))
         return Result(handed_over(state, model, inplace), state.plan, summary, state.curves)
