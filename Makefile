@@ -53,8 +53,8 @@ tables: $(READY)  ## the tables of the README and the pages of the sweeps, from 
 	$(BIN)/python -m compressor.benchmarks.documentation
 
 zoo: $(READY)  ## networks that others wrote: torchvision, timm, transformers; half of their nodes
-	$(BIN)/python -m benchmarks.studies.zoo
-	$(BIN)/python -m benchmarks.studies.second_opinion
+	$(BIN)/python -m compressor.benchmarks.studies.zoo
+	$(BIN)/python -m compressor.benchmarks.studies.second_opinion
 
 clean:
 	rm -rf $(VENV) demo build *.egg-info
