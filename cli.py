@@ -35,6 +35,7 @@ from compressor.settings import (
     Task,
     Timing,
     as_flag,
+    refuse_without_method,
 )
 from compressor.system.files import parsed
 from compressor.system.flags import PATH, flag_of, takes
@@ -355,7 +356,7 @@ def train(
     asked: dict[str, Any] = {}
     if method is None:
         of_pruning = (*names_of(Timing, Pruning, Scoring), "plan", "method_option")
-        _check_unsaid([name for name in of_pruning if name in said])
+        refuse_without_method([name for name in of_pruning if name in said])
     else:
         _check_target_said(pruning)
         make(method, options)
@@ -379,12 +380,6 @@ def train(
         else:
             document = _finish(job, dense, trained.pruning, source, progress, trained=trained)
     job.tell(document)
-
-
-def _check_unsaid(names: list[str]) -> None:
-    """Refuse what would have no effect on a training that prunes nothing."""
-    if names:
-        raise WrongUsage(f"{', '.join(map(spelled, names))}: of a pruning; name a {spelled('method')}, or leave it out")
 
 
 def _check_target_said(pruning: Pruning) -> None:

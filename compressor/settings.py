@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -171,6 +171,19 @@ class Pruning(Declared):
             raise WrongUsage(f"budget={budget!r}: must be a Budget; or give {spelled('target_macs', '0.3')}")
         aimed: dict[str, Any] = {name: budget.keep for name, unit in TARGETS.items() if unit == budget.unit}
         return cls(**given, **aimed)
+
+
+def refuse_without_method(given: Sequence[str]) -> None:
+    """Refuse what would have no effect on a training that prunes nothing.
+
+    Args:
+        given: names of what was given for a pruning.
+    Raises:
+        WrongUsage: there is something.
+    """
+    if given:
+        verb, it = ("is", "it") if len(given) == 1 else ("are", "them")
+        raise WrongUsage(f"{', '.join(map(spelled, given))} {verb} for pruning: name a {spelled('method')}, or leave {it} out")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -192,13 +192,13 @@ def test_every_option_of_a_pruning_is_a_key_of_a_sweep(tmp_path: Path) -> None:
 def test_a_training_without_a_method_refuses_what_is_of_a_pruning(tmp_path: Path, flags: tuple[str, ...]) -> None:
     with pytest.raises(WrongUsage) as error:
         cli.main(["train", "lenet5", "-o", str(tmp_path / "x.pt"), *flags], standalone_mode=False)
-    assert str(error.value).startswith(f"{flags[0]}: of a pruning; name a --method")
+    assert str(error.value).startswith(f"{flags[0]} is for pruning: name a --method")
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("how", [{"calibrate_bn": False}, {"stage": None}, {"pruning": Pruning()}, {"steps": 5}])
 def test_python_refuses_them_too(model, batches, how: dict[str, Any]) -> None:
-    with pytest.raises(WrongUsage, match="without a method nothing is pruned"):
+    with pytest.raises(WrongUsage, match="for pruning: name a method"):
         train(model, batches, Recipe(epochs=1), **how)
 
 

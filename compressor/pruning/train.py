@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from compressor.pruning.course import Course, Trained
 from compressor.pruning.in_training import InTraining
 from compressor.pruning.run_identity import identity_of, of_before, unsaid_of
 from compressor.pruning.setup import device_of, example_for, prepare, settings_of
-from compressor.settings import Budget, Pruning, Timing
+from compressor.settings import Budget, Pruning, Timing, refuse_without_method
 from compressor.system.progress import Progress
 from compressor.training.history import Row
 from compressor.training.recipe import Recipe
@@ -88,7 +88,7 @@ def train(
     timing = Timing(**when)
     settings, options = settings_of(pruning, rest, budget=budget)
     if method is None:
-        check_unasked([*asked, *(["pruning"] if pruning else []), *(["budget"] if budget else [])])
+        refuse_without_method([*asked, *(["pruning"] if pruning else []), *(["budget"] if budget else [])])
     elif not keep_zeros:
         raise WrongUsage(
             "zeros are trained without a method only, which counts them as gone: train the network first, then prune"
@@ -138,18 +138,6 @@ def train(
             if run is not None:
                 run.keep(epoch + 1, recipe.epochs, course.content(), course.rows)
         return course.finish(model, recipe.epochs)
-
-
-def check_unasked(names: Sequence[str]) -> None:
-    """Refuse what would have no effect on a training that prunes nothing.
-
-    Raises:
-        WrongUsage: something of a pruning was given.
-    """
-    if names:
-        raise WrongUsage(
-            f"{', '.join(map(spelled, names))}: of a pruning, and without a method nothing is pruned; name a method"
-        )
 
 
 def _batches(data: Columns | Iterable[Batch], batch_size: int, seed: int | None, device: str) -> Iterable[Batch]:

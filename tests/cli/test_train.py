@@ -148,7 +148,7 @@ def test_fine_tuning_goes_on_too(few_folder: Path) -> None:
     [
         (("vgg17",), WrongUsage, "vgg17: neither a file nor a network; did you mean vgg"),
         (("none.pt",), BadInput, "none.pt: no such file"),
-        (("lenet5", "--sparsity", "0.5"), WrongUsage, "--sparsity: of a pruning; name a --method"),
+        (("lenet5", "--sparsity", "0.5"), WrongUsage, "--sparsity is for pruning: name a --method"),
         (("lenet5", "--stage", "after"), WrongUsage, "name a --method"),
         (("lenet5", "--method", "snapit"), WrongUsage, "give one of --sparsity"),
         (("lenet5", "--method", "snap-it", "--sparsity", "0.5"), WrongUsage, "no method 'snap-it'"),

@@ -499,8 +499,8 @@ def test_weights_that_are_no_numbers_are_not_kept(few, lenet5, tmp_path) -> None
 
 def test_what_means_nothing_is_refused(few, lenet5, tmp_path) -> None:
     wrong = {
-        "budgett: of a pruning, and without a method nothing is pruned": {"budgett": 3},
-        "stage: of a pruning, and without a method nothing is pruned": {"stage": "after"},
+        "budgett is for pruning: name a method": {"budgett": 3},
+        "stage is for pruning: name a method": {"stage": "after"},
         "stage='befor': choose before, during, after": {"method": "snapit", "stage": "befor"},
         "interval=0: must be a whole number, at least 1": {"method": "snapit", "stage": "during", "interval": 0},
         "ablation='suffle': choose shuffle": {"method": "snapit", "ablation": "suffle"},
