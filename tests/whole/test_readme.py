@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ from compressor.method import table
 from compressor.settings import Pruning, Timing
 from compressor.settings import table as options_table
 from tests import ROOT
+from tests.command import run
 
 README = (ROOT / "README.md").read_text()
 
@@ -24,32 +26,53 @@ def blocks(language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", README, flags=re.S)
 
 
+SHORTER = " --rounds 2 --batch 2 --no-memory"
+"""For the command that measures."""
+
+
+def said(commands: str, folder: Path) -> str:
+    """What the commands print, one after the other; each ends well."""
+    texts = []
+    for line in commands.splitlines():
+        program, *arguments = shlex.split(line, comments=True)
+        assert program == "compress"
+        done = run(*arguments, cwd=folder)
+        assert done.returncode == 0, f"{line}: {done.stderr}"
+        texts.append(done.stdout)
+    return "".join(texts)
+
+
+WRITTEN = ("small.onnx", "small.safetensors", "pruned.json", "plan.json", "again.safetensors", "report.html", "report.json")
+
+
 def test_the_commands_run(tmp_path: Path) -> None:
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    """On a small network; on the README's own below."""
     commands, measure, _ = blocks("sh")
     assert commands.count("compress ") == 5
     assert measure.startswith("compress bench vgg16.pt small.onnx small.safetensors -o report.html")
-    shorter = measure.strip() + " --rounds 2 --batch 2 --no-memory\n"
+    text = said((commands + measure.strip() + SHORTER).replace("vgg16", "lenet5"), tmp_path)
+    assert f"node sparsity {210 / 226:.5f} reached" in text
+    assert {p.name for p in tmp_path.iterdir()} == {"lenet5.pt", *WRITTEN}
+    assert 20 * (tmp_path / "small.onnx").stat().st_size < (tmp_path / "lenet5.pt").stat().st_size
+
+
+@pytest.mark.slow
+def test_the_commands_run_in_a_shell_as_they_are(tmp_path: Path) -> None:
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    commands, measure, _ = blocks("sh")
     done = subprocess.run(
-        ["bash", "-euc", commands + shorter], cwd=tmp_path, capture_output=True, text=True, env={**os.environ, "PATH": path}
-    )
+        ["bash", "-euc", commands + measure.strip() + SHORTER],
+        cwd=tmp_path, capture_output=True, text=True, env={**os.environ, "PATH": path},
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "node sparsity 0.93000 reached" in done.stdout
-    assert {p.name for p in tmp_path.iterdir()} == {
-        "vgg16.pt", "small.onnx", "small.safetensors", "pruned.json", "plan.json", "again.safetensors", "report.html",
-        "report.json",
-    }  # fmt: skip
+    assert {p.name for p in tmp_path.iterdir()} == {"vgg16.pt", *WRITTEN}
     assert (tmp_path / "small.onnx").stat().st_size < 2_000_000 < 200_000_000 < (tmp_path / "vgg16.pt").stat().st_size
 
 
 def test_the_training_commands_run(tmp_path: Path) -> None:
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     _, _, commands = blocks("sh")
-    done = subprocess.run(
-        ["bash", "-euc", commands], cwd=tmp_path, capture_output=True, text=True, env={**os.environ, "PATH": path}
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("trained: accuracy") == 3
+    assert said(commands, tmp_path).count("trained: accuracy") == 3
     assert {p.suffix for p in tmp_path.iterdir()} == {".safetensors", ".onnx", ".run"}
 
 
@@ -59,10 +82,11 @@ def test_the_sweep_is_one(tmp_path: Path) -> None:
     assert len(read_sweep(tmp_path / "sweep.toml")) == 3 * (1 + 2 + 1)
 
 
-def test_the_python_runs(tmp_path: Path) -> None:
+def test_the_python_runs(tmp_path: Path, monkeypatch) -> None:
     [code] = blocks("python")
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    monkeypatch.chdir(tmp_path)
+    exec(compile(code, "README.md", "exec"), {"__name__": "__main__"})
+    assert {p.name for p in tmp_path.iterdir()} == {"small.onnx", "small.safetensors"}
 
 
 def test_every_method_and_network_is_named() -> None:
