@@ -198,7 +198,7 @@ def file(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
 @pytest.mark.parametrize("pruned", [False, True])
 def test_a_network_of_the_users_class_is_saved_by_its_builder(file: Path, suffix: str, pruned: bool) -> None:
-    model = object_named(f"{file}:Net", "--network")(width=10)
+    model = object_named(f"{file}:Net", "network")(width=10)
     if pruned:
         model = compress(model, "l1-filters", sparsity=0.5, example_inputs=torch.randn(4, 6)).model
     path, factory = file.with_suffix(suffix), f"{file}:make"
@@ -214,7 +214,7 @@ def test_a_network_of_the_users_class_is_saved_by_its_builder(file: Path, suffix
 
 
 def test_a_builder_of_another_network_is_refused(file: Path) -> None:
-    model = object_named(f"{file}:make", "--network")()
+    model = object_named(f"{file}:make", "network")()
     for name, message in (
         ("other", r"py:other builds another network: the state dict lacks tensors of the network: 0\.bias"),
         ("narrow", r"py:narrow builds another network: body\.0\.weight has shape \(12, 6\), the network at most \(4, 6\)"),
@@ -232,7 +232,7 @@ def test_a_builder_of_another_network_is_refused(file: Path) -> None:
 
 @pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
 def test_saving_a_users_class_says_how(file: Path, suffix: str) -> None:
-    model = object_named(f"{file}:make", "--network")()
+    model = object_named(f"{file}:make", "network")()
     with pytest.raises(BadInput, match=r'or name what builds it: save\(model, path, network="mynet\.py:make"\)$'):
         save(model, file.with_suffix(suffix))
 
@@ -247,14 +247,14 @@ def test_a_loaded_network_is_of_the_class_that_is_imported(
         monkeypatch.syspath_prepend(file.parent)
     if import_first:
         importlib.import_module(file.stem)
-    model = object_named(f"{file}:make", "--network")()
+    model = object_named(f"{file}:make", "network")()
     save(model, file.with_suffix(".pt"), network=f"{file}:make")
     again = load(file.with_suffix(".pt"), network=f"{file}:make")
     monkeypatch.syspath_prepend(file.parent)
     theirs = importlib.import_module(file.stem)
     assert isinstance(again, theirs.Net)
     assert type(pickle.loads(pickle.dumps(again))) is theirs.Net
-    assert object_named(f"{file.stem}:Net", "--network") is theirs.Net
+    assert object_named(f"{file.stem}:Net", "network") is theirs.Net
     if on_path == "before":
         assert theirs.Net.__module__ == file.stem  # so that a pickle of it is read where the file can be imported
     importlib.reload(theirs)
@@ -265,7 +265,7 @@ def test_a_file_inside_a_package_is_the_packages_module(tmp_path: Path, monkeypa
     (tmp_path / "package_of_nets").mkdir()
     (tmp_path / "package_of_nets" / "__init__.py").touch()
     (tmp_path / "package_of_nets" / "deep.py").write_text("class Net: pass")
-    net = object_named(f"{tmp_path}/package_of_nets/deep.py:Net", "--network")
+    net = object_named(f"{tmp_path}/package_of_nets/deep.py:Net", "network")
     monkeypatch.syspath_prepend(tmp_path)
     assert importlib.import_module("package_of_nets.deep").Net is net
 
@@ -274,7 +274,7 @@ def test_the_running_script_is_its_own_module(tmp_path: Path) -> None:
     (tmp_path / "script.py").write_text(
         "from compressor.system.user_code import object_named\n"
         "class Net: pass\n"
-        "print(object_named('script.py:Net', '--network') is Net)\n"
+        "print(object_named('script.py:Net', 'network') is Net)\n"
     )
     done = subprocess.run([sys.executable, "script.py"], cwd=tmp_path, capture_output=True, text=True)
     assert (done.stdout, done.stderr) == ("True\n", "")
@@ -286,10 +286,10 @@ def test_files_of_one_name_do_not_meet(tmp_path: Path, monkeypatch: pytest.Monke
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "twin_of_another_file.py").write_text(f"where = {folder!r}")
     (tmp_path / "two" / "reader_of_its_twin.py").write_text("from twin_of_another_file import where")
-    assert object_named(f"{tmp_path}/one/twin_of_another_file.py:where", "--data") == "one"
-    assert object_named(f"{tmp_path}/two/reader_of_its_twin.py:where", "--data") == "two"
-    assert object_named(f"{tmp_path}/two/twin_of_another_file.py:where", "--data") == "two"
-    assert object_named(f"{tmp_path}/one/twin_of_another_file.py:where", "--data") == "one"
+    assert object_named(f"{tmp_path}/one/twin_of_another_file.py:where", "data") == "one"
+    assert object_named(f"{tmp_path}/two/reader_of_its_twin.py:where", "data") == "two"
+    assert object_named(f"{tmp_path}/two/twin_of_another_file.py:where", "data") == "two"
+    assert object_named(f"{tmp_path}/one/twin_of_another_file.py:where", "data") == "one"
 
 
 @pytest.mark.parametrize("name", ["torch", "antigravity", "timm_of_the_user"])
@@ -301,7 +301,7 @@ def test_a_file_never_takes_a_librarys_place(name: str, tmp_path: Path, monkeypa
     monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path, str(elsewhere)])
     (tmp_path / f"{name}.py").write_text("real = False")
     before = sys.modules.get(name)
-    assert object_named(f"{tmp_path}/{name}.py:real", "--data") is False
+    assert object_named(f"{tmp_path}/{name}.py:real", "data") is False
     assert sys.modules.get(name) is before
 
 
@@ -310,7 +310,7 @@ def test_a_file_that_fails_leaves_nothing_behind(tmp_path: Path) -> None:
     (tmp_path / "helper_of_the_failing.py").write_text("import failing_with_a_helper")
     path.write_text("import helper_of_the_failing\nraise ValueError")
     with pytest.raises(WrongUsage, match="raises ValueError"):
-        object_named(f"{path}:x", "--data")
+        object_named(f"{path}:x", "data")
     assert "failing_with_a_helper" not in sys.modules
     path.write_text("x = 'it is mended'")
-    assert object_named(f"{path}:x", "--data") == "it is mended"
+    assert object_named(f"{path}:x", "data") == "it is mended"

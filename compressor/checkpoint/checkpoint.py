@@ -246,8 +246,10 @@ def _foreign(content: _Content, path: Path, network: str | None, arguments: dict
                 model, origin = networks.unfilled(name, found)
                 _fill(model, state, path)
                 takes = networks.size_text(origin.input_shape)
-                note = f"Recognised by its tensors as {name}, input {takes}; where that is wrong, "
-                f"{spelled('network')} names another."
+                note = (
+                    f"Recognised by its tensors as {name}, input {takes}; where that is wrong, {spelled('network')} names "
+                    "another."
+                )
                 return model, replace(origin, notes=(note,))
         raise BadInput(
             f"{path}: a state dict of {len(content.state)} tensors, which does not say of which network; name its builder: "

@@ -112,7 +112,7 @@ def test_a_factory_of_ones_own(factory: str, tmp_path: Path) -> None:
     small = compress(loaded, "snapit", data, 0.5).model
     for suffix in (".pt", ".safetensors"):
         save(small, tmp_path / f"small{suffix}")
-        with pytest.raises(BadInput, match="is built by code; if you trust it, name it: --network"):
+        with pytest.raises(BadInput, match="is built by code; if you trust it, name it: network="):
             load(tmp_path / f"small{suffix}")
         again = load(tmp_path / f"small{suffix}", network=factory)
         assert same_state(again, small)
@@ -177,7 +177,7 @@ def refusals(dense: nn.Module) -> dict[str, tuple]:
         "too wide": (wide, {"network": "lenet5"}, r"classifier.4.weight has shape \(99, 84\), the network at most \(10, 84\)"),
         "another kernel": (kernel, {"network": "lenet5"}, "features.0.weight has shape"),
         "another network": (state, {"network": "vgg16"}, "the state dict"),
-        "unnamed": ({"a.weight": torch.zeros(3, 3)}, {}, "does not say of which network; name its builder: --network"),
+        "unnamed": ({"a.weight": torch.zeros(3, 3)}, {}, "does not say of which network; name its builder: network"),
         "nothing in it": ({"epoch": 3}, {}, "no weights under state_dict, model, ema; it holds epoch"),
         "a number": (3, {}, "holds int, neither a network nor a state dict"),
         "a tensor": (torch.zeros(3), {}, "holds Tensor, neither"),
@@ -244,7 +244,7 @@ def test_a_header_cannot_name_code_as_its_data(tmp_path: Path, monkeypatch) -> N
     monkeypatch.chdir(tmp_path)
     for data in ("evilmod:go", f"{tmp_path}/evilmod.py:go", "os:getcwd"):
         model = networks.build("lenet5", data=data)
-        with pytest.raises(BadInput, match="its data is made by code; if you trust it, name it: --data"):
+        with pytest.raises(BadInput, match="its data is made by code; if you trust it, name it: data="):
             source_for(model, None)
     assert not (tmp_path / "trace").exists()
     with pytest.raises(BadInput, match="yields no batch"):

@@ -316,7 +316,7 @@ BAD = {
     "data that exits": ((*NET, "--data", "mine.py:exit_now"), 1, "SystemExit: 7"),
     "a huge input": (("net.pth", "--network", "mine.py:net", "--input", "3x9999999x9999999"), 1, "does not fit in memory"),
     "an argument in words": (("half.ckpt", "--network", "lenet5", "--network-arg", "classes=abc"), 2, "are whole numbers"),
-    "an argument without a builder": (("half.ckpt", "--network-arg", "classes=5"), 2, "name it, or leave --network-arg out"),
+    "an argument without a builder": (("half.ckpt", "--network-arg", "classes=5"), 2, "name it, or leave it out"),
     "a key of our own checkpoint": (("ours.pt", "--key", "model"), 2, "needs neither --network-arg nor --key"),
     "a builder of a whole network": (("whole.pt", "--network", "mine.py:net"), 2, "holds a whole network; leave --network out"),
     "tensors that fit by chance": (("sequential.pt",), 1, "their names say nothing of what lies between them"),
@@ -324,9 +324,9 @@ BAD = {
     "a device in words": ((*NET, "--device", "cpu:banana"), 2, "choose cpu, cuda or cuda:1"),
     "a huge seed": ((*NET, "--seed", "99999999999999999999"), 2, "is not in the range"),
     "too many threads": ((*NET, "--threads", "999999"), 2, "is not in the range"),
-    "one number for classes": (("scalar.pth", "--network", "mine.py:scalar", "--input", "3x8x8"), 1, "choose --loss mse"),
-    "two targets": ((*NET, "--target-macs", "0.5"), 2, "give one of --sparsity, --target-macs"),
-    "a multiple in words": ((*NET, "--round-to", "eight"), 2, "write auto, or a whole number"),
+    "one number for classes": (("scalar.pth", "--network", "mine.py:scalar", "--input", "3x8x8"), 1, "choose mse or bce"),
+    "two targets": ((*NET, "--target-macs", "0.5"), 2, "--sparsity and --target-macs: give one of them"),
+    "a multiple in words": ((*NET, "--round-to", "eight"), 2, "must be auto, or a whole number"),
     "a mean in words": ((*NET, "--mean", "grey"), 2, "write numbers"),
 }  # fmt: skip
 

@@ -59,7 +59,7 @@ def test_a_log_gets_a_line_now_and_then(few_folder: Path, monkeypatch) -> None:
     arguments = ("train", "lenet5", "--data", "few.npz", "--epochs", "2", "--batch-size", "64", "--threads", "1")
     short = run(*arguments, "-o", "short.safetensors", cwd=few_folder)
     assert (short.returncode, short.stderr) == (0, "")
-    monkeypatch.setattr("compressor.cli.SECONDS_PER_LINE", 0)
+    monkeypatch.setattr("compressor.system.progress.SECONDS_PER_LINE", 0)
     long = run(*arguments, "-o", "long.safetensors", cwd=few_folder)
     assert re.search(r"^epoch 1 of 2, loss \d\.\d{3} \(1 of 3\)$", long.stderr, re.MULTILINE)
     assert re.search(r"^epoch 2 of 2, loss .*, test accuracy .*, \d+ s left \(3 of 3\)$", long.stderr, re.MULTILINE)

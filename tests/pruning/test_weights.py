@@ -320,7 +320,7 @@ from dataclasses import dataclass
 import torch
 
 from compressor import Method
-from compressor.types.structure import Scores
+from compressor.types import Scores
 from compressor.model.weights import maskable
 
 

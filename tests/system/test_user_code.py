@@ -89,8 +89,8 @@ def test_what_a_file_can_do_wrong(tmp_path: Path, content: str, message: str) ->
     path = written(tmp_path / "bad.py", content)
     before = list(sys.path)
     with pytest.raises(WrongUsage, match=message) as caught:
-        object_named(f"{path}:focl", "--loss")
-    assert str(caught.value).startswith(f"--loss {path}:focl: ")
+        object_named(f"{path}:focl", "loss")
+    assert str(caught.value).startswith(f"loss='{path}:focl': ")
     assert "\n" not in str(caught.value)
     assert sys.path == before
 

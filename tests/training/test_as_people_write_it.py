@@ -213,7 +213,7 @@ def test_data_of_code_are_made_once(tmp_path: Path) -> None:
     (tmp_path / "own.py").write_text(OWN_DATA)
     model = nn.Sequential(nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 3))
     held = training_data_for(model, f"{tmp_path / 'own.py'}:data", count=16)
-    assert len(object_named(f"{tmp_path / 'own.py'}:calls", "--data")) == 1
+    assert len(object_named(f"{tmp_path / 'own.py'}:calls", "data")) == 1
     seen = [{int(x[0]) for batch, _ in part for x in batch} for part in (held.train, held.source.test, held.test)]
     assert seen[1] == seen[2]
     assert not seen[0] & seen[1]
