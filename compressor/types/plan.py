@@ -99,7 +99,9 @@ class Plan:
         """This plan followed by `later`, a plan of the network that this one leaves, as one plan of the original.
 
         Where one of the two masks weights and the other removes nodes, those nodes lose their weights. That is not always the
-        same as having no nodes: a norm over channels still sees them. Replaying such a plan is refused.
+        same as having no nodes: a norm over channels still sees them. Replaying such a plan is refused. A node that became
+        constant before its readers went stays in a replay, where a padded border keeps its constant from being moved; what the
+        readers said because of it may then be another constant.
 
         Args:
             structure: of the original network; it is needed where one of the two masks weights and one of them removes nodes.
