@@ -191,6 +191,8 @@ def _recurrent(flow: Flow, node: fx.Node, arguments: list[Any], options: dict[st
     each = 4 if biased else 2
     directions = 2 if bidirectional else 1
     owner = owner_of(node)
+    if not isinstance(parameters, (list, tuple)):
+        raise Unfit("it reads sequences of several lengths")
     if not all(isinstance(p, Parameter) for p in parameters) or len(parameters) != each * layers * directions:
         return _frozen_layer_of_states(flow, node, arguments)
     flow.made_by[node] = owner

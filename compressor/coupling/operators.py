@@ -188,7 +188,9 @@ def _entries(flow: Flow, value: Any) -> Any:
 
 def _move(flow: Flow, node: fx.Node, arguments: list[Any], options: dict[str, Any]) -> Any:
     outcome = run_on_labels(node, [_entries(flow, a) for a in arguments], options)
-    if [v.shape for v in flat(outcome)] != [v.shape for v in flat(node.meta["val"])]:
+    there, expected = ([tuple(v.shape) for v in flat(value)] for value in (outcome, node.meta.get("val")))
+    known = all(type(size) is int for shape in expected for size in shape)  # else it depends on values
+    if known and there != expected:
         raise Unfit("it does something else with labels than with activations")
     return list(outcome) if isinstance(outcome, tuple) else outcome
 
@@ -197,7 +199,7 @@ def _reshape(flow: Flow, node: fx.Node, arguments: list[Any], options: dict[str,
     x = _entries(flow, arguments[0])
     try:
         outcome = _move(flow, node, [x, *arguments[1:]], options)
-    except Unfit:
+    except Unfit:  # what is a view of activations may be none of their labels
         outcome = _move(flow, node, [x.contiguous(), *arguments[1:]], options)
     return divide(flow, node, tuple(x.shape), outcome)
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, fx
 
 from compressor.coupling.flow import Flow, named, operator_of, run_on_labels
-from compressor.coupling.labels import collapsed, constant_along
+from compressor.coupling.labels import Unfit, collapsed, constant_along
 
 MOVEMENTS = named(
     """view reshape _unsafe_view permute transpose unsqueeze squeeze contiguous clone flatten unflatten movedim
@@ -55,6 +55,8 @@ def _split_dimensions(before: tuple[int, ...], after: tuple[int, ...]) -> Iterat
         last, stop = place + 1, start + 1
         was, now = before[place], after[start]
         while was != now:  # the shortest runs of dimensions that hold as much
+            if not was or not now:
+                raise Unfit("a tensor without entries")
             if was < now:
                 was, last = was * before[last], last + 1
             else:

@@ -46,7 +46,8 @@ def changed(before: Nodes, raw: Mapping[str, Any]) -> dict[str, tuple[int, ...]]
     kept, removed = raw["kept"], raw.get("removed", {})
     if twice := kept.keys() & removed.keys():
         raise ValueError(f"group {min(twice)}: both what stays and what goes")
-    after = dict(before) | {name: tuple(nodes) for name, nodes in kept.items()}
+    listed = {name: tuple(nodes) for name, nodes in kept.items()}
+    after = dict(before) | {name: nodes for name, nodes in listed.items() if nodes != before.get(name)}
     for name, nodes in removed.items():
         gone = {node for node in nodes if type(node) is int}
         after[name] = tuple(node for node in before[name] if node not in gone)

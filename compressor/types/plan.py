@@ -131,7 +131,8 @@ class Plan:
         before: Mapping[str, tuple[int, ...]] = self._whole()
         events = []
         for e in self.events:
-            events.append({"sparsity": e.sparsity, "tie": e.tie, "loss": e.loss, **changes_of(before, e.kept)})
+            changes = changes_of({} if e is self.events[-1] else before, e.kept)  # the last is the outcome, and lists all
+            events.append({"sparsity": e.sparsity, "tie": e.tie, "loss": e.loss, **changes})
             before = e.kept
         return json.dumps(
             {

@@ -13,8 +13,7 @@ from compressor.errors import BadInput
 from compressor.selection.schedule import exponential
 from compressor.types import changes
 from compressor.types import plan as plans
-from compressor.types.mask import Mask
-from compressor.types.plan import Event, Plan
+from compressor.types.plan import Event, Mask, Plan
 
 VGG16 = {
     **{f"features.{n}": width for n, width in enumerate([64] * 2 + [128] * 2 + [256] * 3 + [512] * 6)},
@@ -32,14 +31,12 @@ def test_a_hundred_events_that_remove_weights_are_a_short_text() -> None:
     whole = {name: torch.arange(width) for name, width in VGG16.items()}
     for sparsity in exponential(0.99, 100):
         plan = plan.event(whole, sparsity, loss=2.302585092994046)
-    generator = torch.Generator().manual_seed(0)
-    some = {name: (torch.rand(width, generator=generator) > 0.5).nonzero().flatten() for name, width in VGG16.items()}
-    plan = plan.rounded(some)
-    assert len(plan.to_json()) < 100_000
-    assert plan.to_json().count('"as before"') == 99
-    assert Plan.from_json(plan.to_json()) == plan
-    last = json.loads(plan.to_json())["events"][-1]
-    assert last["kept"].keys() | last["removed"].keys() == VGG16.keys()
+    for one in (plan, plan.rounded({name: torch.arange(0, width, 2) for name, width in VGG16.items()})):
+        assert len(one.to_json()) < 100_000
+        assert Plan.from_json(one.to_json()) == one
+        *events, last = json.loads(one.to_json())["events"]
+        assert [e["kept"] for e in events] == ["as before"] * 99
+        assert last["kept"] == {name: nodes.tolist() for name, nodes in one.kept.items()}  # the outcome can be read off
 
 
 def test_events_that_remove_a_node_each_list_those_that_go() -> None:
@@ -49,7 +46,7 @@ def test_events_that_remove_a_node_each_list_those_that_go() -> None:
         plan = plan.event({"a": left}, 0.5)
     assert len(plan.to_json()) < 30_000
     assert Plan.from_json(plan.to_json()) == plan
-    assert [json.loads(plan.to_json())["events"][n]["removed"] for n in (0, 299)] == [{"a": [0]}, {"a": [299]}]
+    assert [json.loads(plan.to_json())["events"][n]["removed"] for n in (0, 298)] == [{"a": [0]}, {"a": [298]}]
 
 
 def test_what_an_event_changes() -> None:
