@@ -24,7 +24,7 @@ demo: $(READY)  ## a fresh VGG16, pruned to 7 % of its nodes, proven, exported, 
 	cd demo && ../$(COMPRESS) snapit vgg16.pt --sparsity 0.93 -o small.onnx --report report.json
 
 test: $(READY)
-	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal  # each worker, and what it starts, on a core of its own
 
 test-slow: $(READY)
 	$(BIN)/python -m pytest -m slow
