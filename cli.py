@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import signal
@@ -618,6 +619,7 @@ def _stop(number: int, frame: Any) -> None:
 def main() -> None:
     """Entry point: every expected failure is one line on stderr and an exit code (see `compressor.errors`)."""
     signal.signal(signal.SIGTERM, _stop)
+    gc.set_threshold(50_000)  # importing torch makes half a million objects, and they stay: looking through them takes long
     try:
         code = cli.main(standalone_mode=False)
     except CompressError as error:

@@ -5,6 +5,7 @@ Both start where the installed `compress` starts, and both capture what reaches 
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import signal
@@ -40,7 +41,7 @@ def process(*arguments: object, cwd: Path | None = None) -> CompletedProcess[str
 def run(*arguments: object, cwd: Path | None = None) -> CompletedProcess[str]:
     """What `compress ARGUMENTS` does in a folder: its exit code, stdout and stderr. Here nothing stays changed by it."""
     command = ["compress", *map(str, arguments)]
-    threads, stop = torch.get_num_threads(), signal.getsignal(signal.SIGTERM)
+    threads, stop, often = torch.get_num_threads(), signal.getsignal(signal.SIGTERM), gc.get_threshold()
     with pytest.MonkeyPatch.context() as patch, torch.random.fork_rng(devices=[]), caught(1) as out, caught(2) as err:
         patch.chdir(cwd or Path.cwd())
         patch.setattr(sys, "argv", command)
@@ -52,6 +53,7 @@ def run(*arguments: object, cwd: Path | None = None) -> CompletedProcess[str]:
         finally:
             signal.signal(signal.SIGTERM, stop)
             torch.set_num_threads(threads)
+            gc.set_threshold(*often)
     code = end.value.code
     return CompletedProcess(command, code if isinstance(code, int) else 0, out(), err())
 

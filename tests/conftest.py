@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import os
 from pathlib import Path
@@ -19,6 +20,9 @@ from compressor.data import Columns, Preprocessing, Samples, hold, open_data
 from compressor.proof.prove import randomised
 from tests import SHARED
 from tests.blocks import BLOCKS
+
+gc.freeze()  # what torch and the rest have made by now stays: looking through it again and again took a tenth of the time
+gc.set_threshold(50_000)
 
 
 @pytest.fixture(autouse=True)

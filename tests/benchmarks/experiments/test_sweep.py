@@ -230,11 +230,14 @@ def test_a_sweep_of_ones_own_network_data_and_loss(sweep: Path) -> None:
     assert all(losses[0][name] != losses[1][name] for name in losses[0])
 
 
-@pytest.mark.parametrize(("network", "fresh"), [("own.py:make", True), ("own.pt", False)])
+@pytest.mark.parametrize(
+    ("network", "fresh"),
+    [("own.py:make", False), ("own.pt", False), pytest.param("own.py:make", True, marks=pytest.mark.slow)],
+)
 def test_networks_of_ones_own_are_measured_too(sweep: Path, network: str, fresh: bool, monkeypatch) -> None:
     """By the loss that was said, and by the builder: after hours of training is no time to find that neither is known.
 
-    Memory is measured in fresh processes for one of both.
+    The slow one measures memory in fresh processes, as users do.
     """
     if not fresh:
         monkeypatch.setattr(sweeps, "serve", probes.serve)
