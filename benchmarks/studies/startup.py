@@ -10,7 +10,6 @@ stretches less.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import resource
 import subprocess
@@ -24,10 +23,9 @@ from typing import Any
 
 from compressor.benchmarks.measure.latency import quartiles
 from compressor.benchmarks.studies import bare_export
+from compressor.benchmarks.studies.results import RESULTS, write
 from compressor.system.environment import environment
-from compressor.system.files import staged
 
-RESULTS = Path(__file__).parents[1] / "results" / "startup.json"
 COMPRESS = [sys.executable, "-m", "compressor.cli"]
 BARE = [sys.executable, bare_export.__file__]
 
@@ -102,7 +100,7 @@ def main() -> None:
     """Measure, print, and keep the raw values."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--output", type=Path, default=RESULTS)
+    parser.add_argument("--output", type=Path, default=RESULTS / "startup.json")
     chosen = parser.parse_args()
     load = [os.getloadavg()[0]]
     with tempfile.TemporaryDirectory() as folder:
@@ -112,8 +110,7 @@ def main() -> None:
         }
     load.append(os.getloadavg()[0])
     document = {"schema": 1, "environment": environment(), "load": load, "rounds": chosen.rounds, "pairs": pairs}
-    with staged(chosen.output) as (file,):
-        file.write_text(json.dumps(document, indent=1) + "\n")
+    write(document, chosen.output)
     print(summary(document))
 
 
