@@ -46,7 +46,7 @@ from compressor.training.recipe import RECIPES, Recipe, recipe_named
 if TYPE_CHECKING:
     from torch import nn
 
-    from compressor.exporters import Written
+    from compressor.exporters.delivery import Written
     from compressor.pruning.course import Trained
     from compressor.pruning.result import Result
     from compressor.sources.scoring import Source
@@ -563,8 +563,8 @@ def _write(
 
     progress("exporting and proving", 0, 0)
     files, told = job.files, dict(texts)
-    if files.report is not None:
-        told = {files.report: lambda document: json.dumps(document, indent=1), **texts}
+    if files.report is not None:  # the last: where it is, all that it tells of is
+        told[files.report] = lambda document: json.dumps(document, indent=1)
     providers = ("cpu", "cuda") if job.machine.device.startswith("cuda") else ("cpu",)
     return deliver(
         network, files.outputs, told, document_of, source.inputs, providers=providers, opset=files.opset, constant=constant

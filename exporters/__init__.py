@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
 
 from torch import nn
 
@@ -20,7 +19,7 @@ from compressor.options import spelled
 from compressor.proof.equivalence import Equivalence
 from compressor.system.files import check_target, staged
 
-__all__ = ["SUFFIXES", "check_equivalence", "export", "exporting"]
+__all__ = ["SUFFIXES", "check_equivalence", "checked", "export", "write_proven"]
 
 SCALES = (1, 100, 10_000)
 """Factors on the inputs of a proof, tried in turn until the output depends on them."""
@@ -48,41 +47,44 @@ def export(
         UnsupportedNetwork: a format cannot hold the network.
         BadInput: a target cannot be written.
     """
-    with exporting(model, *paths, example_inputs=example_inputs, providers=providers, opset=opset) as written:
-        return written.proofs
+    targets = checked(paths)
+    with staged(*targets) as temporary:
+        return write_proven(model, temporary, targets, example_inputs=example_inputs, providers=providers, opset=opset)
 
 
-class Written(NamedTuple):
-    """What was written and will appear: the proofs, and the bytes of each target."""
+def checked(paths: Sequence[str | Path]) -> list[Path]:
+    """Targets of an export that can be written.
 
-    proofs: list[Equivalence]
-    sizes: dict[Path, int]
-
-
-@contextmanager
-def exporting(
-    model: nn.Module,
-    *paths: str | Path,
-    example_inputs: Inputs,
-    providers: tuple[str, ...] = ("cpu",),
-    opset: int | None = None,
-    constant: bool = False,
-) -> Iterator[Written]:
-    """What `export` does, for who has more to write: the files appear when the body ends well, none when it does not.
-
-    Args:
-        constant: the network is known to give the same whatever its input, which is refused else.
+    Raises:
+        BadInput: one cannot.
+        WrongUsage: an unknown suffix.
     """
     targets = [Path(path) for path in paths]
     for target in targets:
         check_target(target, SUFFIXES)
-    inputs = as_inputs(example_inputs)
-    proofs: list[Equivalence] = []
-    with staged(*targets) as temporary:
-        for path, target in zip(temporary, targets, strict=True):
-            with named_as(path, target):
-                proofs += _written(model, path, target, inputs, providers, opset, constant)
-        yield Written(proofs, {t: path.stat().st_size for path, t in zip(temporary, targets, strict=True)})
+    return targets
+
+
+def write_proven(
+    model: nn.Module,
+    temporary: Sequence[Path],
+    targets: Sequence[Path],
+    *,
+    example_inputs: Inputs,
+    providers: tuple[str, ...] = ("cpu",),
+    opset: int | None = None,
+    constant: bool = False,
+) -> list[Equivalence]:
+    """Write a network to every temporary file and prove it; messages speak of the targets. Other arguments as in `export`.
+
+    Args:
+        constant: the network is known to give the same whatever its input, which is refused else.
+    """
+    inputs, proofs = as_inputs(example_inputs), list[Equivalence]()
+    for path, target in zip(temporary, targets, strict=True):
+        with named_as(path, target):
+            proofs += _written(model, path, target, inputs, providers, opset, constant)
+    return proofs
 
 
 def _written(

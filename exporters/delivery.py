@@ -4,15 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import nn
 
-from compressor.exporters import Written, exporting
+from compressor.exporters import checked, write_proven
 from compressor.model.inputs import Inputs
+from compressor.proof.equivalence import Equivalence
 from compressor.system.files import staged
 
 Document = dict[str, Any]
+
+
+class Written(NamedTuple):
+    """What was written and will appear: the proofs, and the bytes of each network's file."""
+
+    proofs: list[Equivalence]
+    sizes: dict[Path, int]
 
 
 def deliver(
@@ -30,17 +38,18 @@ def deliver(
 
     Args:
         outputs: as in `export`, and so are the other arguments and errors.
-        texts: path -> text, made from the document.
+        texts: path -> text, made from the document. They appear after the networks, the last of them last of all.
         document_of: the report, from the proofs and sizes of what was written.
         constant: the network is known to give the same whatever its input.
     """
-    with (
-        exporting(
-            network, *outputs, example_inputs=example_inputs, providers=providers, opset=opset, constant=constant
-        ) as written,
-        staged(*texts) as files,
-    ):
-        document = document_of(written)
-        for file, text_of in zip(files, texts.values(), strict=True):
+    targets = checked(outputs)
+    with staged(*targets, *texts) as temporary:
+        files = temporary[: len(targets)]
+        proofs = write_proven(
+            network, files, targets, example_inputs=example_inputs, providers=providers, opset=opset, constant=constant
+        )
+        sizes = {target: file.stat().st_size for file, target in zip(files, targets, strict=True)}
+        document = document_of(Written(proofs, sizes))
+        for file, text_of in zip(temporary[len(targets) :], texts.values(), strict=True):
             file.write_text(text_of(document) + "\n", encoding="utf-8")
     return document

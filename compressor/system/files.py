@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
+import itertools
 import os
 import secrets
 import shutil
+import signal
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
@@ -44,8 +48,9 @@ def check_target(path: Path, suffixes: tuple[str, ...]) -> None:
 def staged(*targets: Path) -> Iterator[list[Path]]:
     """Temporary files beside their targets: all renamed when the body ends well, all removed when it does not.
 
-    Renames come one after the other; should the system refuse one (a target became a folder), those before it stand. Not
-    even a process that is killed leaves temporary files behind: a watcher, which outlives it, removes them.
+    Renames come one after the other, in the order of the targets, when all that was written is on disk; signals wait for
+    their end. A watcher outlives a process that is killed: it removes the files, or, once renaming began, renames the rest.
+    Should the system refuse a rename (a target became a folder), those before it stand.
 
     Example:
         with staged(Path("small.onnx")) as [temporary]:
@@ -56,7 +61,7 @@ def staged(*targets: Path) -> Iterator[list[Path]]:
     """
     targets = tuple(target.resolve() for target in targets)  # through links, as writing to them would
     temporary = [t.with_name(f".{t.stem[:100]}.{secrets.token_hex(4)}{t.suffix}") for t in targets]
-    with _removed_after(temporary):
+    with _settled_after(temporary, targets) as begin:
         for path in temporary:
             os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
         try:
@@ -70,27 +75,87 @@ def staged(*targets: Path) -> Iterator[list[Path]]:
                 named = ", ".join(target.name for target in targets)
                 raise BadInput(f"{named}: cannot be written ({reason}); make room or choose another folder") from error
             raise
-        for path, target in zip(temporary, targets, strict=True):
-            os.replace(path, target)
+        with signals_held():
+            begin()
+            for path, target in zip(temporary, targets, strict=True):
+                os.replace(path, target)
+            for folder in dict.fromkeys(target.parent for target in targets):
+                _on_disk(folder)
+
+
+WATCH = """
+IFS= read -r word
+[ "$word" = rename ] && read -r _
+while [ $# -gt 0 ]; do
+  if [ "$word" != rename ]; then rm -f -- "$1"; elif [ -e "$1" ]; then mv -f -- "$1" "$2"; fi
+  shift 2
+done
+"""
+"""Waits for the pipe to close; then removes the first file of each pair, or moves it over the second if so told before."""
 
 
 @contextmanager
-def _removed_after(paths: list[Path]) -> Iterator[None]:
-    """The files are gone afterwards, whatever happens to this process: the watcher waits for its end of the pipe to close."""
+def _settled_after(paths: Sequence[Path], targets: Sequence[Path]) -> Iterator[Callable[[], None]]:
+    """The files are gone afterwards, whatever happens to this process; from the call of what is yielded on, renamed."""
     watcher = None
     if paths and (shell := shutil.which("sh")):
-        script = 'read _; rm -f -- "$@"'
+        pairs = itertools.chain.from_iterable(zip(map(str, paths), map(str, targets), strict=True))
         watcher = subprocess.Popen(
-            [shell, "-c", script, "sh", *map(str, paths)],
+            [shell, "-c", WATCH, "sh", *pairs],
             stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
         )  # fmt: skip
+
+    def begin() -> None:
+        if watcher is not None and watcher.stdin is not None:
+            with contextlib.suppress(BrokenPipeError):
+                watcher.stdin.write(b"rename\n")
+                watcher.stdin.flush()
+
     try:
-        yield
+        yield begin
     finally:
         for path in paths:
             path.unlink(missing_ok=True)
         if watcher is not None:
             watcher.communicate()
+
+
+@contextmanager
+def signals_held() -> Iterator[None]:
+    """SIGINT and SIGTERM that come while the body runs are delivered at its end; the main thread alone receives any."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came: list[int] = []
+    held = [s for s in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(s) is not None]
+    before = [signal.signal(s, lambda number, _: came.append(number)) for s in held]
+    try:
+        yield
+    finally:
+        for kind, handler in zip(held, before, strict=True):
+            signal.signal(kind, handler)
+        for number in came:
+            signal.raise_signal(number)
+
+
+def _on_disk(folder: Path) -> None:
+    """The folder's own list of names; some systems cannot be asked for it."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def set_aside(path: Path, name: str) -> None:
+    """Give a file a second name beside it, in place of what bore that; the file itself stays."""
+    temporary = path.with_name(f".{name}.{secrets.token_hex(4)}")
+    try:
+        os.link(path, temporary)
+    except OSError:  # a file system without links
+        shutil.copy2(path, temporary)
+    os.replace(temporary, path.with_name(name))
 
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
