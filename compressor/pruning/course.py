@@ -33,7 +33,8 @@ from compressor.surgery.paths import paths
 from compressor.system.progress import Progress
 from compressor.training.history import Row
 from compressor.training.recipe import Recipe
-from compressor.training.trainer import EpochStats, Trainer
+from compressor.training.run import held_as
+from compressor.training.trainer import EpochStats, Moments, Trainer
 from compressor.types.structure import Structure
 
 
@@ -73,6 +74,18 @@ class Sticky:
             sync_constant_running_means(GroupedNetwork(model, self.structure, inputs), self.reachable)
 
 
+@dataclass(frozen=True)
+class _Content:
+    """What `Course.content` holds, beside what it holds of the pruning."""
+
+    model: dict[str, Tensor]
+    moments: Moments
+    epochs_done: int
+    rows: list[Row]
+    macs: int
+    sticky: dict[str, Tensor]
+
+
 class Course:
     """A run while it goes on: the trainer, the pruning, and what was seen so far."""
 
@@ -91,6 +104,7 @@ class Course:
         if not keep_zeros:
             self.dense_weights = sum(w.numel() for w in weight_matrices(trainer.model))
         self.rows: list[Row] = []
+        self.told: list[str] = []
         self.macs = 0
         self._measure()
 
@@ -181,16 +195,14 @@ class Course:
 
     def restore(self, held: Mapping[str, Any]) -> None:
         """Go on from `content`."""
-        model = self.trainer.model
+        model, kept = self.trainer.model, held_as(_Content, held)
         if self.pruner is not None:
             self.pruner.restore(held["pruning"])
             model = self.pruner.state.model
-        put_values(model, held["model"])
-        self.trainer.adopt(model, held["moments"])
-        self.trainer.epochs_done = held["epochs_done"]
-        self.rows = [Row(**row) for row in held["rows"]]
-        self.macs = held["macs"]
-        self._hold(held["sticky"])
+        put_values(model, kept.model)
+        self.trainer.adopt(model, kept.moments)
+        self.trainer.epochs_done, self.rows, self.macs = kept.epochs_done, kept.rows, kept.macs
+        self._hold(kept.sticky)
         self._measure()
 
     def finish(self, model: nn.Module, epochs: int) -> Trained:
@@ -209,7 +221,8 @@ class Course:
         quality = self._quality(final)
         sticky = sum(int((~mask).sum()) for mask in self.sticky.held.values())
         way = "" if result or planned_masks(model) else f"; {spelled('keep_zeros', False)} trains them"
-        notes = [f"{sticky:,} weights that came as zeros, as masked ones do, stayed zero{way}."] if sticky else []
+        zeros = f"{sticky:,} weights that came as zeros, as masked ones do, stayed zero{way}."
+        notes = [*self.told, *([zeros] if sticky else [])]
         if self.pruner is not None and max(self.pruner.due) >= epochs:
             notes.append("The last event came after the last epoch: fine-tune the network before judging its accuracy.")
         return Trained(final, tuple(self.rows), self.trainer.recipe, stage, quality, result, self.macs, seconds, tuple(notes))

@@ -25,12 +25,13 @@ from compressor.options import spelled
 from compressor.proof.equivalence import Equivalence
 from compressor.pruning.events import PruningState
 from compressor.pruning.facts import Fact, note
-from compressor.pruning.proofs import proven
+from compressor.pruning.proofs import proven, since
 from compressor.pruning.result import Result
 from compressor.pruning.setup import Setup, refreshed
 from compressor.selection.schedule import placed
 from compressor.settings import Timing
 from compressor.surgery.shrink import sliced
+from compressor.training.run import held_as
 from compressor.training.trainer import Moments, Trainer
 from compressor.types.plan import Event, Plan
 from compressor.types.structure import Kept, Structure
@@ -43,6 +44,20 @@ class _Snapshot:
     model: dict[str, Tensor]
     moments: Moments
     epochs_done: int
+
+
+@dataclass(frozen=True)
+class _Content:
+    """What `InTraining.content` holds."""
+
+    plan: str
+    kept: dict[str, Tensor]
+    samples: int
+    passed: int
+    curves: dict[str, Tensor]
+    ranks: dict[str, Tensor]
+    proofs: list[Equivalence]
+    snapshot: _Snapshot | None
 
 
 OF_EVENTS = 500_009
@@ -58,6 +73,7 @@ class InTraining:
         passed: events so far, also those that removed nothing.
         cut: leaves of tensors of the network's shapes, by its names, what the last events left of the network.
         proofs: that the last events removed what they should and nothing else.
+        trained_since: the last events.
         snapshot: of the epoch that the method rewinds to, once that was there.
     """
 
@@ -94,6 +110,7 @@ class InTraining:
         self.passed = 0
         self.cut: Callable[[Mapping[str, Tensor]], dict[str, Tensor]] = dict
         self.proofs: tuple[Equivalence, ...] = ()
+        self.trained_since = False
         self.snapshot: _Snapshot | None = None
 
     @property
@@ -113,6 +130,7 @@ class InTraining:
         objective = self.events.objective
         seed_all(objective.data, epoch_seed(objective.seed, epoch + OF_EVENTS))  # for loaders that shuffle
         before = self.state = self.state.with_weights(trainer.model.eval())
+        self.trained_since = False
         for number in numbers:
             left = self.state
             self.state = self.events.one(left, number)
@@ -136,6 +154,7 @@ class InTraining:
     def after_epoch(self) -> None:
         """Eval mode gives what train mode does, also behind masked weights."""
         self.state = self.events.after_epoch(self.state)
+        self.trained_since = True
 
     def _without_nodes(self, before: PruningState, moments: Moments) -> Moments:
         """The moments of what is left; and the proof that nothing but nodes is gone."""
@@ -191,16 +210,17 @@ class InTraining:
 
     def restore(self, held: Mapping[str, Any]) -> None:
         """Go on from `content`; the network's values come from elsewhere."""
-        plan, e = Plan.from_json(held["plan"]), self.events
+        kept, e = held_as(_Content, held), self.events
+        plan = Plan.from_json(kept.plan)
         left = e.network.shrink(plan.kept) if plan.events else e.network
-        self.state = PruningState(left, plan, held["ranks"], held["samples"], held["kept"], held["curves"])
-        self.passed = held["passed"]
-        self.proofs = tuple(Equivalence(**p) for p in held["proofs"])
-        self.snapshot = None if held["snapshot"] is None else _Snapshot(**held["snapshot"])
+        self.state = PruningState(left, plan, kept.ranks, kept.samples, kept.kept, kept.curves)
+        self.passed, self.trained_since = kept.passed, True
+        self.proofs, self.snapshot = tuple(kept.proofs), kept.snapshot
 
     def result(self, trained: nn.Module) -> Result:
         """The pruning's result, of the network as it is now."""
-        result = self.setup.conclude(self.events.clear(self.state.with_weights(trained)), self.proofs)
+        proofs = since(self.proofs, "trained") if self.trained_since else self.proofs
+        result = self.setup.conclude(self.events.clear(self.state.with_weights(trained)), proofs)
         before, dense = result.summary.before, self.events.dense
         before = dataclasses.replace(before, weights=before.weights + unset(dense, planned_masks(dense)))
         return dataclasses.replace(result, summary=dataclasses.replace(result.summary, before=before))

@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from compressor.data import Columns, Rows, own_randomness
-from compressor.errors import BadInput, WrongUsage
+from compressor.errors import BadInput, CompressError, WrongUsage, first_line
 from compressor.method import Method
 from compressor.model.check import check_weights
 from compressor.model.inputs import Inputs
@@ -29,7 +29,7 @@ from compressor.settings import Budget, Pruning, Timing, refuse_without_method
 from compressor.system.progress import Progress
 from compressor.training.history import Row
 from compressor.training.recipe import Recipe
-from compressor.training.run import Run
+from compressor.training.run import OF_DAMAGE, STATE, Run
 from compressor.training.trainer import Trainer
 
 SCORED = 2560
@@ -119,25 +119,48 @@ def train(
         still = [name for name, module in model.named_modules() if model.training and not module.training]
         trainer = Trainer(dense, recipe, objective, recipe.flips(colour), recipe.shifts(colour), still)
         course = Course(trainer, pruner, epochs, tests, seed, progress, keep_zeros)
-        run = None
-        if folder is not None:
-            identity = identity_of(recipe, course, model, data, test, method, loss, scoring)
-            run = Run(Path(folder), identity, {} if pruner is None else unsaid_of(type(pruner.events.method)), of_before)
-            run.check_place()
-            if not resume:
-                run.check_new()
-            elif (held := run.saved()) is not None:
-                course.restore(held)
-        if len(course.rows) > recipe.epochs:
+        if folder is None:
+            return _run_through(course, None, recipe.epochs, model, on_epoch)
+        identity = identity_of(recipe, course, model, data, test, method, loss, scoring)
+        run = Run(Path(folder), identity, {} if pruner is None else unsaid_of(type(pruner.events.method)), of_before)
+        run.check_place()
+        with run.alone():
+            _begin(run, course, resume)
+            return _run_through(course, run, recipe.epochs, model, on_epoch)
+
+
+def _begin(run: Run, course: Course, resume: bool) -> None:
+    """Go on where the folder's run stopped, if that is asked and there is one.
+
+    Raises:
+        BadInput: there is one and that is not asked; or its state is damaged.
+    """
+    if not resume:
+        run.check_new()
+    elif (held := run.saved()) is not None:
+        try:
+            course.restore(held)
+        except (*OF_DAMAGE, CompressError) as error:
             raise BadInput(
-                f"the run did {len(course.rows)} epochs already, {recipe.epochs} were asked for; give as many or more"
-            )
-        for epoch in range(len(course.rows), recipe.epochs):
-            course.one(epoch)
-            on_epoch(course.rows[-1])
-            if run is not None:
-                run.keep(epoch + 1, recipe.epochs, course.content(), course.rows)
-        return course.finish(model, recipe.epochs)
+                f"{run.folder / STATE}: damaged, it holds something else than this run ({type(error).__name__}: "
+                f"{first_line(error)}); remove it to begin anew"
+            ) from error
+        if run.fell_back is not None:
+            course.told.append(f"{run.fell_back}.")
+
+
+def _run_through(
+    course: Course, run: Run | None, epochs: int, model: nn.Module, on_epoch: Callable[[Row], None]
+) -> Trained:  # fmt: skip
+    """The epochs that are left, each kept; and what comes at the end."""
+    if len(course.rows) > epochs:
+        raise BadInput(f"the run did {len(course.rows)} epochs already, {epochs} were asked for; give as many or more")
+    for epoch in range(len(course.rows), epochs):
+        course.one(epoch)
+        on_epoch(course.rows[-1])
+        if run is not None:
+            run.keep(epoch + 1, epochs, course.content(), course.rows)
+    return course.finish(model, epochs)
 
 
 def _batches(data: Columns | Iterable[Batch], batch_size: int, seed: int | None, device: str) -> Iterable[Batch]:

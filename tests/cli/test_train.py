@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import random
 import re
+import shutil
 import signal
 import subprocess
+import time
 import warnings
 from pathlib import Path
 
@@ -44,7 +48,9 @@ def test_one_command_trains_and_prunes(few_folder: Path) -> None:
     assert len(told["training"]["history"]) == 3
     assert told["training"]["test"]["accuracy"] > 0.3
     assert all(proof["equivalent"] for proof in told["equivalence"])
-    assert len(told["equivalence"]) == 4
+    assert len(told["equivalence"]) == 6
+    [weights] = [proof["what"] for proof in told["equivalence"] if proof["kind"] == "weights"]
+    assert weights.endswith("bit for bit, when they were cut; trained since")
     assert [row.epoch for row in read_history(few_folder / "small.run" / "history.csv")] == [1, 2, 3]
     again = run("train", "small.safetensors", "--epochs", "2", "--threads", "1", "-o", "tuned.safetensors", cwd=few_folder)
     assert again.returncode == 0, again.stderr
@@ -99,8 +105,62 @@ def test_a_run_that_is_really_killed_goes_on_bit_by_bit(few_folder: Path) -> Non
         running.communicate()
         assert running.returncode == -signal.SIGKILL
         assert not (few_folder / "killed.safetensors").exists()
-        wait_for(lambda: {path.name for path in folder.iterdir()} == {"state.pt", "history.csv"})  # by the watcher
+        wait_for(lambda: {path.name for path in folder.iterdir()} <= KEPT)  # by the watcher
     resumed = run(*TRAIN, "-o", "killed.safetensors", "--resume", cwd=few_folder)
+    assert resumed.returncode == 0, resumed.stderr
+    assert same_state(load(few_folder / "whole.safetensors"), load(few_folder / "killed.safetensors"))
+
+
+KEPT = {"state.pt", "state.before.pt", "history.csv", "lock"}
+"""What a run's folder holds; a process that is killed leaves the file of its lock, though not the lock."""
+
+LEARN = ("--data", "few.npz", "--epochs", "8", "--batch-size", "8", "--threads", "1", "--sparsity", "0.6")
+STAGES = {
+    "before": ("train", "lenet5", *LEARN, "--method", "snapit", "--method-option", "steps=0"),
+    "during, nodes": (*TRAIN[:-6], "--epochs", "8", "--batch-size", "8", "--threads", "1"),
+    "during, weights": ("train", "lenet5", *LEARN, "--method", "snipit", "--stage", "during", "--interval", "2"),
+    "after": ("train", "lenet5", *LEARN, "--method", "l1-filters", "--prune-at", "4"),
+    "imp": ("train", "lenet5", *LEARN, "--method", "imp", "--interval", "2"),
+    "finetune": (
+        "l1-filters",
+        "net.safetensors",
+        "--data",
+        "few.npz",
+        "--sparsity",
+        "0.3",
+        "--threads",
+        "1",
+        "--finetune",
+        "8",
+    ),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", STAGES)
+def test_killed_ten_times_at_random_moments_it_goes_on_bit_by_bit(stage: str, few_folder: Path) -> None:
+    """At whatever it does: loading, scoring, training, keeping its state, proving."""
+    assert run("new", "lenet5", "-o", "net.safetensors", cwd=few_folder).returncode == 0
+    started = time.monotonic()
+    whole = subprocess.run(
+        [*COMMAND, *STAGES[stage], "-o", "whole.safetensors"], cwd=few_folder, capture_output=True, text=True
+    )
+    duration, draw, kills = time.monotonic() - started, random.Random(0), 0
+    assert whole.returncode == 0, whole.stderr
+    command = [*COMMAND, *STAGES[stage], "-o", "killed.safetensors", "--resume"]
+    while kills < 10:
+        running = subprocess.Popen(command, cwd=few_folder, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            running.communicate(timeout=duration * (0.3 + 0.7 * draw.random()))
+        running.kill()
+        _, said = running.communicate()
+        if running.returncode == 0:  # it was faster: from the start again
+            shutil.rmtree(few_folder / "killed.run")
+            (few_folder / "killed.safetensors").unlink()
+            continue
+        assert running.returncode == -signal.SIGKILL, said
+        kills += 1
+    resumed = run(*command[len(COMMAND) :], cwd=few_folder)
     assert resumed.returncode == 0, resumed.stderr
     assert same_state(load(few_folder / "whole.safetensors"), load(few_folder / "killed.safetensors"))
 

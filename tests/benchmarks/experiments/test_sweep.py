@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import math
 import multiprocessing
 import os
+import random
 import re
 import shutil
 import signal
@@ -632,3 +634,39 @@ def test_a_page_can_be_read_back_and_damage_is_refused() -> None:
     del damaged["trials"][0]["measures"]
     with pytest.raises(BadInput, match="not a report, or a damaged one"):
         read(json.dumps(damaged))
+
+
+@pytest.mark.slow
+def test_a_sweep_killed_twenty_times_loses_doubles_and_tears_nothing(sweep: Path) -> None:
+    """Killed at random moments with two workers; what was done before is done once, and as in a sweep that ran through."""
+    command = [*COMMAND, "sweep", "sweep.toml", "-o", "results", "-j", "2"]
+    trials, draw, kills = sweep / "results" / "trials", random.Random(0), 0
+    before: dict[Path, str] = {}
+    while kills < 20:
+        running = subprocess.Popen(
+            command, cwd=sweep, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+        )
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            running.wait(6 + 6 * draw.random())
+        if running.poll() is None:
+            stop = os.kill if kills % 2 else os.killpg  # alone, or with its workers
+            stop(running.pid, signal.SIGKILL)
+            kills += 1
+        running.wait()
+        there = {path: path.read_text() for path in trials.glob("*.json")}
+        assert before.items() <= there.items()
+        assert all("error" not in json.loads(text) for text in there.values())
+        before = there
+        if len(there) == 10 and kills < 20:  # all done: from the start again
+            shutil.rmtree(sweep / "results")
+            before = {}
+    assert run(*command[len(COMMAND) :], cwd=sweep).returncode == 0
+    records = read_records(sweep / "results")
+    assert len(records) == len({json.dumps(r["trial"], sort_keys=True) for r in records}) == 10
+    again = run_sweep(read_sweep(sweep / "sweep.toml"), sweep / "whole", sweep)
+    assert (again.done, again.failed) == (10, 0)
+    both = [{json.dumps(r["trial"], sort_keys=True): r for r in found} for found in (records, read_records(sweep / "whole"))]
+    assert both[0].keys() == both[1].keys()
+    for key, record in both[0].items():
+        mine, other = (d["document"]["training"]["test"] for d in (record, both[1][key]))
+        assert mine == other
