@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import nullcontext
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from compressor.model.branches import in_branches
-from compressor.model.inputs import Inputs, each
-from compressor.model.observe import outputs_of
+from compressor.model.inputs import Inputs, each, run
+from compressor.model.observe import observed, outputs_of
 from compressor.model.weights import masked
 from compressor.proof.equivalence import TORCH_TOLERANCE, Equivalence
 from compressor.proof.reference import reference_outputs
@@ -62,8 +64,10 @@ def prove_randomised(network: GroupedNetwork, kept: Kept, seed: int = 0, *, bran
         found = outputs_of(small.model, small.inputs, within=within, inplace=True)
         return Equivalence.of(what, reference, found, TORCH_TOLERANCE)
 
+    scales = scaling(network.model, network.inputs)
+
     def drawn() -> GroupedNetwork:
-        return network.with_weights(randomised(network.model, seed, network.structure, kept))
+        return network.with_weights(randomised(network.model, seed, network.structure, kept, scales))
 
     return _rounding_aside(compared(drawn()), lambda: compared(_in_double_whole(drawn())))
 
@@ -95,10 +99,13 @@ def _doubled(x: Tensor) -> Tensor:
     return x.double() if x.is_floating_point() else x
 
 
-def randomised(model: nn.Module, seed: int = 0, structure: Structure | None = None, kept: Kept | None = None) -> nn.Module:
-    """A copy with random weights that keep signals at a healthy scale, and batch norms that are not the identity.
+def randomised(
+    model: nn.Module, seed: int = 0, structure: Structure | None = None, kept: Kept | None = None, scales: Collection[str] = (),
+) -> nn.Module:  # fmt: skip
+    """A copy in eval mode with random weights that keep signals at a healthy scale, and batch norms that are not the identity.
 
     Args:
+        scales: names of parameters that multiply, whatever they are called: as `scaling` finds.
         kept: with `structure`, the nodes that will be read: the scale is right for them, not for the dense network, through
             which the few that stay of many would send next to nothing.
     """
@@ -109,15 +116,55 @@ def randomised(model: nn.Module, seed: int = 0, structure: Structure | None = No
     for prefix, module in model.named_modules():
         for name, tensor in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)):
             if tensor.is_floating_point() and id(tensor) not in memo:
-                value = _random_like(module, name, tensor, generator, stays.get(f"{prefix}.{name}" if prefix else name, 1.0))
+                whole = f"{prefix}.{name}" if prefix else name
+                value = _random_like(module, name, tensor, generator, stays.get(whole, 1.0), whole in scales)
                 is_parameter = isinstance(tensor, nn.Parameter)
                 memo[id(tensor)] = nn.Parameter(value, tensor.requires_grad) if is_parameter else value
-    return copy.deepcopy(model, memo)
+    return copy.deepcopy(model, memo).eval()
 
 
-def _random_like(module: nn.Module, name: str, tensor: Tensor, generator: torch.Generator, stays: float) -> Tensor:
+MULTIPLY = frozenset(
+    "mul mul_ multiply div div_ divide true_divide __mul__ __rmul__ __imul__ __truediv__ __itruediv__".split()  # noqa: SIM905
+)
+
+
+def scaling(model: nn.Module, inputs: Inputs) -> frozenset[str]:
+    """Names of the parameters of one dimension or none that something is multiplied or divided by: near 0 they silence it."""
+    named = ((name, p) for name, p in model.named_parameters(remove_duplicate=False) if p.dim() < 2)
+    unsure = {name for name, _ in named if name.rpartition(".")[2] not in ("weight", "bias", "gamma", "beta")}
+    if not unsure:
+        return frozenset()
+    seen: set[int] = set()
+    with observed(model) as twin, torch.no_grad(), _Multiplied(seen):
+        try:
+            run(twin, inputs)
+        except Exception:  # noqa: BLE001 - some code looks at the type of what it is given; names must do then
+            return frozenset()
+        named = ((name, p) for name, p in twin.named_parameters(remove_duplicate=False) if name in unsure)
+        return frozenset(name for name, p in named if p.untyped_storage().data_ptr() in seen)
+
+
+class _Multiplied(TorchFunctionMode):
+    """Notes where what is multiplied or divided lies; a view of a parameter lies where it does."""
+
+    def __init__(self, seen: set[int]) -> None:
+        self.seen = seen
+
+    def __torch_function__(
+        self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if getattr(function, "__name__", "") in MULTIPLY:
+            self.seen.update(x.untyped_storage().data_ptr() for x in args if isinstance(x, Tensor))
+        return function(*args, **(kwargs or {}))
+
+
+def _random_like(
+    module: nn.Module, name: str, tensor: Tensor, generator: torch.Generator, stays: float, scales: bool
+) -> Tensor:
     noise = torch.randn(tensor.shape, generator=generator)
-    if tensor.dim() > 1:
+    if scales:
+        noise = 0.5 + noise.abs()
+    elif tensor.dim() > 1:
         noise *= math.sqrt(2 / max(1.0, stays * tensor[0].numel()))
     elif "var" in name or (name in ("weight", "gamma") and not isinstance(module, nn.PReLU)):  # of a norm of any kind
         noise = 0.5 + noise.abs()
