@@ -15,9 +15,12 @@ from collections.abc import Collection
 
 
 def first_line(error: BaseException, length: int = 120) -> str:
-    """What an exception says in one line: a foreign one cut to a length, one of ours whole, as its reason comes last."""
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return lines[0] if isinstance(error, CompressError) else lines[0][:length]
+    """What an exception says in one line: a foreign one cut behind a word, one of ours whole, as its reason comes last."""
+    line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    if isinstance(error, CompressError) or len(line) <= length:
+        return line
+    whole = line[: length - 3].rpartition(" ")[0] or line[: length - 4]
+    return f"{whole.rstrip(' ,;:')} ..."
 
 
 def nearest(name: str, known: Collection[str], otherwise: str, count: int = 1) -> str:

@@ -50,7 +50,7 @@ def describe(path: Path, model: nn.Module, found: Structure, working: nn.Module,
         "found_by": found.found_by,
         "untraceable": found.untraceable,
         "layers": [
-            {"name": name, "kind": type(model.get_submodule(name)).__name__, "nodes": width, "output": name in found.outputs}
+            {"name": name, "kind": type(_part(model, name)).__name__, "nodes": width, "output": name in found.outputs}
             for name, width in {**nodes, **{name: _width(model, name) for name in sorted(found.outputs)}}.items()
         ],
         "groups": [_group(g) for g in found.groups],
@@ -62,8 +62,14 @@ def _group(group: Group) -> dict[str, Any]:
     return {"name": group.name, "width": group.width, "multiplicity": group.multiplicity, "frozen": group.frozen, **reads}
 
 
+def _part(model: nn.Module, name: str) -> Any:
+    """The layer or parameter of a name."""
+    owner, _, attribute = name.rpartition(".")
+    return getattr(model.get_submodule(owner), attribute) if name else model
+
+
 def _width(model: nn.Module, layer: str) -> int:
-    weight = getattr(model.get_submodule(layer), "weight", None)
+    weight = getattr(part := _part(model, layer), "weight", part)
     return len(weight) if isinstance(weight, Tensor) else 0
 
 

@@ -152,6 +152,8 @@ def row_of(make: Callable[[], tuple[nn.Module, Inputs]]) -> dict[str, Any]:
         "mac_reduction": result.summary.before.macs / result.summary.after.macs,
         "needed_tolerance": max(p.needed_tolerance for p in result.summary.proofs),
         "equivalent": all(result.summary.proofs),
+        "by_labels": any(p.kind == "structure" for p in result.summary.proofs),
+        "label_seconds": result.summary.seconds["proof by labels"],
         "groups": len(result.plan.widths),
         "of_one_node": sum(width == 1 for width in result.plan.widths.values()),
         "frozen": dict(Counter(result.summary.frozen.values()).most_common(5)),

@@ -258,8 +258,37 @@ def _foreign(content: _Content, path: Path, network: str | None, arguments: dict
     model, origin = networks.unfilled(network, arguments)
     expected = model.state_dict().keys()
     candidates = list(_without_prefixes(content.state))
-    _fill(model, max(candidates, key=lambda state: len(expected & state.keys())), path)
+    state = max(candidates, key=lambda state: len(expected & state.keys()))
+    _check_arguments(model, state, path, network, arguments)
+    _fill(model, state, path)
     return model, origin
+
+
+def _check_arguments(
+    model: nn.Module, state: Mapping[str, Tensor], path: Path, network: str, arguments: Mapping[str, Any]
+) -> None:
+    """Refuse an argument of the builder that the tensors contradict: they have the shapes that it gives without.
+
+    Tensors may be narrower than the network is built, but never as many classes fewer.
+    """
+    made = model.state_dict()
+    for name, value in arguments.items():
+        try:
+            plain = networks.unfilled(network, {k: v for k, v in arguments.items() if k != name})[0].state_dict()
+        except (WrongUsage, BadInput):  # it cannot be built without
+            plain = None
+        for tensor in made.keys() & state.keys():
+            has, asked = tuple(state[tensor].shape), tuple(made[tensor].shape)
+            usual = asked if plain is None or tensor not in plain else tuple(plain[tensor].shape)
+            if len(has) != len(asked) or len(usual) != len(asked):
+                continue
+            for size, now, before in zip(has, asked, usual, strict=True):
+                follows = now == value if plain is None else now != before
+                if size < now and follows and (size == before or "class" in name):
+                    raise BadInput(
+                        f"{path}: {tensor} has shape {has}; {spelled('arguments', f'{name}={value}')} makes it {asked}; "
+                        "leave it out, or give the number that the file has"
+                    )
 
 
 LEFTOVERS = ("n_averaged", "total_ops", "total_params")

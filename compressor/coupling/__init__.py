@@ -8,13 +8,15 @@ from dataclasses import dataclass, replace
 from torch import nn
 
 from compressor.coupling.label_flow import Traced, Untraceable
+from compressor.coupling.label_proof import Comparison
 from compressor.errors import BadInput, UnsupportedNetwork, first_line
 from compressor.model.inputs import Inputs, as_inputs, each
 from compressor.model.observe import outputs_of
 from compressor.settings import Attention
-from compressor.types.structure import Structure, Tie
+from compressor.types.reason import summed_up
+from compressor.types.structure import Kept, Structure, Tie
 
-__all__ = ["Traced", "check_prunable", "structure", "trace"]
+__all__ = ["Traced", "Untraced", "check_prunable", "structure", "trace"]
 
 
 def structure(model: nn.Module, example_inputs: Inputs, *, prunable: bool = True, attention: Attention = "heads") -> Structure:
@@ -42,11 +44,13 @@ def check_prunable(found: Structure) -> None:
         UnsupportedNetwork: with the reasons.
     """
     if not found.prunable:
-        reasons = sorted({g.frozen for g in found.frozen if g.frozen}) or ["it has no layer with nodes"]
+        reasons = summed_up([g.frozen for g in found.frozen if g.frozen]) or ["it has no layer with nodes"]
+        if found.untraceable is not None:
+            reasons.append(f"torch.export cannot trace it: {found.untraceable}")
         raise UnsupportedNetwork(f"nothing can be pruned: {'; '.join(reasons)}")
 
 
-def trace(model: nn.Module, example_inputs: Inputs, attention: Attention = "heads") -> Traced | _Fixed:
+def trace(model: nn.Module, example_inputs: Inputs, attention: Attention = "heads") -> Traced | Untraced:
     """What label flow needs of `model`, or the groups that torch-pruning finds. Errors as in `structure`."""
     one = each(as_inputs(example_inputs), lambda x: x[:1])
     try:
@@ -58,15 +62,27 @@ def trace(model: nn.Module, example_inputs: Inputs, attention: Attention = "head
     except Untraceable as reason:
         from compressor.coupling.torch_pruning_graph import by_torch_pruning
 
-        found = by_torch_pruning(model, one)
-        return _Fixed(replace(found, untraceable=str(reason)))
+        try:
+            found = by_torch_pruning(model, one)
+        except UnsupportedNetwork as error:
+            raise UnsupportedNetwork(f"torch.export cannot trace it ({reason}); {error}") from reason
+        return Untraced(replace(found, untraceable=str(reason)))
 
 
 @dataclass(frozen=True)
-class _Fixed:
-    """Groups that cannot be bound further."""
+class Untraced:
+    """A network that torch.export cannot trace: its groups cannot be bound further, nor its operators compared."""
 
     found: Structure
 
     def structure(self, bound: Collection[Tie] = ()) -> Structure:
         return self.found
+
+    @property
+    def counts(self) -> bool:
+        """Nothing is known of its operators."""
+        return False
+
+    def compare(self, small: nn.Module, structure: Structure, kept: Kept, example_inputs: Inputs) -> Comparison:
+        """Why nothing can be compared."""
+        return Comparison(0, f"torch.export cannot trace the network ({self.found.untraceable})")

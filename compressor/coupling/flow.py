@@ -92,7 +92,7 @@ class Flow:
         modules: all its modules, by name.
         attention: what the nodes of an attention are.
         frozen_layers: layer that the labels cannot follow -> why; its outputs are nodes all the same, and stay.
-        made_by: operator -> the layer whose stored weight it applies.
+        made_by: operator -> the layer, or the bare parameter, whose stored weight it applies.
         functional: weights that are applied by a function, not by the module that owns them.
         running: modules that are called, with all that they are in.
         in_products: nodes behind a node that lead to a product of activations before any layer.

@@ -8,7 +8,7 @@ labels that meet, layers consume labels and produce fresh ones. Connected compon
 from __future__ import annotations
 
 import operator
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -17,10 +17,12 @@ from torch import Tensor, fx, nn
 from torch.export.graph_signature import InputKind
 from torch.nn.modules.conv import _ConvNd
 
-from compressor.coupling.flow import Constant, Flow, Parameter, flat, operator_of, owner_of
+from compressor.coupling.flow import Constant, Flow, Parameter, flat, named, operator_of, owner_of
 from compressor.coupling.grouping import groups_of
-from compressor.coupling.layers import LAYER_OPERATORS
-from compressor.coupling.operators import apply
+from compressor.coupling.label_proof import Comparison, compare
+from compressor.coupling.labels import FILLER
+from compressor.coupling.layers import CONVOLUTIONS, LAYER_OPERATORS, TRANSPOSED
+from compressor.coupling.operators import INDEXED, PARTS, apply
 from compressor.coupling.products import PRODUCTS
 from compressor.coupling.splits import before_products
 from compressor.errors import BadInput, CompressError, first_line
@@ -29,10 +31,21 @@ from compressor.model.observe import observed
 from compressor.settings import Attention
 from compressor.system.quiet import quiet
 from compressor.types.reason import NOT_IN_EVAL, OUTPUT
-from compressor.types.structure import Group, Slice, Structure, Tie
+from compressor.types.structure import Group, Kept, Slice, Structure, Tie, maker_of
 
 PRODUCERS = (_ConvNd, nn.Linear, nn.RNNBase)
 """Modules whose outputs are nodes."""
+
+
+COUNTING = (
+    INDEXED
+    | PARTS
+    | named(
+        """unbind select slice narrow roll flip rot90 tile repeat repeat_interleave unfold diagonal pad constant_pad_nd
+    arange linspace index_put scatter slice_scatter select_scatter topk"""
+    )
+)
+"""Operators that may say by a number which channels they take."""
 
 
 class Untraceable(CompressError):
@@ -51,11 +64,7 @@ class Traced:
             Untraceable: `torch.export` fails; the message is its first line.
         """
         with observed(model) as twin, quiet():
-            try:
-                self.program = torch.export.export(twin, *arguments(example_inputs))
-            except Exception as error:  # torch.export raises whatever the network's code provokes
-                raise Untraceable(f"{type(error).__name__}: {first_line(error)}") from error
-            self.program.graph_module.graph.eliminate_dead_code()  # attention weights that nobody reads, and the like
+            self.program = _exported(twin, example_inputs)
             self.modules = dict(twin.named_modules())
             self.layers = {name: m for name, m in self.modules.items() if isinstance(m, PRODUCERS)}
             self.in_training = self._in_training(twin, example_inputs)
@@ -77,27 +86,108 @@ class Traced:
         Args:
             bound: what goes together beside what the operators say.
         """
-        flow = Flow(self.layers, self.modules, self.attention)
-        programs = [self.program, *([self.in_training] if self.in_training else [])]
-        flow.running = frozenset().union(*map(called_in, programs))
-        for program in programs:
-            flow.in_products = before_products(program.graph.nodes, PRODUCTS, LAYER_OPERATORS)
-            _run(flow, program)
+        flow, _ = self._flow(bound)
         aside = self.layers.keys() - running_in(self.program)
         for axis in list(flow.axes.values()):
             if axis.role in ("produce", "pass") and axis.tensor.rpartition(".")[0] in aside:
                 flow.labels.freeze(axis.labels, NOT_IN_EVAL)
-        for pair in bound:
-            if not {(pair.one, 1), (pair.other, 1)} <= flow.axes.keys():
-                raise BadInput(f"{pair.one} and {pair.other} are not weights of this network: the plan is of another")
-            flow.labels.tie(flow.axes[pair.one, 1].labels, flow.axes[pair.other, 1].labels)
-        groups = (*groups_of(flow.axes.values(), flow.entries, flow.labels.solve()), *_unfollowed(flow, self.program))
+        unfollowed = (*_unfollowed(flow, self.program), *_unfollowed_weights(flow, self.program))
+        groups = (*groups_of(flow.axes.values(), flow.entries, flow.labels.solve()), *unfollowed)
         outputs = _output_layers(flow, self.program) | aside
         found = Structure(
             groups, flow.shapes, flow.norms, outputs, 0,
             functional=frozenset(flow.functional), attention=self.attention, bound=tuple(bound),
         )  # fmt: skip
         return replace(found, total_nodes=found.nodes)
+
+    def _flow(self, bound: Collection[Tie]) -> tuple[Flow, list[Mapping[fx.Node, Any]]]:
+        """What the operators say, and the labels of every value of each program."""
+        flow = Flow(self.layers, self.modules, self.attention)
+        flow.running = frozenset().union(*map(called_in, self.programs))
+        values = []
+        for program in self.programs:
+            flow.in_products = before_products(program.graph.nodes, PRODUCTS, LAYER_OPERATORS)
+            values.append(_run(flow, program))
+        for pair in bound:
+            if not {(pair.one, 1), (pair.other, 1)} <= flow.axes.keys():
+                raise BadInput(f"{pair.one} and {pair.other} are not weights of this network: the plan is of another")
+            flow.labels.tie(flow.axes[pair.one, 1].labels, flow.axes[pair.other, 1].labels)
+        return flow, values
+
+    @property
+    def counts(self) -> bool:
+        """Whether an operator takes numbers or constants that may be places of channels."""
+        called = {operator_of(node) for program in self.programs for node in program.graph.nodes if node.op == "call_function"}
+        kinds = {spec.kind for program in self.programs for spec in program.graph_signature.input_specs}
+        return bool(called & COUNTING) or InputKind.CONSTANT_TENSOR in kinds
+
+    @property
+    def programs(self) -> list[torch.export.ExportedProgram]:
+        """That of eval mode; and of train mode, where layers run in that only."""
+        return [self.program, *([self.in_training] if self.in_training else [])]
+
+    def compare(self, small: nn.Module, structure: Structure, kept: Kept, example_inputs: Inputs) -> Comparison:
+        """Operator by operator, whether a smaller network does in eval mode to what is left what this one does.
+
+        Args:
+            small: of this network, what `kept` leaves; with any weights of those shapes.
+            structure: of this network.
+            kept: group -> sorted indices `(kept,)`.
+            example_inputs: of one sample or more.
+        """
+        try:
+            with observed(small) as twin, quiet():
+                other = _exported(twin, each(example_inputs, lambda x: x[:1]))
+        except Untraceable as error:
+            return Comparison(0, f"the small network cannot be exported ({error})")
+        flow, labels = self._flow(structure.bound)
+        component = torch.from_numpy(flow.labels.solve().component)
+        entries = _by_every_name(structure.kept_entries(kept), small)
+        lost = torch.zeros(len(component), dtype=torch.bool)
+        for place, stay in entries.items():
+            if place in flow.axes and flow.axes[place].role != "size":
+                there = torch.ones(len(flow.axes[place].labels), dtype=torch.bool)
+                there[stay] = False
+                lost[component[flow.axes[place].labels[there]]] = True
+        lost[component[FILLER]] = False
+        found = compare(self.program, other, labels[0], lost[component], entries)
+        return found if found else replace(found, groups=_groups_with(structure, found.labels, flow, component))
+
+
+def _exported(twin: nn.Module, example_inputs: Inputs) -> torch.export.ExportedProgram:
+    """The program of a network that is observed.
+
+    Raises:
+        Untraceable: there is none.
+    """
+    try:
+        program = torch.export.export(twin, *arguments(example_inputs))
+    except Exception as error:  # torch.export raises whatever the network's code provokes
+        raise Untraceable(f"{type(error).__name__}: {first_line(error)}") from error
+    program.graph_module.graph.eliminate_dead_code()  # attention weights that nobody reads, and the like
+    return program
+
+
+def _by_every_name(entries: Mapping[tuple[str, int], Tensor], model: nn.Module) -> dict[tuple[str, int], Tensor]:
+    """What stays of each dimension of a tensor, under all names that it has in the network."""
+    names: dict[int, list[str]] = {}
+    for name, tensor in (*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)):
+        names.setdefault(id(tensor), []).append(name)
+    known = {name: its for its in names.values() for name in its}
+    return {(other, dim): stay for (name, dim), stay in entries.items() for other in known.get(name, (name,))}
+
+
+def _groups_with(structure: Structure, labels: Collection[int], flow: Flow, component: Tensor) -> frozenset[str]:
+    """Names of the groups to which labels belong."""
+    parts = torch.unique(component[torch.tensor(sorted(labels), dtype=torch.long)])
+    found = set()
+    for group in structure.prunable:
+        for s in group.slices:
+            if (axis := flow.axes.get((s.tensor, s.dim))) is not None and axis.role != "size":
+                if bool(torch.isin(component[axis.labels[s.index.flatten()]], parts).any()):
+                    found.add(group.name)
+                break
+    return frozenset(found)
 
 
 def called_in(program: torch.export.ExportedProgram) -> frozenset[str]:
@@ -125,6 +215,43 @@ def _unfollowed(flow: Flow, program: torch.export.ExportedProgram) -> Iterator[G
             yield Group(name, (Slice(f"{name}.weight", 0, places, "produce"),), why if name in running else NOT_IN_EVAL)
 
 
+CELLS = named("lstm_cell gru_cell rnn_tanh_cell rnn_relu_cell")
+WEIGHTED = LAYER_OPERATORS - {"embedding"} | PRODUCTS | CELLS | {"addmm", "addbmm"}
+"""Operators that make nodes where one side is a weight."""
+
+
+def _unfollowed_weights(flow: Flow, program: torch.export.ExportedProgram) -> Iterator[Group]:
+    """Weights outside of the layers that the labels could not follow: what they make are nodes all the same."""
+    kinds = {spec.arg.name: spec for spec in program.graph_signature.input_specs}
+    stored: dict[fx.Node, tuple[str, ...]] = {}  # values that depend on parameters alone, and on which
+    known = {axis.tensor for axis in flow.axes.values() if axis.role != "carry"}
+    for node in program.graph.nodes:
+        spec = kinds.get(node.name) if node.op == "placeholder" else None
+        if spec is not None and spec.kind is InputKind.PARAMETER:
+            stored[node] = (spec.target,)
+        sources = node.all_input_nodes
+        if node.op != "call_function" or not sources:
+            continue
+        if all(source in stored for source in sources):
+            stored[node] = tuple(dict.fromkeys(name for source in sources for name in stored[source]))
+        elif operator_of(node) in WEIGHTED and node not in flow.made_by:
+            weights = [s for s in sources if s in stored and len(s.meta["val"].shape) > 1]
+            if not weights or owner_of(node) in flow.layers or known & set(stored[weights[0]]):
+                continue
+            weight, made = stored[weights[0]][0], node.meta["val"]
+            made = made[0] if isinstance(made, (tuple, list)) else made
+            shape = weights[0].meta["val"].shape
+            width = made.shape[1] if operator_of(node) in CONVOLUTIONS | TRANSPOSED else made.shape[-1]
+            dims = [d for d in reversed(range(len(shape))) if shape[d] == width]
+            tensor = weight if dims else f"{weight.rpartition('.')[0]}.units".removeprefix(".")
+            flow.made_by[node] = maker_of(tensor)
+            known.add(weight)
+            reason = f"{_place(node)}: operator {operator_of(node)} cannot be followed with this weight"
+            yield Group(
+                maker_of(tensor), (Slice(tensor, dims[0] if dims else 0, torch.arange(width)[:, None], "produce"),), reason
+            )
+
+
 def _outputs_of(module: nn.Module) -> int:
     if isinstance(module, nn.RNNBase):
         return module.hidden_size * module.num_layers * (2 if module.bidirectional else 1)
@@ -147,7 +274,8 @@ def _output_layers(flow: Flow, program: torch.export.ExportedProgram) -> frozens
     return frozenset(running - inner)
 
 
-def _run(flow: Flow, program: torch.export.ExportedProgram) -> None:
+def _run(flow: Flow, program: torch.export.ExportedProgram) -> Mapping[fx.Node, Any]:
+    """The labels of every value."""
     kinds = {spec.arg.name: spec for spec in program.graph_signature.input_specs}
     values: dict[fx.Node, Any] = {}
     for node in program.graph.nodes:
@@ -166,6 +294,7 @@ def _run(flow: Flow, program: torch.export.ExportedProgram) -> None:
                 values[node] = arguments[0][arguments[1]] if isinstance(arguments[0], (tuple, list)) else arguments[0]
             else:
                 values[node] = apply(flow, node, arguments, options)
+    return values
 
 
 def _placeholder(flow: Flow, program: torch.export.ExportedProgram, node: fx.Node, spec: Any) -> Any:

@@ -6,9 +6,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from compressor.coupling.flow import NOT_A_CHANNEL, Flow, Parameter, named, operator_of, owner_of
 from compressor.coupling.labels import FILLER, Unfit, collapsed, constant_along
+from compressor.types.structure import maker_of
 
 CONVOLUTIONS = named("conv1d conv2d conv3d convolution")
 TRANSPOSED = named("conv_transpose1d conv_transpose2d conv_transpose3d")
@@ -108,7 +110,7 @@ def _stored(flow: Flow, node: fx.Node, x: Any, weight: Any) -> bool:
     if not isinstance(x, Tensor) or not isinstance(weight, Parameter):
         return False
     owner = weight.name.rpartition(".")[0]
-    flow.made_by[node] = owner
+    flow.made_by[node] = maker_of(weight.name)
     if owner != owner_of(node) or owner not in flow.layers or weight.name.rpartition(".")[2] != "weight":
         flow.functional.add(weight.name)
     return True
@@ -116,6 +118,8 @@ def _stored(flow: Flow, node: fx.Node, x: Any, weight: Any) -> bool:
 
 def _frozen_layer(flow: Flow, node: fx.Node, arguments: list[Any]) -> Any:
     reason = "its weight is computed, not stored"
+    if is_parametrized(flow.modules.get(owner_of(node)) or nn.Identity(), "weight"):
+        reason += "; torch.nn.utils.parametrize.remove_parametrizations(layer, 'weight') stores it"
     if (owner := owner_of(node)) in flow.layers:
         flow.frozen_layers.setdefault(owner, f"{flow.where}: {reason}")
     flow.freeze(arguments, reason)

@@ -262,7 +262,7 @@ def _pool(flow: Flow, node: fx.Node, arguments: list[Any], options: dict[str, An
             return _result(flow, node, "it pools over channels")
         x = collapsed(x, dim)
     labels = x.expand(shape)
-    return [labels, torch.full_like(labels, FILLER)] if isinstance(values, (tuple, list)) else labels
+    return [labels, labels] if isinstance(values, (tuple, list)) else labels  # where each was found belongs to its channel
 
 
 def _reduce(flow: Flow, node: fx.Node, arguments: list[Any], options: dict[str, Any]) -> Any:
@@ -284,7 +284,8 @@ def _reduce(flow: Flow, node: fx.Node, arguments: list[Any], options: dict[str, 
     labels = x.reshape(shape) if x.numel() == shape.numel() else x
     for dim in dims if len(shape) < labels.dim() else ():
         labels = labels.squeeze(dim)
-    return [labels, torch.full_like(labels, FILLER)] if isinstance(value, (tuple, list)) else labels
+    labels = labels.expand(shape)
+    return [labels, labels] if isinstance(value, (tuple, list)) else labels
 
 
 def _softmax(flow: Flow, node: fx.Node, arguments: list[Any], options: dict[str, Any]) -> Any:

@@ -69,7 +69,7 @@ def _aligned(term: Term, letters: str) -> Tensor:
     return labels
 
 
-def _matrices(dims: int, last: str) -> str:
+def matrices(dims: int, last: str) -> str:
     """Letters of a stack of matrices: those of the stack are counted from the right, so that they broadcast."""
     stack = string.ascii_uppercase[: max(0, dims - 2)][::-1]
     return stack + last[-min(dims, 2) :]
@@ -88,9 +88,9 @@ def _matmul(flow: Flow, node: fx.Node, arguments: list[Any], options: dict[str, 
     one, other = (_labels(flow, v) for v in arguments[:2])
     if one.dim() < 2 or other.dim() < 2:
         raise Unfit("a vector, not a matrix")
-    letters = [_matrices(one.dim(), "mk"), _matrices(other.dim(), "kn")]
+    letters = [matrices(one.dim(), "mk"), matrices(other.dim(), "kn")]
     shape = tuple(node.meta["val"].shape)
-    return contract(flow, [(one, letters[0]), (other, letters[1])], _matrices(len(shape), "mn"), shape)
+    return contract(flow, [(one, letters[0]), (other, letters[1])], matrices(len(shape), "mn"), shape)
 
 
 def _baddbmm(flow: Flow, node: fx.Node, arguments: list[Any], options: dict[str, Any]) -> Any:
@@ -118,11 +118,11 @@ def _attention(flow: Flow, node: fx.Node, arguments: list[Any], options: dict[st
         flow.freeze([query, key], "its scale depends on how many dimensions a head has")
     tokens = (*query.shape[:-1], key.shape[-2])
     dims = query.dim()
-    scores = contract(flow, [(query, _matrices(dims, "qd")), (key, _matrices(dims, "kd"))], _matrices(dims, "qk"), tokens)
+    scores = contract(flow, [(query, matrices(dims, "qd")), (key, matrices(dims, "kd"))], matrices(dims, "qk"), tokens)
     if mask is not None:
         scores = meet(flow, [scores, _labels(flow, mask)], tokens)
-    terms = [(scores, _matrices(dims, "qk")), (value, _matrices(dims, "kd"))]
-    return contract(flow, terms, _matrices(dims, "qd"), tuple(node.meta["val"].shape))
+    terms = [(scores, matrices(dims, "qk")), (value, matrices(dims, "kd"))]
+    return contract(flow, terms, matrices(dims, "qd"), tuple(node.meta["val"].shape))
 
 
 PRODUCT_RULES = {

@@ -39,7 +39,7 @@ def divide(flow: Flow, node: fx.Node, before: tuple[int, ...], outcome: Tensor) 
             gone = apart + (together[1:] if heads else together[:-1])
         else:
             if len(inside) == 2:
-                inside.sort(key=lambda d: outcome.shape[d], reverse=True)
+                inside.sort(key=lambda d: (outcome.shape[d], d), reverse=True)  # of equal ones, the first is how many parts
             gone = inside[1:]  # of more than two, a linear layer made a map: its channels come first
         for dim in gone:
             one = collapsed(outcome, dim)

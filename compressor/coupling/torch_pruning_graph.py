@@ -43,9 +43,7 @@ def by_torch_pruning(model: nn.Module, example_inputs: Inputs) -> Structure:
             for group in sorted(graph.get_all_groups(), key=lambda group: order.index(group[0].dep.target.module)):
                 outputs |= _tie(flow, graph, group, names)
         except Exception as error:  # torch-pruning raises whatever its tracing provokes
-            raise UnsupportedNetwork(
-                f"neither torch.export nor torch-pruning can trace it ({type(error).__name__}: {first_line(error)})"
-            ) from error
+            raise UnsupportedNetwork(f"nor can torch-pruning ({type(error).__name__}: {first_line(error)})") from error
         for module, node in graph.module2node.items():
             after = [output.module for output in node.outputs]
             followed = isinstance(module, (_ConvNd, nn.Linear)) and len(after) == 1 and isinstance(after[0], _NormBase)

@@ -16,7 +16,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from compressor.coupling import trace
+from compressor.coupling import Traced, Untraced, trace
+from compressor.coupling.label_proof import Comparison
 from compressor.errors import UnsupportedNetwork, first_line
 from compressor.model.branches import in_branches
 from compressor.model.inputs import Inputs, each, run
@@ -39,6 +40,11 @@ def feasible(model: nn.Module, inputs: Inputs, attention: Attention = "heads") -
 
     Errors as in `compressor.coupling.structure` and `prove_else_freeze`.
     """
+    return explored(model, inputs, attention)[0]
+
+
+def explored(model: nn.Module, inputs: Inputs, attention: Attention = "heads") -> tuple[Structure, Traced | Untraced]:
+    """What `feasible` gives, and the trace that it comes from, which can be compared with a smaller network's."""
     traced = trace(model, inputs, attention)
     found = traced.structure()
     dry = _DryRuns(model, inputs)
@@ -54,7 +60,9 @@ def feasible(model: nn.Module, inputs: Inputs, attention: Attention = "heads") -
         bound, found = more, again
     frozen = {name: wrong.what for name, wrong in dry.faults(found).items()} if fault else {}
     network = GroupedNetwork(model, found.freeze(frozen | _unsaved(model, found)), inputs)
-    return prove_else_freeze(network, 1 if dry.possible else DRAWS)
+    return compare_else_freeze(
+        traced, replace(network, structure=prove_else_freeze(network, 1 if dry.possible else DRAWS))
+    ), traced
 
 
 def _unsaved(model: nn.Module, found: Structure) -> dict[str, str]:
@@ -218,6 +226,40 @@ def prove_else_freeze(network: GroupedNetwork, draws: int = DRAWS) -> Structure:
     if len(frozen) == len(structure.prunable) and (reason := failure(())):
         raise UnsupportedNetwork(f"no proof is possible, even with nothing removed: {reason.what}")
     return structure.freeze({name: wrong.what for name, wrong in frozen.items()})
+
+
+def compare_else_freeze(traced: Traced | Untraced, network: GroupedNetwork) -> Structure:
+    """The structure with every group frozen whose removal makes an operator do something else to what is left.
+
+    Samples do not show that where a branch sleeps on them. Code that counts channels by numbers of its own is found this way.
+    """
+    structure = network.structure
+    while structure.prunable and traced.counts:
+        found = structure
+
+        def compared(groups: tuple[Group, ...], found: Structure = found) -> Comparison:
+            kept = found.keep_all() | {g.name: _without_ends(g) for g in groups}
+            return traced.compare(shrink(network.model, found, kept), found, kept, network.inputs)
+
+        def failure(groups: tuple[Group, ...]) -> Failure | None:
+            wrong = compared(groups).wrong
+            return Failure(wrong) if wrong else None
+
+        outcome = compared(found.prunable)
+        if outcome:
+            break
+        bad = dict.fromkeys(outcome.groups, Failure(outcome.wrong)) or all_at_fault(found.prunable, failure)
+        structure = structure.freeze({name: f"its code counts channels: {wrong.what}" for name, wrong in bad.items()})
+    return structure
+
+
+def _without_ends(group: Group) -> Tensor:
+    """A random part of a group's nodes, at most half, of which neither the first nor the last is one: cuts at numbers show."""
+    if group.width < 3:
+        return torch.arange(group.width)[-1:]
+    generator = torch.Generator().manual_seed(group.width)
+    count = int(torch.randint(1, max(2, group.width // 2), (), generator=generator))
+    return (1 + torch.randperm(group.width - 2, generator=generator)[:count]).sort().values
 
 
 def has_branches(model: nn.Module, inputs: Inputs) -> bool:

@@ -23,6 +23,7 @@ class Fact(Enum):
     EXACT_WIDTHS = auto()
     NO_REWIND = auto()
     NO_PENALTY = auto()
+    OTHER_OPERATORS = auto()
 
 
 @dataclass(frozen=True)
@@ -72,4 +73,5 @@ SENTENCES: Mapping[Fact, Callable[..., str]] = {
     ),
     Fact.NO_REWIND: lambda method: f"{method} rewinds nothing where all its events come before the first epoch.",
     Fact.NO_PENALTY: _no_penalty,
+    Fact.OTHER_OPERATORS: lambda why: f"Proven on samples only, not for every value of the inputs: {why}.",
 }

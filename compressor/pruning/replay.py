@@ -14,7 +14,7 @@ from compressor.model.weights import maskable, masked
 from compressor.objective.objective import Objective
 from compressor.proof.reference import over_channels
 from compressor.pruning.events import PruningState
-from compressor.pruning.proofs import proven
+from compressor.pruning.proofs import proven, same_operators
 from compressor.pruning.result import Clock, Result, summarise
 from compressor.pruning.setup import device_of, example_for, handed_over
 from compressor.surgery.dead_nodes import removable, without_dead
@@ -41,7 +41,8 @@ def replay(plan: Plan, model: nn.Module, example_inputs: Tensor | Inputs, progre
     inputs = _on_device_of(model, example_inputs)
     dense, clock = working_copy(model, inputs), Clock()
     progress("finding the groups", 0, 0)
-    found = trace(dense, inputs, plan.attention).structure(plan.bound).freeze(plan.frozen)
+    traced = trace(dense, inputs, plan.attention)
+    found = traced.structure(plan.bound).freeze(plan.frozen)
     whole = GroupedNetwork(dense, found, inputs)
     if {g.name: g.width for g in found.prunable} != dict(plan.widths):
         raise BadInput("the plan's groups or their widths are not this network's: it is damaged, or of another architecture")
@@ -51,8 +52,11 @@ def replay(plan: Plan, model: nn.Module, example_inputs: Tensor | Inputs, progre
     progress("proving the small network", 0, 0)
     proofs = proven(whole, state)
     clock.lap("proof")
+    with clock.timed("proof by labels"):
+        shown, notes = same_operators(traced, found, state.model, state.plan.kept, inputs)
+    proofs = (*shown, *proofs)
     asked = plan.events[-1].sparsity if plan.events else 0.0
-    summary = summarise("apply", {}, asked, model, whole, state, proofs, clock, [])
+    summary = summarise("apply", {}, asked, model, whole, state, proofs, clock, notes)
     as_it_came(state.model, model)  # in place: it is handed over in the precision that it came in
     return Result(handed_over(state, model, inplace=False), state.plan, summary)
 

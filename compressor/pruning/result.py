@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -196,6 +197,13 @@ class Clock:
         self.laps: dict[str, float] = {}
         self._since = time.perf_counter()
 
+    @contextmanager
+    def timed(self, name: str) -> Iterator[None]:
+        """What the body takes; laps go on as before."""
+        start = time.perf_counter()
+        yield
+        self.laps[name] = time.perf_counter() - start
+
     def lap(self, name: str) -> None:
         now = time.perf_counter()
         self.laps[name], self._since = now - self._since, now
@@ -253,4 +261,4 @@ def _near_collapse(before: Structure, after: Structure) -> dict[str, int]:
 def reasons_of(structure: Structure) -> dict[str, str]:
     """Group -> why it stays whole, for all that are counted as nodes."""
     counted = total_by_layer(structure)
-    return {g.name: g.frozen for g in structure.frozen if g.frozen and counted.keys() & set(g.layers("produce", "pass"))}
+    return {g.name: g.frozen for g in structure.frozen if g.frozen and counted.keys() & set(g.makers)}

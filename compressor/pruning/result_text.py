@@ -125,6 +125,8 @@ def _columns(rows: Sequence[tuple[str, ...]], left: tuple[int, ...]) -> list[str
 def proof_line(proof: Mapping[str, Any]) -> str:
     """One proof in one line: verdict, difference, the tolerance that would have been needed."""
     verdict = "equivalent" if proof["equivalent"] else "NOT EQUIVALENT"
+    if proof.get("kind", "samples") != "samples":
+        return f"{verdict}  {proof['what']}"
     agreement = proof["argmax_agreement"]
     same = "" if agreement is None else f", arg-max {agreement:.0%} of {proof['samples_with_clear_margin']} clear samples"
     return (

@@ -11,13 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from compressor.coupling.validate import feasible
+from compressor.coupling import Traced, Untraced, check_prunable
+from compressor.coupling.validate import explored
 from compressor.errors import BadInput, CompressError, UnsupportedNetwork, WrongUsage
 from compressor.method import Method, make
 from compressor.model.check import architecture_of, check_weights
 from compressor.model.inputs import Inputs, as_inputs, precision_of, several
 from compressor.model.origin import origin_of, set_origin
-from compressor.model.precision import as_it_came, wide, working_copy
+from compressor.model.precision import as_it_came, in_other_precision, wide, working_copy
 from compressor.model.weights import maskable
 from compressor.objective.batches import Batch, call, check_finite, inputs_of, suited_batch, to_device
 from compressor.objective.calibrate import calibrated, is_fresh
@@ -28,6 +29,7 @@ from compressor.proof.equivalence import Equivalence
 from compressor.pruning.controls import afresh
 from compressor.pruning.events import Aim, Events, NodeEvents, PruningState, WeightEvents
 from compressor.pruning.facts import Fact, Note, note
+from compressor.pruning.proofs import same_operators, since
 from compressor.pruning.result import BudgetOutcome, Clock, Result, reasons_of, summarise
 from compressor.selection.select import check_reachable
 from compressor.settings import Attention, Budget, Pruning
@@ -37,7 +39,7 @@ from compressor.surgery.shrink import sizes_of
 from compressor.system.progress import Progress
 from compressor.types.origin import Origin
 from compressor.types.plan import Plan
-from compressor.types.reason import Cause, asked_for
+from compressor.types.reason import Cause, asked_for, summed_up
 from compressor.types.structure import Structure
 
 
@@ -51,6 +53,7 @@ class Setup:
         events: what is to happen.
         plan: without events yet.
         notes: for the reader.
+        traced: the dense network, to be compared with the small one.
     """
 
     name: str
@@ -59,6 +62,7 @@ class Setup:
     plan: Plan
     notes: list[Note]
     clock: Clock
+    traced: Traced | Untraced
 
     def conclude(
         self, state: PruningState, proofs: tuple[Equivalence, ...], *, inplace: bool = False, fresh: bool = False
@@ -71,8 +75,11 @@ class Setup:
         """
         e, aim, model = self.events, self.events.aim, self.model
         nodes = e.method.unit == "node"
+        with self.clock.timed("proof by labels"):
+            shown, unshown = same_operators(self.traced, e.found, state.model, state.plan.kept, e.network.inputs)
+        proofs = (*shown, *(since(proofs, "fresh") if fresh else proofs))
         ties = [note(Fact.TIE, sparsity=v.sparsity, unit=e.method.unit) for v in state.plan.events if v.tie]
-        notes = [*self.notes, *ties, *([note(Fact.EXACT_WIDTHS)] if aim.round_to == 1 and nodes else [])]
+        notes = [*self.notes, *unshown, *ties, *([note(Fact.EXACT_WIDTHS)] if aim.round_to == 1 and nodes else [])]
         left = aim.meter(state.network)
         summary = summarise(
             self.name, dataclasses.asdict(e.method), e.share, model, e.network, state, proofs, self.clock,
@@ -143,7 +150,7 @@ def prepare(
     if data is not None and not chosen.uses_data and not asked_for.calibrate_bn:
         notes.append(note(Fact.UNUSED_DATA))
     dense = working_copy(model, inputs)
-    if dense is not model:
+    if in_other_precision(dense, model):
         notes.append(note(Fact.OTHER_PRECISION, precision=str(precision_of(dense)).removeprefix("torch.")))
         objective.forward = _widened(forward)
     dense = calibrated(dense, objective) if asked_for.calibrate_bn else dense
@@ -152,7 +159,8 @@ def prepare(
 
     clock = Clock()
     progress("finding the groups", 0, 0)
-    found = _restricted(_runnable_structure(dense, inputs, asked_for.attention), asked_for.freeze, asked_for.only)
+    runnable, traced = _runnable_structure(dense, inputs, asked_for.attention)
+    found = _restricted(runnable, asked_for.freeze, asked_for.only)
     if chosen.unit == "node":
         found = _scorable(found, dense, chosen)
     aim, network = Aim(asked_for, model), GroupedNetwork(dense, found, inputs)
@@ -170,7 +178,7 @@ def prepare(
     kind = WeightEvents if chosen.unit == "weight" else NodeEvents
     held = _held(dense, found, asked_for.freeze, asked_for.only)
     events = kind(chosen, network, objective, share, aim, progress, held)
-    return Setup(method if isinstance(method, str) else type(chosen).__name__, model, events, plan, notes, clock)
+    return Setup(method if isinstance(method, str) else type(chosen).__name__, model, events, plan, notes, clock, traced)
 
 
 FOR_NODES = ("target_nodes", "target_macs", "target_params", "target_size", "per", "round_to")
@@ -253,11 +261,10 @@ def _widened(forward: Callable[[nn.Module, Batch], Any]) -> Callable[[nn.Module,
     return widened
 
 
-def _runnable_structure(model: nn.Module, inputs: Inputs, attention: Attention) -> Structure:
-    found = feasible(model, inputs, attention)
-    if not found.prunable:
-        raise UnsupportedNetwork(f"nothing can be pruned: {'; '.join(sorted(set(reasons_of(found).values())))}")
-    return found
+def _runnable_structure(model: nn.Module, inputs: Inputs, attention: Attention) -> tuple[Structure, Traced | Untraced]:
+    found, traced = explored(model, inputs, attention)
+    check_prunable(found)
+    return found, traced
 
 
 def _held(model: nn.Module, found: Structure, freeze: Sequence[str], only: Sequence[str]) -> frozenset[str]:
@@ -272,7 +279,7 @@ def _held(model: nn.Module, found: Structure, freeze: Sequence[str], only: Seque
 
 def _restricted(found: Structure, freeze: Sequence[str], only: Sequence[str]) -> Structure:
     """The structure in which only what the user allows may lose nodes."""
-    layers = {g.name: g.layers("produce", "pass") for g in found.groups}
+    layers = {g.name: tuple(dict.fromkeys((*g.layers("produce", "pass"), *g.makers))) for g in found.groups}
     for pattern in (*freeze, *only):
         if not any(fnmatchcase(layer, pattern) for names in layers.values() for layer in names):
             some = ", ".join(list(layers)[:5])
@@ -295,13 +302,16 @@ def _scorable(found: Structure, model: nn.Module, method: Method) -> Structure:
     reasons = method.cannot_score(model, found)
     scorable = found.freeze(reasons)
     if not scorable.prunable:
-        raise UnsupportedNetwork(f"no layer can be scored by this method: {'; '.join(sorted(set(reasons.values())))}")
+        raise UnsupportedNetwork(f"no layer can be scored by this method: {'; '.join(summed_up(reasons.values()))}")
     return scorable
 
 
 def handed_over(state: PruningState, model: nn.Module, inplace: bool) -> nn.Module:
-    """The small network with its origin; `model` itself, made small, where that was asked."""
+    """The small network with its origin and the flags it came with; `model` itself, made small, where that was asked."""
     _remember(state, model)
+    modes = {name: module.training for name, module in model.named_modules()}
+    for name, module in state.model.named_modules():
+        module.training = modes.get(name, model.training)
     if not inplace:
         return state.model
     model.__dict__.update(state.model.__dict__)

@@ -73,7 +73,7 @@ def _most_of_it(structure: Structure) -> str:
     held: Counter[str] = Counter()
     counted = total_by_layer(structure)
     for group in structure.groups:
-        layers = [name for name in group.layers("produce", "pass") if name in counted]
+        layers = [name for name in group.makers if name in counted]
         if group.frozen is not None and layers:
             reason = group.frozen if group.frozen.startswith(layers[0]) else f"{layers[0]}: {group.frozen}"
             held[reason] += group.width * group.multiplicity

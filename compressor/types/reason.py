@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from enum import Enum
 
 
@@ -43,6 +43,21 @@ def asked_for(what: str) -> Reason:
 
 
 OF_THE_USER = "asked for"
+
+
+def summed_up(reasons: Iterable[str]) -> list[str]:
+    """Reasons, each once: those that differ in the place alone, `net.3.act (glu): it ...`, are one with a count."""
+    places: dict[str, list[str]] = {}
+    for reason in reasons:
+        place, mark, what = reason.partition("): ")
+        known = places.setdefault(f"{place.rpartition(' (')[2]}{mark}{what}" if mark else reason, [])
+        known.append(place.rpartition(" (")[0] if mark else "")
+    found = []
+    for key, its in sorted(places.items()):
+        first, more = its[0], len(dict.fromkeys(its)) - 1
+        text = f"{first} ({key}" if first else key
+        found.append(f"{text} (and so {more} more)" if more else text)
+    return found
 
 
 def cause_of(reason: str | None) -> Cause | None:

@@ -47,6 +47,17 @@ class Slice:
         """Name of the module that owns the tensor."""
         return self.tensor.rpartition(".")[0]
 
+    @property
+    def maker(self) -> str:
+        """What makes the nodes: the layer, or a bare parameter, of which a module may have several."""
+        return maker_of(self.tensor)
+
+
+def maker_of(tensor: str) -> str:
+    """The layer that a weight is of; a parameter of another name stands for itself."""
+    layer, _, name = tensor.rpartition(".")
+    return layer if layer and name.startswith(("weight", "in_proj", "units")) else tensor
+
 
 @dataclass(frozen=True)
 class Group:
@@ -84,6 +95,11 @@ class Group:
         """What kind of a reason it is frozen for; None where it is not."""
         return cause_of(self.frozen)
 
+    @property
+    def makers(self) -> tuple[str, ...]:
+        """Names of the layers, and of bare parameters, that make the nodes."""
+        return tuple(dict.fromkeys(s.maker for s in self.slices if s.role in ("produce", "pass")))
+
     def layers(self, *roles: Role) -> tuple[str, ...]:
         """Names of the layers that hold a slice in one of the roles."""
         return tuple(dict.fromkeys(s.layer for s in self.slices if s.role in roles))
@@ -105,8 +121,8 @@ class Structure:
         groups: prunable and frozen groups, in the order of the layers.
         shapes: shape of every tensor that a group touches.
         norms: producing layer -> the batch norm that directly follows it.
-        outputs: names of the layers whose outputs are not counted as nodes: those behind which no other layer comes, and those
-            that run only in training.
+        outputs: names of the layers (or bare parameters) whose outputs are not counted as nodes: those behind which no other
+            layer comes, and those that run only in training.
         total_nodes: outputs of all layers but the output layers, in the network as it was first given.
         untraceable: why label flow could not find the groups, where torch-pruning's graph did.
         functional: weights that are applied by a function, not by the module that owns them.
@@ -218,10 +234,10 @@ class Structure:
 
 
 def total_by_layer(structure: Structure) -> dict[str, int]:
-    """Layer name -> number of its outputs, for every layer whose outputs are counted as nodes."""
+    """Layer (or bare parameter) -> number of its outputs, for all whose outputs are counted as nodes."""
     widths: dict[str, int] = defaultdict(int)
     for group in structure.groups:
         for s in group.slices:
-            if s.role in ("produce", "pass") and s.layer not in structure.outputs:
-                widths[s.layer] += s.index.numel()
+            if s.role in ("produce", "pass") and s.maker not in structure.outputs:
+                widths[s.maker] += s.index.numel()
     return dict(widths)

@@ -213,6 +213,47 @@ def test_builders_that_cannot(network: str, arguments, words: str, factory: str,
         load(tmp_path / "x.pt", network=network.format(folder=tmp_path), arguments=arguments)
 
 
+MADE = """
+from torch import nn
+
+def net(classes=10, width=16, depth=2):
+    return nn.Sequential(nn.Linear(8, width), *[nn.Linear(width, width) for _ in range(depth - 1)], nn.Linear(width, classes))
+
+def needing(outputs, num_classes):
+    return nn.Sequential(nn.Linear(8, 16), nn.Linear(16, num_classes), nn.Linear(num_classes, outputs))
+"""
+
+
+@pytest.mark.parametrize(
+    ("factory", "arguments", "words"),
+    [
+        ("net", {"classes": 100}, r"2\.\w+ has shape \(10(, 16)?,?\); arguments='classes=100' makes it \(100(, 16)?,?\)"),
+        ("net", {"classes": 100, "width": 16}, "arguments='classes=100' makes it"),
+        ("net", {"width": 24}, "arguments='width=24' makes it"),
+        ("needing", {"outputs": 3, "num_classes": 12}, "arguments='num_classes=12' makes it"),
+    ],
+)
+def test_an_argument_that_the_tensors_contradict_is_an_error(factory: str, arguments, words: str, tmp_path: Path) -> None:
+    """It gave ten outputs where a hundred were asked, without a word."""
+    (tmp_path / "made.py").write_text(MADE)
+    made: dict = {}
+    exec(MADE, made)
+    model = made["net"]() if factory == "net" else made["needing"](3, 7)
+    torch.save(model.state_dict(), tmp_path / "w.pt")
+    with pytest.raises(BadInput, match=words):
+        load(tmp_path / "w.pt", network=f"{tmp_path}/made.py:{factory}", arguments=arguments, inputs=[InputSpec((8,))])
+
+
+def test_a_narrower_file_of_a_network_made_wider_is_none(tmp_path: Path) -> None:
+    """Tensors may be a part of what the builder makes: this one was pruned elsewhere."""
+    (tmp_path / "made.py").write_text(MADE)
+    made: dict = {}
+    exec(MADE, made)
+    torch.save(made["net"](width=20).state_dict(), tmp_path / "w.pt")
+    loaded = load(tmp_path / "w.pt", network=f"{tmp_path}/made.py:net", arguments={"width": 32}, inputs=[InputSpec((8,))])
+    assert loaded[0].out_features == 20
+
+
 def test_a_newer_checkpoint_is_named(dense: nn.Module, tmp_path: Path) -> None:
     import json
 

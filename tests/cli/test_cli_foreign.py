@@ -160,7 +160,7 @@ def test_a_factory_with_npz_and_every_output(folder: Path, tmp_path: Path) -> No
     done = run("snapit", *NET, "--sparsity", "0.5", *outputs, *chosen, cwd=folder)
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
-    assert len(report["equivalence"]) == 6
+    assert len(report["equivalence"]) == 8
     assert report["accuracy"]["samples"] == 12
     assert report["loss"]["dense"] > 0
     assert "Images were normalised with mean 0.5, std 0.25." in report["notes"]

@@ -73,6 +73,7 @@ def is_pruned_and_proven(make: Callable[[], tuple[nn.Module, object]], within: f
     row = row_of(make)
     assert row["graph"] == "label flow", row
     assert row["equivalent"], row
+    assert row["by_labels"], row
     assert row["open"] > 0.99
     assert row["sparsity"] == pytest.approx(0.5, abs=within)
 
