@@ -7,9 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from compressor.options import spelled
+from compressor.types.reason import kind_of
 
 BAR = 40
 """Characters of a full bar."""
+NAMED = 3
+"""Layers of one reason that are named."""
 NEAR = 0.01
 """A weight with a smaller share left than this is reported by name."""
 
@@ -35,13 +38,22 @@ def _lines(d: Mapping[str, Any]) -> Iterator[str]:
         f"weight sparsity {d['weight_sparsity']:.5f}; {d['method']}, {len(d['events'])} events{of_data}"
     )
     yield from _share_lines({layer: (w["dense"], w["small"]) for layer, w in d["widths"].items()}, "nodes")
-    for layer, reason in d["frozen"].items():
-        yield f"stays whole  {layer}: {reason}"
+    yield from _frozen_lines(d["frozen"])
     yield from map(proof_line, d["equivalence"])
     if d["near_collapse"]:
         named = ", ".join(f"{layer} ({left})" for layer, left in d["near_collapse"].items())
         yield f"near collapse, fewer than 4 nodes left: {named}; {spelled('floor', 'N')} keeps more"
     yield from d["notes"]
+
+
+def _frozen_lines(frozen: Mapping[str, str]) -> Iterator[str]:
+    """What stays whole and why; layers for which that is the same in one line."""
+    alike: dict[str, list[str]] = {}
+    for layer, reason in frozen.items():
+        alike.setdefault(kind_of(reason), []).append(layer)
+    for layers in alike.values():
+        more = f" and {len(layers) - NAMED} more" if len(layers) > NAMED else ""
+        yield f"stays whole  {', '.join(layers[:NAMED])}{more}: {frozen[layers[0]]}"
 
 
 def _cost_rows(d: Mapping[str, Any]) -> Iterator[tuple[str, str, str, str]]:

@@ -45,19 +45,18 @@ def asked_for(what: str) -> Reason:
 OF_THE_USER = "asked for"
 
 
+def kind_of(reason: str) -> str:
+    """A reason without the place that it begins with, `net.3.act (glu): it ...`: what equal ones have in common."""
+    place, mark, what = reason.partition("): ")
+    return f"{place.rpartition(' (')[2]}{mark}{what}" if mark else reason
+
+
 def summed_up(reasons: Iterable[str]) -> list[str]:
-    """Reasons, each once: those that differ in the place alone, `net.3.act (glu): it ...`, are one with a count."""
-    places: dict[str, list[str]] = {}
-    for reason in reasons:
-        place, mark, what = reason.partition("): ")
-        known = places.setdefault(f"{place.rpartition(' (')[2]}{mark}{what}" if mark else reason, [])
-        known.append(place.rpartition(" (")[0] if mark else "")
-    found = []
-    for key, its in sorted(places.items()):
-        first, more = its[0], len(dict.fromkeys(its)) - 1
-        text = f"{first} ({key}" if first else key
-        found.append(f"{text} (and so {more} more)" if more else text)
-    return found
+    """Reasons, each once: those that differ in the place alone are one with a count."""
+    kinds: dict[str, list[str]] = {}
+    for reason in dict.fromkeys(reasons):
+        kinds.setdefault(kind_of(reason), []).append(reason)
+    return [its[0] + (f" (and so {len(its) - 1} more)" if len(its) > 1 else "") for _, its in sorted(kinds.items())]
 
 
 def cause_of(reason: str | None) -> Cause | None:

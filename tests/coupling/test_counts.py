@@ -17,6 +17,7 @@ from compressor.coupling import check_prunable, structure
 from compressor.errors import CompressError, UnsupportedNetwork, first_line
 from compressor.proof.prove import scaling
 from compressor.pruning.result import Result
+from compressor.pruning.result_text import _frozen_lines
 from compressor.types import total_by_layer
 from compressor.types.reason import summed_up
 
@@ -148,6 +149,15 @@ def test_equal_reasons_are_one_with_a_count() -> None:
     assert summed_up([*places, "it is the output", "it is the output"]) == [
         "net.2.act (glu): it cannot (and so 2 more)", "it is the output",
     ]  # fmt: skip
+
+
+def test_layers_of_one_reason_share_a_line() -> None:
+    frozen = {f"net.{n}": f"net.{n} (glu): it cannot be followed" for n in range(20)} | {"fc": "it is the network's output"}
+    lines = list(_frozen_lines(frozen))
+    assert lines == [
+        "stays whole  net.0, net.1, net.2 and 17 more: net.0 (glu): it cannot be followed",
+        "stays whole  fc: it is the network's output",
+    ]
 
 
 class ThroughNumpy(nn.Module):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import random
 import resource
 import shutil
@@ -18,10 +19,10 @@ import onnxruntime
 import pytest
 import torch
 
-from compressor import load, networks, save
+from compressor import cli, load, networks, save
 from compressor.errors import BadInput
 from compressor.exporters import export
-from tests.command import COMMAND, isolated, wait_for
+from tests.command import COMMAND, FORKS, isolated, wait_for
 
 TARGETS = ("small.onnx", "small.safetensors", "report.json")
 
@@ -93,6 +94,35 @@ def test_killed_fifty_times(folder: Path) -> None:
         if met == 50:
             return
     pytest.fail(f"only {met} of 150 kills met it still running")
+
+
+def commanded(folder: Path, arguments: list[str]) -> None:
+    """The command line, in a process of its own that has imported torch."""
+    os.chdir(folder)
+    sys.argv = ["compress", *arguments]
+    cli.main()
+
+
+@pytest.mark.slow
+def test_killed_a_hundred_times_as_the_first_file_appears(folder: Path) -> None:
+    """All files appear then, by the watcher; or none, where the kill came before."""
+    arguments = [*command(folder)[len(COMMAND) :], "--plan", "plan.json"]
+    targets, outcomes = {*TARGETS, "plan.json"}, {"all": 0, "none": 0}
+    for _ in range(100):
+        running = FORKS.Process(target=commanded, args=(folder, arguments))
+        running.start()
+        while running.is_alive() and not targets & {p.name for p in folder.iterdir()}:
+            time.sleep(0.0002)
+        running.kill()
+        running.join()
+        wait_for(lambda: not list(folder.glob(".*")))
+        there = {p.name for p in folder.iterdir()} & targets
+        assert there in (targets, set()), there
+        outcomes["all" if there else "none"] += 1
+        for name in there:
+            complete(folder / name) if name in TARGETS else json.loads((folder / name).read_text())
+            (folder / name).unlink()
+    assert outcomes["all"] > 50, outcomes
 
 
 def test_killed_between_the_first_byte_and_the_last(tmp_path: Path) -> None:
