@@ -20,8 +20,12 @@ from tests.blocks import BLOCKS
 X = (torch.randn(12, 3, 8, 8),)
 
 
-def test_every_small_network_survives_the_export(block_network: nn.Module, tmp_path: Path) -> None:
-    [proof] = export(block_network, tmp_path / "net.onnx", example_inputs=X)
+OF_EACH_KIND = ("Residual", "Grouped", "Shuffle", "TorchAttention", "SizesFromInput", "Recurrent", "GroupNormed")
+
+
+@pytest.mark.parametrize("name", [n if n in OF_EACH_KIND else pytest.param(n, marks=pytest.mark.slow) for n in sorted(BLOCKS)])
+def test_every_small_network_survives_the_export(name: str, tmp_path: Path) -> None:
+    [proof] = export(randomised(BLOCKS[name]()).eval(), tmp_path / "net.onnx", example_inputs=X)
     assert proof
     assert proof.conclusive
     assert proof.needed_tolerance < 1e-5

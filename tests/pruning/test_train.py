@@ -436,7 +436,7 @@ def test_a_damaged_state_stops_no_run_that_begins_anew(few, lenet5, tmp_path) ->
     assert len(train(lenet5, few[0], QUICK, folder=tmp_path / "run", resume=True).history) == 4
 
 
-@pytest.mark.parametrize("name", ["lenet5", "conv6"])
+@pytest.mark.parametrize("name", ["lenet5", pytest.param("conv6", marks=pytest.mark.slow)])
 def test_fresh_weights_after_weights_went(few, name) -> None:
     model = networks.build(name, in_channels=1, image_size=28, data="digits")
     once = dataclasses.replace(QUICK, epochs=1)

@@ -355,7 +355,7 @@ def test_a_users_own_weight_method_runs_from_the_command_line(tmp_path: Path, mo
     assert torch.equal(small.origin.plan.masks["features.0.weight"].tensor().reshape(6, 25), rows)
 
 
-@pytest.mark.parametrize("network", ["lenet5", "mlp5"])
+@pytest.mark.parametrize("network", ["lenet5", pytest.param("mlp5", marks=pytest.mark.slow)])
 def test_synflow_keeps_its_weights_on_paths_where_snip_collapses(network: str) -> None:
     model = networks.build(network, data="digits")
     x = torch.randn(8, 1, 28, 28, generator=torch.Generator().manual_seed(0))

@@ -74,7 +74,9 @@ BEYOND_THE_METER = ("Attention", "SizesFromInput", "TorchAttention", "OneHead", 
 """Their multiply-adds do not fall with the entries of weights alone."""
 
 
-@pytest.mark.parametrize("name", BEYOND_THE_METER)
+@pytest.mark.parametrize(
+    "name", [n if n in ("Attention", "Recurrent") else pytest.param(n, marks=pytest.mark.slow) for n in BEYOND_THE_METER]
+)
 def test_a_budget_of_multiply_adds_is_reached_where_the_meter_only_estimates(name: str) -> None:
     torch.manual_seed(0)
     model, x = BLOCKS[name]().eval(), torch.randn(2, 3, 8, 8)

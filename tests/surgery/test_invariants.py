@@ -25,7 +25,8 @@ from tests.blocks import BLOCKS, Stubborn
 
 INPUT = (3, 8, 8)
 PAPERS = (
-    "mlp5", "lenet5", "lenet5caffe", "lenet300100", "conv6", "resnet18", "gru_s", "lstm_s", "squeezenet_bypass", "resnet32",
+    "mlp5", "lenet5", "lenet5caffe", "lenet300100", "conv6", "resnet18", "gru_s", "lstm_s", "squeezenet_bypass",
+    pytest.param("resnet32", marks=pytest.mark.slow),
 )  # fmt: skip
 """Small enough for every run; the others are proven whenever they are pruned."""
 

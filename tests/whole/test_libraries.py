@@ -47,7 +47,7 @@ def transformers(torchvision: ModuleType) -> ModuleType:
     ("kind", "name"),
     [
         ("torchvision", "mobilenet_v3_small"),
-        ("timm", "resnet18"),
+        pytest.param("timm", "resnet18", marks=pytest.mark.slow),
         pytest.param("torchvision", "resnet18", marks=pytest.mark.slow),
     ],
 )

@@ -234,7 +234,10 @@ def test_a_sweep_of_ones_own_network_data_and_loss(sweep: Path) -> None:
 
 @pytest.mark.parametrize(
     ("network", "fresh"),
-    [("own.py:make", False), ("own.pt", False), pytest.param("own.py:make", True, marks=pytest.mark.slow)],
+    [
+        ("own.py:make", False),
+        *(pytest.param(*how, marks=pytest.mark.slow) for how in (("own.pt", False), ("own.py:make", True))),
+    ],
 )
 def test_networks_of_ones_own_are_measured_too(sweep: Path, network: str, fresh: bool, monkeypatch) -> None:
     """By the loss that was said, and by the builder: after hours of training is no time to find that neither is known.

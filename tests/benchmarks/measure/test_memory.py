@@ -62,7 +62,14 @@ def test_a_network_takes_what_its_tensors_take(tmp_path: Path) -> None:
     assert weights < peaks[width, "inference"] - peaks[8, "inference"] < 4 * weights
 
 
-@pytest.mark.parametrize(("engine", "what"), [("torch", "inference"), ("torch", "train_step"), ("onnxruntime", "inference")])
+@pytest.mark.parametrize(
+    ("engine", "what"),
+    [
+        ("torch", "train_step"),
+        pytest.param("torch", "inference", marks=pytest.mark.slow),
+        pytest.param("onnxruntime", "inference", marks=pytest.mark.slow),
+    ],
+)
 def test_the_fresh_process_reads_no_module_from_the_working_folder(engine: str, what: str, tmp_path: Path, monkeypatch) -> None:
     model = tmp_path / ("net.onnx" if engine == "onnxruntime" else "net.pt")
     batch = ((torch.randn(4, 1, 28, 28),), torch.zeros(4, dtype=torch.long))
