@@ -38,7 +38,7 @@ def _lines(d: Mapping[str, Any]) -> Iterator[str]:
         f"weight sparsity {d['weight_sparsity']:.5f}; {d['method']}, {len(d['events'])} events{of_data}"
     )
     yield from _share_lines({layer: (w["dense"], w["small"]) for layer, w in d["widths"].items()}, "nodes")
-    yield from _frozen_lines(d["frozen"])
+    yield from _frozen_lines(d["frozen"], {layer: w["dense"] for layer, w in d["widths"].items()})
     yield from map(proof_line, d["equivalence"])
     if d["near_collapse"]:
         named = ", ".join(f"{layer} ({left})" for layer, left in d["near_collapse"].items())
@@ -46,14 +46,16 @@ def _lines(d: Mapping[str, Any]) -> Iterator[str]:
     yield from d["notes"]
 
 
-def _frozen_lines(frozen: Mapping[str, str]) -> Iterator[str]:
-    """What stays whole and why; layers for which that is the same in one line."""
+def _frozen_lines(frozen: Mapping[str, str], nodes: Mapping[str, int]) -> Iterator[str]:
+    """What stays whole and why; layers for which that is the same in one line, with their share of the nodes."""
     alike: dict[str, list[str]] = {}
     for layer, reason in frozen.items():
         alike.setdefault(kind_of(reason), []).append(layer)
     for layers in alike.values():
         more = f" and {len(layers) - NAMED} more" if len(layers) > NAMED else ""
-        yield f"stays whole  {', '.join(layers[:NAMED])}{more}: {frozen[layers[0]]}"
+        held = sum(nodes.get(layer, 0) for layer in layers)
+        share = f" ({held / sum(nodes.values()):.1%} of the nodes)" if held else ""
+        yield f"stays whole  {', '.join(layers[:NAMED])}{more}{share}: {frozen[layers[0]]}"
 
 
 def _cost_rows(d: Mapping[str, Any]) -> Iterator[tuple[str, str, str, str]]:

@@ -153,9 +153,9 @@ def test_equal_reasons_are_one_with_a_count() -> None:
 
 def test_layers_of_one_reason_share_a_line() -> None:
     frozen = {f"net.{n}": f"net.{n} (glu): it cannot be followed" for n in range(20)} | {"fc": "it is the network's output"}
-    lines = list(_frozen_lines(frozen))
+    lines = list(_frozen_lines(frozen, {f"net.{n}": 4 for n in range(20)} | {"stem": 20}))
     assert lines == [
-        "stays whole  net.0, net.1, net.2 and 17 more: net.0 (glu): it cannot be followed",
+        "stays whole  net.0, net.1, net.2 and 17 more (80.0% of the nodes): net.0 (glu): it cannot be followed",
         "stays whole  fc: it is the network's output",
     ]
 
