@@ -366,7 +366,9 @@ def test_a_plan_that_no_pruning_made(change, words: str, folder: Path, tmp_path:
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
-@pytest.mark.parametrize("arguments", [("--help",), ("show", "ours.pt"), ("show", "ours.pt", "--json")])
+@pytest.mark.parametrize(
+    "arguments", [("--help",), ("show", "ours.pt"), pytest.param(("show", "ours.pt", "--json"), marks=pytest.mark.slow)]
+)
 def test_no_room_for_what_is_printed(arguments: tuple[str, ...], folder: Path) -> None:
     with Path("/dev/full").open("w") as full:
         done = subprocess.run([*COMMAND, *arguments], stdout=full, stderr=subprocess.PIPE, text=True, cwd=folder)

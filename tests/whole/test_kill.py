@@ -77,7 +77,10 @@ def written(folder: Path) -> int:
     return -1
 
 
-@pytest.mark.parametrize("least", [0, 1], ids=["as a file appears", "as it grows"])
+@pytest.mark.parametrize(
+    "least",
+    [pytest.param(0, id="as a file appears"), pytest.param(1, id="as it grows", marks=pytest.mark.slow)],
+)
 def test_killed_while_it_writes(least: int, folder: Path) -> None:
     assert kill_when(lambda: written(folder) >= least, folder)
 

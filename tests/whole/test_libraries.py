@@ -90,7 +90,7 @@ SMALLER = {
 OF_BERT = {"hidden_size": 96, "num_hidden_layers": 1, "num_attention_heads": 6, "intermediate_size": 192}
 
 
-@pytest.mark.parametrize("name", SMALLER)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n == "xcit" else n for n in SMALLER])
 def test_every_kind_of_coupling_is_pruned_and_proven(name: str, torchvision, timm, transformers) -> None:
     size = 64 if name == "googlenet" else 224
     inputs = (torch.randn(2, 3, size, size),)
