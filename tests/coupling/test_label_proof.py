@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from compressor import compress
-from compressor.coupling import Traced, trace
+from compressor.coupling import Traced, operators, remainder_rules, trace
 from compressor.coupling.validate import feasible
 from compressor.errors import CompressError, NotEquivalent
 from compressor.model.inputs import scaled
@@ -379,3 +379,7 @@ def test_what_cannot_be_compared_is_said() -> None:
     assert proofs == []
     assert "the small network runs the network (softplus) where the dense one runs the network (relu)" in str(said)
     assert scaled((x,), 3)[0].shape == x.shape
+
+
+def test_every_operator_that_the_labels_follow_can_be_compared() -> None:
+    assert operators.RULES.keys() <= remainder_rules.RULES.keys()
