@@ -21,7 +21,7 @@ from compressor.model.branches import in_branches
 from compressor.model.inputs import Inputs, each, run
 from compressor.model.observe import observed, outputs_of
 from compressor.model.weights import masked
-from compressor.proof.equivalence import TORCH_TOLERANCE, Equivalence
+from compressor.proof.equivalence import NARROW, TORCH_TOLERANCE, Equivalence
 from compressor.proof.reference import reference_outputs
 from compressor.surgery.network import GroupedNetwork
 from compressor.types.structure import Kept, Structure
@@ -83,8 +83,8 @@ def _rounding_aside(proof: Equivalence, in_double: Callable[[], Equivalence]) ->
     return replace(again, what=f"{again.what}, in float64") if again else proof
 
 
-NEARLY = 1.0
-"""A difference, as a fraction of the output's range, that rounding in float32 makes in deep networks with random weights."""
+NEARLY = 1.0 / NARROW
+"""A difference, as a fraction of a channel's range, that rounding in float32 makes in deep networks with random weights."""
 
 
 def _in_double_whole(network: GroupedNetwork) -> GroupedNetwork:
