@@ -85,8 +85,8 @@ class Summary:
         asked: node sparsity asked for; `reached` what came out.
         before: cost of the dense network; `after` of the small one.
         widths: layer -> (nodes before, nodes after).
-        proofs: that the small network is the dense one without what went: of its operators (where both programs correspond), its
-            weights, and its outputs, on real and on randomised weights.
+        proofs: that the small network is the dense one without what went: of its operators (where both programs correspond),
+            its weights, and its outputs, on real and on randomised weights.
         near_collapse: group -> nodes left, where that is fewer than 4.
         frozen: group that stayed whole -> why.
         events: number of pruning events that removed something.
