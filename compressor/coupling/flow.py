@@ -45,8 +45,10 @@ def named(text: str) -> frozenset[str]:
 
 
 def operator_of(node: fx.Node) -> str:
-    """Name of the ATen operator at a node, without the mark of working in place."""
-    return str(getattr(node.target, "_opname", node.target)).removesuffix("_")
+    """Name of the ATen operator at a node, without the mark of working in place; others have their library before it."""
+    library = getattr(node.target, "namespace", "aten")
+    name = str(getattr(node.target, "_opname", node.target)).removesuffix("_")
+    return name if library == "aten" else f"{library}::{name}"
 
 
 def run_on_labels(node: fx.Node, arguments: Sequence[Any], options: Mapping[str, Any]) -> Any:
@@ -56,6 +58,8 @@ def run_on_labels(node: fx.Node, arguments: Sequence[Any], options: Mapping[str,
         Unfit: torch refuses. Labels repeat where activations do not, so that what is a view of those may be none of these.
     """
     target: Any = node.target
+    if getattr(getattr(target, "_schema", None), "is_mutable", False):  # the labels of what goes in keep their shape
+        arguments = [a.view_as(a) if isinstance(a, Tensor) else a for a in arguments]
     try:
         return target(*arguments, **options)
     except RuntimeError as error:
@@ -96,6 +100,7 @@ class Flow:
         functional: weights that are applied by a function, not by the module that owns them.
         running: modules that are called, with all that they are in.
         in_products: nodes behind a node that lead to a product of activations before any layer.
+        seen_writes: operators that write into memory that others see afterwards, and those values.
         where: layer and operator at hand, for messages.
     """
 
@@ -113,6 +118,7 @@ class Flow:
     running: frozenset[str] = frozenset()
     _remembered: dict[str, dict[str, int | tuple[int, ...]]] = field(default_factory=dict)
     in_products: frozenset[fx.Node] = frozenset()
+    seen_writes: Mapping[fx.Node, tuple[fx.Node, ...]] = field(default_factory=dict)
     where: str = ""
 
     def axis(self, parameter: Parameter, dim: int, role: Role) -> Tensor:

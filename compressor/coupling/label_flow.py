@@ -25,6 +25,7 @@ from compressor.coupling.layers import CONVOLUTIONS, LAYER_OPERATORS, TRANSPOSED
 from compressor.coupling.operators import INDEXED, PARTS, apply
 from compressor.coupling.products import PRODUCTS
 from compressor.coupling.splits import before_products
+from compressor.coupling.writes import seen_writes
 from compressor.errors import BadInput, CompressError, first_line
 from compressor.model.inputs import Inputs, arguments, each
 from compressor.model.observe import observed
@@ -107,6 +108,7 @@ class Traced:
         values = []
         for program in self.programs:
             flow.in_products = before_products(program.graph.nodes, PRODUCTS, LAYER_OPERATORS)
+            flow.seen_writes = seen_writes(program.graph.nodes)
             values.append(_run(flow, program))
         for pair in bound:
             if not {(pair.one, 1), (pair.other, 1)} <= flow.axes.keys():
@@ -294,6 +296,9 @@ def _run(flow: Flow, program: torch.export.ExportedProgram) -> Mapping[fx.Node, 
                 values[node] = arguments[0][arguments[1]] if isinstance(arguments[0], (tuple, list)) else arguments[0]
             else:
                 values[node] = apply(flow, node, arguments, options)
+            if node in flow.seen_writes:
+                others = [values[other] for other in flow.seen_writes[node]]
+                flow.freeze([arguments, others, values[node]], "it writes into a value that others see")
     return values
 
 

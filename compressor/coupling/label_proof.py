@@ -32,7 +32,8 @@ from compressor.coupling.remainder import (
     plain,
     tensors_of_value,
 )
-from compressor.coupling.remainder_rules import MOVING, check, evaluated
+from compressor.coupling.remainder_rules import MOVING, PADS, check, evaluated, spread
+from compressor.coupling.writes import seen_writes, writes
 
 CHECKS = named("_assert_scalar _assert_tensor_metadata _assert_async sym_size sym_constrain_range_for_size")
 
@@ -102,6 +103,7 @@ class _Walk:
         self.nodes, self.others = list(dense.graph.nodes), list(small.graph.nodes)
         self.specs = {spec.arg.name: spec for spec in dense.graph_signature.input_specs}
         self.their_specs = {spec.arg.name: spec for spec in small.graph_signature.input_specs}
+        self.shared = seen_writes(self.nodes)
         self.of: dict[fx.Node, fx.Node] = {}
         self.values: dict[fx.Node, Any] = {}
 
@@ -125,8 +127,10 @@ class _Walk:
             spec = specs[node.name]
             constant = spec.kind is InputKind.CONSTANT_TENSOR
             return node.op, spec.kind, None if constant else spec.target
-        name = operator_of(node) if node.op == "call_function" else None
-        return node.op, None, "a move" if name in MOVING else name  # a cut of all there is becomes an alias
+        if node.op != "call_function":
+            return node.op, None, None
+        moves = operator_of(node) in MOVING - PADS and not writes(node)
+        return node.op, None, "a move" if moves else str(node.target)  # a cut of all there is becomes an alias
 
     def step(self, one: fx.Node, other: fx.Node) -> None:
         """Follow one operator.
@@ -139,7 +143,7 @@ class _Walk:
         elif one.op == "get_attr":
             self.values[one] = self._stored(one, other)
         elif one.op == "output":
-            self._output(one)
+            self._output(one, other)
         elif one.target is operator.getitem:
             whole, part = self.values[one.all_input_nodes[0]], one.args[1]
             self.values[one] = whole[part] if isinstance(whole, list) and isinstance(part, int) else whole
@@ -156,10 +160,27 @@ class _Walk:
         step = Step(one, other, dense_args, small_args, None)
         if (known := evaluated(step)) is not None:
             return known
+        if writes(one):
+            self._written(one)
         found = self.labels.get(one)
         out = [self._left(v) for v in found] if isinstance(found, (list, tuple)) else self._left(found)
-        check(Step(one, other, dense_args, small_args, out))
+        step = Step(one, other, dense_args, small_args, out)
+        if (wider := spread(step)) is not None:
+            out, step = wider, Step(one, other, dense_args, small_args, wider)
+        check(step)
         return out
+
+    def _written(self, one: fx.Node) -> None:
+        """What a write that is no constant's reaches must be whole: the values of before are not what others see then."""
+        reached = leaves([self.values[n] for n in (*self.shared.get(one, ()), *one.all_input_nodes)])
+        if one in self.shared and not all(v.whole if isinstance(v, Held) else v.dense.shape == v.small.shape for v in reached):
+            raise Differs("it writes into a value that others see")
+        memory = {v.dense.untyped_storage().data_ptr() for v in reached if isinstance(v, Known)}
+        for node, value in self.values.items():
+            if isinstance(value, Known) and value.dense.untyped_storage().data_ptr() in memory:
+                if value.dense.shape != value.small.shape:
+                    raise Differs("it writes into a constant of the width of channels")
+                self.values[node] = all_of(value.dense.shape)
 
     def _left(self, labels: Any) -> Held | None:
         if isinstance(labels, Constant):
@@ -169,7 +190,9 @@ class _Walk:
     def _placeholder(self, one: fx.Node, other: fx.Node) -> Any:
         value = self.labels[one]
         if isinstance(value, Constant):
-            return Known(value.value, _constant(self.small, self.their_specs[other.name]))
+            return Known(*(_constant(p, s[n.name]) for p, s, n in (
+                (self.dense, self.specs, one), (self.small, self.their_specs, other),
+            )))  # fmt: skip
         if isinstance(value, Parameter):
             whole = all_of(value.shape)
             held = Held(whole.shape, tuple(self.entries.get((value.name, d), p) for d, p in enumerate(whole.places)))
@@ -186,7 +209,9 @@ class _Walk:
             raise Differs("a part of its code is another")
         return dense
 
-    def _output(self, one: fx.Node) -> None:
+    def _output(self, one: fx.Node, other: fx.Node) -> None:
+        if fx.map_arg(one.args, lambda _: None) != fx.map_arg(other.args, lambda _: None):
+            raise Differs("it gives another number beside its tensors")
         for node in one.all_input_nodes:
             for value in leaves([self.values[node]]):
                 held = value.held() if isinstance(value, Known) else value
@@ -197,7 +222,7 @@ class _Walk:
 def _constant(program: ExportedProgram, spec: Any) -> Tensor:
     value: Any = program.state_dict.get(spec.target)
     found: Tensor = program.constants[spec.target] if value is None else value
-    return found.detach().cpu()
+    return found.detach().cpu().clone()  # operators may write into it
 
 
 def named_node(node: fx.Node) -> str:

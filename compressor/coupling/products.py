@@ -116,6 +116,10 @@ def _attention(flow: Flow, node: fx.Node, arguments: list[Any], options: dict[st
         raise Unfit("several queries share a key")
     if options.get("scale") is None and not constant_along(query, query.dim() - 1):
         flow.freeze([query, key], "its scale depends on how many dimensions a head has")
+    if options.get("is_causal", len(arguments) > 5 and arguments[5]):
+        for side in (query, key):
+            if not constant_along(side, side.dim() - 2):
+                flow.freeze(side, "its mask counts positions, and these are channels")
     tokens = (*query.shape[:-1], key.shape[-2])
     dims = query.dim()
     scores = contract(flow, [(query, matrices(dims, "qd")), (key, matrices(dims, "kd"))], matrices(dims, "qk"), tokens)

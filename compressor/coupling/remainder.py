@@ -26,10 +26,12 @@ class Held:
     Attributes:
         shape: in the dense network.
         places: for each dimension, the sorted indices that the small network has.
+        uniform: dimensions along which it is the same everywhere, as an expanded value is: they may have any size.
     """
 
     shape: tuple[int, ...]
     places: tuple[Tensor, ...]
+    uniform: frozenset[int] = frozenset()
 
     @property
     def whole(self) -> bool:
@@ -101,6 +103,28 @@ def held_by(labels: Tensor, gone: Tensor) -> Held:
     return Held(shape, tuple(places))
 
 
+def uniform_along(value: Held | Known, dim: int, dims: int) -> bool:
+    """Whether a value is the same everywhere along a dimension of what it is broadcast to, which has `dims`."""
+    shape = value.shape if isinstance(value, Held) else value.dense.shape
+    place = dim - (dims - len(shape))
+    if place < 0 or shape[place] == 1:
+        return True
+    if isinstance(value, Held):
+        return place in value.uniform
+    first = [t.narrow(place, 0, 1) for t in (value.dense, value.small)]
+    return equal(*first) and all(bool((t == one).all()) for t, one in zip((value.dense, value.small), first, strict=True))
+
+
+def widened(out: Held, sizes: tuple[int, ...], values: list[Held | Known]) -> Held:
+    """What is left of a value, of the small network's sizes along dimensions along which all that it is made of is uniform."""
+    dims = len(out.shape)
+    free = [d for d in range(dims) if out.shape[d] > 1 and all(uniform_along(v, d, dims) for v in values)]
+    if len(sizes) != dims or not free:
+        return out
+    places = [torch.zeros(sizes[d], dtype=torch.long) if d in free else p for d, p in enumerate(out.places)]
+    return Held(out.shape, tuple(places), frozenset(free))
+
+
 @dataclass(frozen=True)
 class Step:
     """An operator in both networks.
@@ -170,6 +194,8 @@ def meets(values: Iterable[Held | Known], out: Held) -> None:
             continue
         first = len(out.shape) - len(value.shape)
         for dim, (size, places) in enumerate(zip(value.shape, value.places, strict=True)):
+            if dim in value.uniform:
+                continue
             if size == out.shape[first + dim]:
                 alike(places, out.places[first + dim])
             elif len(places) != size:
@@ -237,7 +263,7 @@ def plain(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [plain(v) for v in value]
     if isinstance(value, fx.GraphModule):
-        return value.code
+        return "\n".join(part.code for part in value.modules() if isinstance(part, fx.GraphModule))
     return value
 
 

@@ -28,6 +28,7 @@ from compressor.coupling.remainder import (
     meets,
     tensors_of_value,
     through,
+    widened,
 )
 from compressor.coupling.remainder_layers import (
     channel_norm,
@@ -40,14 +41,32 @@ from compressor.coupling.remainder_layers import (
     transposed,
 )
 
-SHAPED = named("new_zeros new_ones new_full zeros_like ones_like full_like")
+TYPES = named("to type_as")
+"""Operators that take no more than the type of a second value."""
+SHAPED = named("new_zeros new_ones new_full new_empty zeros_like ones_like full_like empty_like")
 """Operators that take no more than the shape or type of a value."""
 
 
-FACTORIES = named("arange zeros ones full eye linspace logspace scalar_tensor tril_indices triu_indices hann_window")
+FACTORIES = named("arange zeros ones full empty eye linspace logspace scalar_tensor tril_indices triu_indices hann_window")
 
 
 PADS = named("constant_pad_nd pad")
+
+
+EXPANDS = named("expand expand_as broadcast_to")
+
+
+def spread(step: Step) -> Held | None:
+    """What an operator gives, of the small network's sizes where it only repeats; None where that cannot be said."""
+    name, sizes = operator_of(step.dense), step.small.meta.get("val")
+    if not isinstance(step.out, Held) or not isinstance(sizes, Tensor):
+        return None
+    values = step.values()
+    if name in EXPANDS or name in SAME:
+        values = values[:1]
+    elif torch.Tag.pointwise not in getattr(step.dense.target, "tags", ()):
+        return None
+    return widened(step.out, tuple(sizes.shape), values)
 
 
 def check(step: Step) -> None:
@@ -64,6 +83,9 @@ def check(step: Step) -> None:
                 f"it gives {tuple(value.shape)} where {held.small_shape} is left{f' (part {place})' if place else ''}"
             )
     name = operator_of(step.dense)
+    if name in EXPANDS and name == operator_of(step.small):
+        meets(values[:1], step.result())
+        return
     if name != operator_of(step.small):
         moves(step)
         return
@@ -89,13 +111,14 @@ def evaluated(step: Step) -> Any:
     constant = name in FACTORIES or name in SHAPED or (values and all(isinstance(v, Known) for v in values))
     if not constant or torch.Tag.nondeterministic_seeded in getattr(step.dense.target, "tags", ()):
         return None
+    kind = next((n.meta["val"].dtype for n in step.dense.all_input_nodes if isinstance(n.meta.get("val"), Tensor)), None)
     found = []
     for node, arguments, which in ((step.dense, step.dense_args, 0), (step.small, step.small_args, 1)):
 
         def value(v: Any, which: int = which) -> Any:
             if isinstance(v, Known):
                 return v.small if which else v.dense
-            return torch.empty(v.small_shape if which else v.shape) if isinstance(v, Held) else v
+            return torch.empty(v.small_shape if which else v.shape, dtype=kind) if isinstance(v, Held) else v
 
         target: Any = node.target
         found.append(target(**{k: mapped(v, value) for k, v in arguments.items() if k not in ELSEWHERE}))
@@ -175,9 +198,12 @@ def pads(step: Step) -> None:
 
 def _same(step: Step) -> None:
     """One value goes through, entry by entry."""
-    step.same_options("size", "dtype" if operator_of(step.dense) == "to" else "")
+    step.same_options("size")
     first = next(iter(step.dense_args))
     through(step.held(first), step.result())
+    others = leaves([v for name, v in step.dense_args.items() if name != first])
+    if operator_of(step.dense) not in TYPES:
+        meets(others, step.result())
 
 
 def _pool(step: Step) -> None:
@@ -278,6 +304,8 @@ def _attention(step: Step) -> None:
     _contracted([(query, matrices(dims, "qd")), (key, matrices(dims, "kd"))], scores, matrices(dims, "qk"))
     if step.dense_args.get("attn_mask") is not None:
         meets(leaves([step.dense_args["attn_mask"]]), scores)
+    if step.dense_args.get("is_causal") and not all_whole(scores, [dims - 2]):
+        raise Differs("its mask counts positions")
     if not all_whole(scores, [dims - 1]):
         raise Differs("it normalises over what is removed")
     _contracted([(scores, matrices(dims, "qk")), (value, matrices(dims, "kd"))], out, matrices(dims, "qd"))

@@ -79,9 +79,12 @@ def _rounding_aside(proof: Equivalence, in_double: Callable[[], Equivalence]) ->
     try:
         again = in_double()
     except (RuntimeError, ValueError, TypeError):  # the network's own code insists on float32
-        return proof
+        return replace(proof, tolerance=max(proof.tolerance, SINGLE))
     return replace(again, what=f"{again.what}, in float64") if again else proof
 
+
+SINGLE = 1e-4
+"""Tolerance where nothing but float32 can be had: rounding cannot be told apart further."""
 
 NEARLY = 1.0 / NARROW
 """A difference, as a fraction of a channel's range, that rounding in float32 makes in deep networks with random weights."""
