@@ -25,6 +25,11 @@ gc.freeze()  # what torch and the rest have made by now stays: looking through i
 gc.set_threshold(50_000)
 
 
+def pytest_collectstart() -> None:
+    """What a module draws while it is imported is the same in every process, whatever was imported before it."""
+    torch.manual_seed(0)
+
+
 @pytest.fixture(autouse=True)
 def _same_numbers() -> None:
     """Every test draws the same numbers whenever and wherever it runs: one that fails once fails again."""

@@ -172,7 +172,7 @@ class _Walk:
 
     def _written(self, one: fx.Node) -> None:
         """What a write that is no constant's reaches must be whole: the values of before are not what others see then."""
-        reached = leaves([self.values[n] for n in (*self.shared.get(one, ()), *one.all_input_nodes)])
+        reached = leaves([self.values[n] for n in (*self.shared.get(one, ()), *one.all_input_nodes[:1])])
         if one in self.shared and not all(v.whole if isinstance(v, Held) else v.dense.shape == v.small.shape for v in reached):
             raise Differs("it writes into a value that others see")
         memory = {v.dense.untyped_storage().data_ptr() for v in reached if isinstance(v, Known)}
@@ -204,7 +204,7 @@ class _Walk:
     def _stored(self, one: fx.Node, other: fx.Node) -> Any:
         dense, small = (getattr(p.graph_module, str(n.target)) for p, n in ((self.dense, one), (self.small, other)))
         if isinstance(dense, Tensor):
-            return Known(dense.detach().cpu(), small.detach().cpu())
+            return Known(dense.detach().cpu().clone(), small.detach().cpu().clone())
         if plain(dense) != plain(small):
             raise Differs("a part of its code is another")
         return dense

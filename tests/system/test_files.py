@@ -83,6 +83,7 @@ def test_a_folder_that_takes_no_files_is_refused() -> None:
 
 KILLED = """
 import os, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where a shell put us into the background
 from pathlib import Path
 from compressor.system import files
 moment, real = int(sys.argv[1]), os.replace
