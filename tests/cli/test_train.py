@@ -115,36 +115,14 @@ KEPT = {"state.pt", "state.before.pt", "history.csv", "lock"}
 """What a run's folder holds; a process that is killed leaves the file of its lock, though not the lock."""
 
 LEARN = ("--data", "few.npz", "--epochs", "8", "--batch-size", "8", "--threads", "1", "--sparsity", "0.6")
+TWICE = ("--interval", "2", "--method-option")
 STAGES = {
     "before": ("train", "lenet5", *LEARN, "--method", "snapit", "--method-option", "steps=0"),
-    "during, nodes": (*TRAIN[:-6], "--epochs", "8", "--batch-size", "8", "--threads", "1"),
-    "during, weights": (
-        "train",
-        "lenet5",
-        *LEARN,
-        "--method",
-        "snipit",
-        "--stage",
-        "during",
-        "--interval",
-        "2",
-        "--method-option",
-        "steps=2",
-    ),
+    "during, nodes": ("train", "lenet5", *LEARN, "--method", "snapit", "--stage", "during", *TWICE, "steps=0"),
+    "during, weights": ("train", "lenet5", *LEARN, "--method", "snipit", "--stage", "during", *TWICE, "steps=0"),
     "after": ("train", "lenet5", *LEARN, "--method", "l1-filters", "--prune-at", "4"),
-    "imp": ("train", "lenet5", *LEARN, "--method", "imp", "--interval", "2", "--method-option", "steps=2"),
-    "finetune": (
-        "l1-filters",
-        "net.safetensors",
-        "--data",
-        "few.npz",
-        "--sparsity",
-        "0.3",
-        "--threads",
-        "1",
-        "--finetune",
-        "8",
-    ),
+    "imp": ("train", "lenet5", *LEARN, "--method", "imp", *TWICE, "steps=2"),
+    "finetune": ("l1-filters", "net.safetensors", *LEARN[:2], "--sparsity", "0.3", "--threads", "1", "--finetune", "8"),
 }
 
 
