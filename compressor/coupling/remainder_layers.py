@@ -13,50 +13,41 @@ def _bias(step: Step, made: Tensor) -> None:
         alike(bias.places[0], made, "its bias is of other channels")
 
 
-def _groups(step: Step) -> tuple[int, int]:
-    return step.dense_args.get("groups") or 1, step.small_args.get("groups") or 1
-
-
 def convolution(step: Step) -> None:
     """Output o of group g reads the inputs g (I / G) + c of the weight's columns c."""
-    step.same_options("groups")
-    x, weight, out = step.held("input"), step.held("weight"), step.result()
-    if step.dense_args.get("transposed") or len(x.shape) != len(weight.shape):
-        raise Differs("an unusual form of a convolution")
-    _rest_whole(x, out, weight)
-    dense, small = _groups(step)
-    made, read, columns = out.places[1], x.places[1], weight.places[1]
-    alike(made, weight.places[0], "its weight is of other channels")
-    _bias(step, made)
-    was = made // (out.shape[1] // dense)
-    now = torch.arange(len(made)) // (len(made) // small)
-    _grouped(was, now, read, columns, x.shape[1] // dense, len(read) // small)
-
-
-def _grouped(was: Tensor, now: Tensor, wide: Tensor, columns: Tensor, each: int, each_now: int) -> None:
-    """Entry `now each_now + c'` of what is left on the grouped side is the dense `was each + columns[c']`, and no more is."""
-    if each_now != len(columns):
-        raise Differs("its groups are of another size")
-    for group, group_now in torch.unique(torch.stack([was, now], 1), dim=0).tolist():
-        alike(wide[group_now * each_now : (group_now + 1) * each_now], group * each + columns, "its groups are other channels")
-        inside = wide[(wide >= group * each) & (wide < (group + 1) * each)]
-        alike(inside, group * each + columns, "its groups leave out channels")
+    _by_groups(step, step.result(), step.held("input"))
 
 
 def transposed(step: Step) -> None:
     """Input i of group g makes the outputs g (O / G) + c of the weight's columns c."""
+    _by_groups(step, step.held("input"), step.result())
+
+
+def _by_groups(step: Step, rows: Held, columns: Held) -> None:
+    """A weight `(rows, columns / groups, ...)`: each row meets the columns of its group.
+
+    Args:
+        rows: what the rows of the weight read or make, `(batch, rows, ...)`.
+        columns: what its columns do, `(batch, columns, ...)`.
+    """
     step.same_options("groups")
-    x, weight, out = step.held("input"), step.held("weight"), step.result()
-    _rest_whole(x, out, weight)
-    dense, small = _groups(step)
-    read, made, columns = x.places[1], out.places[1], weight.places[1]
-    alike(read, weight.places[0], "its weight is of other channels")
-    _bias(step, made)
-    was = read // (x.shape[1] // dense)
-    now = torch.arange(len(read)) // (len(read) // small)
-    _grouped(was, now, made, columns, out.shape[1] // dense, len(made) // small)
-    if len(made) != small * len(columns):
+    weight = step.held("weight")
+    if step.dense_args.get("transposed") or len(rows.shape) != len(weight.shape):
+        raise Differs("an unusual form of a convolution")
+    _rest_whole(rows, columns, weight)
+    alike(rows.places[1], weight.places[0], "its weight is of other channels")
+    _bias(step, step.result().places[1])
+    dense, small = (arguments.get("groups") or 1 for arguments in (step.dense_args, step.small_args))
+    there, left = weight.places[1], columns.places[1]
+    if len(left) != small * len(there):
         raise Differs("its groups are of another size")
+    was = rows.places[1] // (rows.shape[1] // dense)
+    now = torch.arange(len(was)) // (len(was) // small)
+    each = columns.shape[1] // dense
+    for group, group_now in torch.unique(torch.stack([was, now], 1), dim=0).tolist():
+        wanted = group * each + there
+        alike(left[group_now * len(there) : (group_now + 1) * len(there)], wanted, "its groups are other channels")
+        alike(left[(left >= group * each) & (left < (group + 1) * each)], wanted, "its groups leave out channels")
 
 
 def _rest_whole(*values: Held) -> None:

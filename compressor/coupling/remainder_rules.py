@@ -198,7 +198,7 @@ def pads(step: Step) -> None:
 
 def _same(step: Step) -> None:
     """One value goes through, entry by entry."""
-    step.same_options("size")
+    step.same_options()
     first = next(iter(step.dense_args))
     through(step.held(first), step.result())
     others = leaves([v for name, v in step.dense_args.items() if name != first])
