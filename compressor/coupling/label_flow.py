@@ -70,6 +70,7 @@ class Traced:
             self.layers = {name: m for name, m in self.modules.items() if isinstance(m, PRODUCERS)}
             self.in_training = self._in_training(twin, example_inputs)
         self.attention = attention
+        self._followed: tuple[tuple[Tie, ...], Flow, list[Mapping[fx.Node, Any]]] | None = None  # by the last structure
 
     def _in_training(self, twin: nn.Module, example_inputs: Inputs) -> torch.export.ExportedProgram | None:
         """The program of train mode, where some layers run in that only; auxiliary heads read what others make."""
@@ -87,7 +88,8 @@ class Traced:
         Args:
             bound: what goes together beside what the operators say.
         """
-        flow, _ = self._flow(bound)
+        flow, values = self._flow(bound)
+        self._followed = tuple(bound), flow, values
         aside = self.layers.keys() - running_in(self.program)
         for axis in list(flow.axes.values()):
             if axis.role in ("produce", "pass") and axis.tensor.rpartition(".")[0] in aside:
@@ -142,7 +144,9 @@ class Traced:
                 other = _exported(twin, each(example_inputs, lambda x: x[:1]))
         except Untraceable as error:
             return Comparison(0, f"the small network cannot be exported ({error})")
-        flow, labels = self._flow(structure.bound)
+        known, flow, labels = self._followed or ((), None, [])
+        if flow is None or known != structure.bound:
+            flow, labels = self._flow(structure.bound)
         component = torch.from_numpy(flow.labels.solve().component)
         entries = _by_every_name(structure.kept_entries(kept), small)
         lost = torch.zeros(len(component), dtype=torch.bool)

@@ -43,11 +43,11 @@ def _by_groups(step: Step, rows: Held, columns: Held) -> None:
         raise Differs("its groups are of another size")
     was = rows.places[1] // (rows.shape[1] // dense)
     now = torch.arange(len(was)) // (len(was) // small)
+    groups, groups_now = torch.unique(torch.stack([was, now]), dim=1)
     each = columns.shape[1] // dense
-    for group, group_now in torch.unique(torch.stack([was, now], 1), dim=0).tolist():
-        wanted = group * each + there
-        alike(left[group_now * len(there) : (group_now + 1) * len(there)], wanted, "its groups are other channels")
-        alike(left[(left >= group * each) & (left < (group + 1) * each)], wanted, "its groups leave out channels")
+    alike(left.reshape(small, -1)[groups_now], groups[:, None] * each + there, "its groups are other channels")
+    held = torch.bincount(left // each, minlength=dense)[groups]
+    alike(held, torch.full_like(held, len(there)), "its groups leave out channels")
 
 
 def _rest_whole(*values: Held) -> None:
