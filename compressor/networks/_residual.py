@@ -41,31 +41,38 @@ class WideResNet(nn.Module):
 
 
 class Basic(nn.Module):
-    """Two 3x3 convolutions around a sum with the input, which is thinned out and padded with zeros where the width changes."""
+    """Two 3x3 convolutions around a sum with the input, which, where the width changes, is thinned out and padded with zeros, or
+    projected by a 1x1 convolution."""
 
-    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+    def __init__(self, inputs: int, outputs: int, stride: int, projected: bool) -> None:
         super().__init__()
         self.conv1, self.norm1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False), nn.BatchNorm2d(outputs)
         self.conv2, self.norm2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False), nn.BatchNorm2d(outputs)
-        self.stride = stride
+        self.stride, self.shortcut = stride, None
+        if projected and inputs != outputs:
+            self.shortcut = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
 
     def forward(self, x: Tensor) -> Tensor:  # (batch, inputs, h, w) -> (batch, outputs, h / stride, w / stride)
         out = self.norm2(self.conv2(torch.relu(self.norm1(self.conv1(x)))))
+        if self.shortcut is not None:
+            return torch.relu(out + self.shortcut(x))
         shortcut = x[:, :, :: self.stride, :: self.stride]
         missing = out.shape[1] - shortcut.shape[1]
         return torch.relu(out + (F.pad(shortcut, (0, 0, 0, 0, 0, missing)) if missing else shortcut))
 
 
 class ResNet(nn.Module):
-    """A 3x3 stem and stages of basic blocks, as for 32x32 images (He et al. 2016, option A)."""
+    """A 3x3 stem and stages of basic blocks, as for 32x32 images (He et al. 2016, option A, or B where `projected`)."""
 
-    def __init__(self, in_channels: int, classes: int, widths: tuple[int, ...], blocks: tuple[int, ...]) -> None:
+    def __init__(
+        self, in_channels: int, classes: int, widths: tuple[int, ...], blocks: tuple[int, ...], projected: bool = False
+    ) -> None:
         super().__init__()
         stages, width = [], widths[0]
         self.stem, self.norm = nn.Conv2d(in_channels, width, 3, 1, 1, bias=False), nn.BatchNorm2d(width)
         for stage, (outputs, count) in enumerate(zip(widths, blocks, strict=True)):
             for block in range(count):
-                stages.append(Basic(width, outputs, 2 if stage and not block else 1))
+                stages.append(Basic(width, outputs, 2 if stage and not block else 1, projected))
                 width = outputs
         self.blocks, self.classifier = nn.Sequential(*stages), nn.Linear(width, classes)
 

@@ -27,12 +27,13 @@ def identity_of(
     recipe: Recipe, course: Course, model: nn.Module, data: Columns | Iterable[Batch],
     test: Columns | Iterable[Batch] | None, method: str | Method | None, loss: str | Loss, scoring: Iterable[Batch] | None,
 ) -> dict[str, Any]:  # fmt: skip
-    """What must be the same for a run to go on; the number of epochs may grow where no event depends on it."""
+    """What must be the same for a run to go on; the number of epochs may grow where no event and no rate depends on it."""
     numbers = {name: value for name, value in dataclasses.asdict(recipe).items() if name != "epochs"}
     held = {
         "architecture": architecture_of(model),
         "method": "none" if method is None else str(method),
         **numbers,
+        **({"epochs": recipe.epochs} if recipe.schedule == "cosine" else {}),
         "seed": course.seed,
         "weights": fingerprint_of(model.state_dict().values()),
         "data": fingerprint_of_data(data, course.seed),
@@ -61,9 +62,11 @@ def _texts(settings: Pruning) -> dict[str, str]:
     return {o.name: str(getattr(settings, o.name)) for o in options_of(Pruning)} | targets
 
 
-def unsaid_of(method: type[Method]) -> dict[str, str]:
-    """What the options of a pruning are that a kept run does not name: those that came later."""
-    return {o.name: str(o.default) for owner in (method, Pruning) for o in options_of(owner)}
+def unsaid_of(method: type[Method] | None) -> dict[str, Any]:
+    """What the options of a training, and of its pruning, are that a kept run does not name: those that came later."""
+    owners = () if method is None else (method, Pruning)
+    numbers = {o.name: o.default for o in options_of(Recipe)}
+    return numbers | {o.name: str(o.default) for owner in owners for o in options_of(owner)}
 
 
 def of_before(kept: Mapping[str, Any]) -> dict[str, Any]:

@@ -122,7 +122,7 @@ def train(
         if folder is None:
             return _run_through(course, None, recipe.epochs, model, on_epoch)
         identity = identity_of(recipe, course, model, data, test, method, loss, scoring)
-        run = Run(Path(folder), identity, {} if pruner is None else unsaid_of(type(pruner.events.method)), of_before)
+        run = Run(Path(folder), identity, unsaid_of(None if pruner is None else type(pruner.events.method)), of_before)
         run.check_place()
         with run.alone():
             _begin(run, course, resume)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -24,6 +25,9 @@ class Recipe:
     weight_decay: float = option(5e-5, "L2, added to the gradient", least=0.0)
     momentum: float = option(0.9, "of sgd", least=0.0, most=1.0)
     clip: float = option(10.0, "largest norm of all gradients together; 0 clips nothing", least=0.0)
+    schedule: Literal["steps", "cosine"] = option(
+        "steps", "how the learning rate falls: by steps of decay_every epochs, or from step to step along a cosine to 0"
+    )
     decay_every: int = option(0, "epochs after which the learning rate falls; 0 keeps it", least=0)
     decay: float = option(0.1, "what it is multiplied with then", least=0.0)
     flip: float = option(
@@ -40,8 +44,10 @@ class Recipe:
         """
         checked(Recipe, "a recipe", vars(self))
 
-    def lr_at(self, epoch: int) -> float:
-        """The learning rate in an epoch, counted from 0."""
+    def lr_at(self, epoch: float) -> float:
+        """The learning rate after so many epochs, and parts of one."""
+        if self.schedule == "cosine":
+            return self.lr * (1 + math.cos(math.pi * min(epoch / self.epochs, 1))) / 2
         return self.lr * self.decay ** (epoch // self.decay_every) if self.decay_every else self.lr
 
     def flips(self, colour: bool) -> float:

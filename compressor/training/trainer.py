@@ -132,8 +132,6 @@ class Trainer:
         progress: Callable[[int, int, float], None],
     ) -> EpochStats:  # fmt: skip
         lr = self.recipe.lr_at(self.epochs_done)
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
         self.model.train()
         for name, module in self.model.named_modules():
             if name in self.still:
@@ -147,6 +145,8 @@ class Trainer:
             if size_of(batch) == 1 < largest and normalises:
                 continue  # a batch norm has nothing to normalise in a single sample that is left over
             largest = max(largest, size_of(batch))
+            for group in self.optimizer.param_groups:
+                group["lr"] = self.recipe.lr_at(self.epochs_done + (step / total if total else 0))
             batch = self._augmented(batch)
             failure: Exception | None = None
             try:
