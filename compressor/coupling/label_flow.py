@@ -65,7 +65,7 @@ class Traced:
             Untraceable: `torch.export` fails; the message is its first line.
         """
         with observed(model) as twin, quiet():
-            self.program = _exported(twin, example_inputs)
+            self.program = exported(twin, example_inputs)
             self.modules = dict(twin.named_modules())
             self.layers = {name: m for name, m in self.modules.items() if isinstance(m, PRODUCERS)}
             self.in_training = self._in_training(twin, example_inputs)
@@ -141,14 +141,14 @@ class Traced:
         """
         try:
             with observed(small) as twin, quiet():
-                other = _exported(twin, each(example_inputs, lambda x: x[:1]))
+                other = exported(twin, each(example_inputs, lambda x: x[:1]))
         except Untraceable as error:
             return Comparison(0, f"the small network cannot be exported ({error})")
         known, flow, labels = self._followed or ((), None, [])
         if flow is None or known != structure.bound:
             flow, labels = self._flow(structure.bound)
         component = torch.from_numpy(flow.labels.solve().component)
-        entries = _by_every_name(structure.kept_entries(kept), small)
+        entries = by_every_name(structure.kept_entries(kept), small)
         lost = torch.zeros(len(component), dtype=torch.bool)
         for place, stay in entries.items():
             if place in flow.axes and flow.axes[place].role != "size":
@@ -160,7 +160,7 @@ class Traced:
         return found if found else replace(found, groups=_groups_with(structure, found.labels, flow, component))
 
 
-def _exported(twin: nn.Module, example_inputs: Inputs) -> torch.export.ExportedProgram:
+def exported(twin: nn.Module, example_inputs: Inputs) -> torch.export.ExportedProgram:
     """The program of a network that is observed.
 
     Raises:
@@ -174,7 +174,7 @@ def _exported(twin: nn.Module, example_inputs: Inputs) -> torch.export.ExportedP
     return program
 
 
-def _by_every_name(entries: Mapping[tuple[str, int], Tensor], model: nn.Module) -> dict[tuple[str, int], Tensor]:
+def by_every_name(entries: Mapping[tuple[str, int], Tensor], model: nn.Module) -> dict[tuple[str, int], Tensor]:
     """What stays of each dimension of a tensor, under all names that it has in the network."""
     names: dict[int, list[str]] = {}
     for name, tensor in (*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)):

@@ -1,0 +1,229 @@
+"""Repair: what a network that lost nodes can still compute of what it did, without labels and without training.
+
+`norms` corrects the batch norms by what changed in front of them. `least-squares` refits each layer that reads, from input to
+output, to what it gave before, and tries the norms behind that. What comes nearest to the dense network's outputs on samples
+kept aside stays.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import math
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from compressor.coupling.label_flow import Untraceable
+from compressor.errors import UnsupportedNetwork
+from compressor.model.inputs import Inputs, each, run, samples, tensors
+from compressor.model.observe import observed, outputs_of, tensors_in
+from compressor.options import spelled
+from compressor.repair.least_squares import FEWEST, MEMORY, LayerRefit, least_squares
+from compressor.repair.norms import correct, norms_of, statistics
+from compressor.settings import Repairing
+from compressor.system.progress import Progress
+
+__all__ = ["Repair", "repaired"]
+
+CHUNK = 32
+"""Samples that run together while layers are refitted."""
+
+BATCH = 256
+"""Samples that run together while norms are corrected."""
+
+ALIVE = 6
+"""Largest activations that a sample needs at a time, both networks together, as a guess."""
+
+ASIDE = 8
+"""One sample of so many is kept aside to judge by."""
+
+LEAST = 16
+"""Samples without which nothing is refitted."""
+
+Way = Literal["as pruned", "norms", "least squares", "least squares, then norms"]
+
+
+@dataclass(frozen=True)
+class Repair:
+    """What a repair came to.
+
+    Attributes:
+        asked: what was asked for.
+        kept: what was done to the network that is handed over: the way nearest to the dense network's outputs.
+        samples: seen; `aside` of them were kept to judge by.
+        noise: they were drawn at random, for there were no data.
+        distance: way -> squared distance to the dense outputs on the samples kept aside, as a share of their variance.
+        layers: refitted, in the order in which they run.
+        why: less was done than was asked for.
+        seconds: that it took.
+    """
+
+    asked: Repairing
+    kept: Way
+    samples: int
+    aside: int
+    noise: bool
+    distance: Mapping[Way, float]
+    layers: tuple[LayerRefit, ...]
+    why: str = ""
+    seconds: float = 0.0
+
+    def as_dict(self) -> dict[str, Any]:
+        """For reports."""
+        return dataclasses.asdict(self)
+
+
+def repaired(
+    dense: nn.Module, small: nn.Module, stay: Mapping[tuple[str, int], Tensor], batches: Iterable[Inputs], how: Repairing,
+    most: int, *, noise: bool = False, seed: int = 0, progress: Progress = lambda *_: None,
+) -> tuple[nn.Module, Repair]:  # fmt: skip
+    """A repaired copy of a small network.
+
+    Args:
+        dense: the network that it was cut from; neither is changed.
+        stay: (tensor, dimension) -> sorted indices of the dense network's entries that `small` has, of what shrank.
+        batches: inputs, of the networks' precision; labels are not needed.
+        how: `norms`, or `least-squares`, which does the other, too.
+        most: samples looked at.
+        noise: the inputs are no data.
+        seed: of the places drawn from each sample.
+    Raises:
+        UnsupportedNetwork: the dense network's forward pass is random.
+    """
+    started = time.perf_counter()
+    whole = _taken(batches, most)
+    size = samples(whole)
+    chunk, batch = _sizes(dense, whole)
+    _check_repeats(dense, each(whole, lambda x: x[:chunk]))
+    held = max(1, size // ASIDE) if size >= LEAST else 0
+    shown, rest = each(whole, lambda x: x[: size - held]), each(whole, lambda x: x[size - held :])
+    aside = _cut(rest if held else whole, batch)
+    target = [outputs_of(dense, inputs) for inputs in aside]
+    there: dict[Way, nn.Module] = {"as pruned": small}
+    layers: list[LayerRefit] = []
+    why = ""
+    progress("correcting the norms", 0, 0)
+    groups = _cut(shown, batch)
+    was = statistics(dense, groups) if norms_of(dense) and samples(shown) > 1 else {}
+    if was:
+        there["norms"] = _corrected(small, dense, stay, was, groups)
+    if how == "least-squares" and size < LEAST:
+        why = f"{size} samples are too few to refit layers; give {LEAST} or more"
+    elif how == "least-squares":
+        fitted = copy.deepcopy(small)
+        try:
+            layers = least_squares(dense, fitted, stay, _cut(shown, chunk, whole=True), seed, progress)
+        except (Untraceable, UnsupportedNetwork) as error:
+            why = f"layers cannot be refitted: {error}"
+        else:
+            there["least squares"] = fitted
+            if was:
+                there["least squares, then norms"] = _corrected(fitted, dense, stay, was, groups)
+    elif not was:
+        why = f"it has no batch norms to correct; {spelled('repair', 'least-squares')} refits layers"
+    distance = {way: distance_of(m, aside, target) for way, m in there.items()}
+    best = min(distance, key=lambda way: distance[way])
+    found = there[best]
+    record = Repair(
+        how, best, size, held, noise, distance, tuple(layers) if best.startswith("least") else (), why,
+        time.perf_counter() - started,
+    )  # fmt: skip
+    return (copy.deepcopy(small) if found is small else found), record
+
+
+def distance_of(model: nn.Module, chunks: Sequence[Inputs], target: Sequence[Sequence[Tensor]]) -> float:
+    """The squared distance of a network's outputs to others, as a share of their variance over samples; mean over outputs.
+
+    Args:
+        target: for each chunk, the outputs to compare with; those that are no real numbers are left out.
+    Returns:
+        Infinity where an output is not finite.
+    """
+    found: dict[int, list[tuple[Tensor, Tensor]]] = {}
+    for inputs, wanted in zip(chunks, target, strict=True):
+        for place, (y, d) in enumerate(zip(outputs_of(model, inputs), wanted, strict=True)):
+            if d.is_floating_point() and d.dim() and d.shape == y.shape:
+                found.setdefault(place, []).append((y.double(), d.double()))
+    shares = []
+    for pairs in found.values():
+        y, d = (torch.cat(part) for part in zip(*pairs, strict=True))
+        spread = (d - d.mean(0, keepdim=True)).square().sum()
+        share = float((y - d).square().sum() / spread.clamp_min(torch.finfo(torch.float32).tiny))
+        shares.append(share if math.isfinite(share) else math.inf)
+    return sum(shares) / len(shares) if shares else 0.0
+
+
+def _corrected(
+    small: nn.Module, dense: nn.Module, stay: Mapping[tuple[str, int], Tensor], was: Any, groups: Sequence[Inputs]
+) -> nn.Module:
+    fixed = copy.deepcopy(small)
+    correct(fixed, dense, stay, was, statistics(small, groups))
+    return fixed
+
+
+def _taken(batches: Iterable[Inputs], most: int) -> Inputs:
+    """The first samples of the batches as one batch; those of another shape than the first one's are left out."""
+    taken: list[Inputs] = []
+    count = 0
+    for inputs in batches:
+        if taken and [x.shape[1:] for x in tensors(inputs)] != [x.shape[1:] for x in tensors(taken[0])]:
+            continue  # such as a longer text: one program runs on samples of one shape
+        taken.append(inputs)
+        count += samples(inputs)
+        if count >= most:
+            break
+    joined = [torch.cat(part)[:most] for part in zip(*map(tensors, taken), strict=True)]
+    first = taken[0]
+    return dict(zip(first, joined, strict=True)) if isinstance(first, Mapping) else tuple(joined)
+
+
+def _cut(inputs: Inputs, size: int, whole: bool = False) -> list[Inputs]:
+    """Chunks of `size` samples; what is left over comes last, or where all are to be `whole`, not at all."""
+    count = samples(inputs)
+    starts = [*range(0, count - count % size if whole else count, size)]
+    if len(starts) > 1 and count - starts[-1] == 1:
+        starts.pop()  # a batch norm has nothing to normalise in a single sample
+    ends = [*starts[1:], count if not whole else starts[-1] + size] if starts else []
+    return [each(inputs, partial(_part, start=start, stop=stop)) for start, stop in zip(starts, ends, strict=True)]
+
+
+def _part(x: Tensor, start: int, stop: int) -> Tensor:
+    return x[start:stop]
+
+
+def _sizes(model: nn.Module, inputs: Inputs) -> tuple[int, int]:
+    """How many samples run together while layers are refitted, and while norms are corrected."""
+    largest = 1
+
+    def seen(_: nn.Module, __: Any, outputs: Any) -> None:
+        nonlocal largest
+        largest = max(largest, sum(t.numel() * t.element_size() for t in tensors_in(outputs)))
+
+    with observed(model) as twin, torch.no_grad():
+        for module in twin.modules():
+            module.register_forward_hook(seen)
+        run(twin, each(inputs, lambda x: x[:1]))
+    fits = max(1, MEMORY // (ALIVE * largest))
+    return max(1, min(CHUNK, fits // FEWEST, samples(inputs) // (ASIDE + FEWEST))), max(2, min(BATCH, fits))
+
+
+def _check_repeats(model: nn.Module, inputs: Inputs) -> None:
+    """Refuse a network that gives other outputs each time.
+
+    Raises:
+        UnsupportedNetwork: it does.
+    """
+    with observed(model) as twin, torch.no_grad():
+        pairs = zip(tensors_in(run(twin, inputs)), tensors_in(run(twin, inputs)), strict=True)
+    for one, other in pairs:
+        if one.is_floating_point() and not torch.allclose(one, other, rtol=1e-3, atol=1e-4 * float(one.abs().max())):
+            raise UnsupportedNetwork(
+                "its forward pass is random: the same inputs give other outputs each time, and nothing can be refitted to "
+                f"those; {spelled('repair', 'none')}"
+            )
