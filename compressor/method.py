@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from compressor.errors import WrongUsage, first_line, nearest
 from compressor.options import checked, names_of, option, options_of
-from compressor.settings import TAKEN, Pruning, Stage, Timing
+from compressor.settings import AUTO, TAKEN, Pruning, Stage, State, Timing
 
 __all__ = ["Method", "Stage", "make", "method_named", "option", "options_of", "summaries", "table"]
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 FOLDER_VARIABLE = "COMPRESSOR_METHODS"
 ENTRY_POINTS = "compressor.methods"
-RESERVED = frozenset(["new", "show", "apply", "verify", "bench", "train", "sweep", "report"])
+RESERVED = frozenset(["new", "show", "apply", "verify", "bench", "train", "sweep", "report", "prune", AUTO])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,11 +40,18 @@ class Method(ABC):
 
     Class attributes:
         stage: when it prunes: before, during or after training.
+        suits: the networks that its scores mean something on; None: all.
+        best_for: the networks that it is chosen for where no method is named, by the project's own study; one method for each,
+            and one that needs no data.
+        across_layers: whether scores of different layers can be compared, and divided by what a node costs.
         uses_data: whether `score` reads the objective's batches.
         paper: where it is from.
     """
 
     stage: ClassVar[Stage] = "before"
+    suits: ClassVar[State | None] = None
+    best_for: ClassVar[State | None] = None
+    across_layers: ClassVar[bool] = True
     uses_data: ClassVar[bool] = True
     paper: ClassVar[str] = ""
 
@@ -116,6 +123,12 @@ def method_named(name: str) -> type[Method]:
     if clash := [o.name for o in options_of(classes[0]) if o.name in TAKEN]:
         raise WrongUsage(f"method {name!r}: its field {clash[0]!r} has the name of an option of every method; rename it")
     return classes[0]
+
+
+def best_for(state: State, data: bool) -> str:
+    """Name of the method that is chosen for networks of a state, with data or without."""
+    found = [name for name in summaries() if method_named(name).best_for == state]
+    return min(found, key=lambda name: method_named(name).uses_data != data)
 
 
 def table() -> str:

@@ -10,7 +10,7 @@ from torch import nn
 from compressor.criteria.magnitude import norm_scales, without_norm
 from compressor.method import Method
 from compressor.objective.objective import Objective
-from compressor.settings import Stage
+from compressor.settings import Stage, State
 from compressor.types.scores import Scores
 from compressor.types.structure import Structure
 
@@ -24,6 +24,7 @@ class BnScale(Method):
 
     paper: ClassVar[str] = "Network Slimming, arXiv 1708.06519"
     stage: ClassVar[Stage] = "after"
+    suits: ClassVar[State | None] = "trained"
     uses_data: ClassVar[bool] = False
 
     def score(self, model: nn.Module, structure: Structure, objective: Objective) -> Scores:

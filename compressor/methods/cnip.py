@@ -10,6 +10,7 @@ from torch import nn
 from compressor.criteria.combined import combined_elasticity
 from compressor.method import Method
 from compressor.objective.objective import Objective
+from compressor.settings import State
 from compressor.types.scores import Scores
 from compressor.types.structure import Structure
 
@@ -23,6 +24,7 @@ class Cnip(Method):
     """
 
     paper: ClassVar[str] = "SNIP-it, arXiv 2006.00896, supplement B"
+    suits: ClassVar[State | None] = "fresh"
     unit: ClassVar[Literal["weight"]] = "weight"
 
     def score(self, model: nn.Module, structure: Structure, objective: Objective) -> Scores:

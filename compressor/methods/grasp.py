@@ -11,7 +11,7 @@ from compressor.criteria.hessian import gradient_flow
 from compressor.method import Method
 from compressor.objective.objective import Objective
 from compressor.options import option
-from compressor.settings import Unit
+from compressor.settings import State, Unit
 from compressor.types.scores import Scores
 from compressor.types.structure import Structure
 
@@ -25,6 +25,7 @@ class Grasp(Method):
     """
 
     paper: ClassVar[str] = "GraSP, arXiv 2002.07376"
+    suits: ClassVar[State | None] = "fresh"
     unit: Unit = option("weight", "what is removed")
     sign: Literal["original", "published-snipit"] = option("original", "the paper's, or that of the SNIP-it authors' code")
 

@@ -11,7 +11,7 @@ from compressor.criteria.rank import map_ranks, without_maps
 from compressor.method import Method
 from compressor.objective.objective import Objective
 from compressor.selection.select import per_part
-from compressor.settings import Stage
+from compressor.settings import Stage, State
 from compressor.types.scores import Scores
 from compressor.types.structure import Structure
 
@@ -26,6 +26,8 @@ class Hrank(Method):
 
     paper: ClassVar[str] = "HRank, arXiv 2002.10179"
     stage: ClassVar[Stage] = "after"
+    suits: ClassVar[State | None] = "trained"
+    across_layers: ClassVar[bool] = False
 
     def score(self, model: nn.Module, structure: Structure, objective: Objective) -> Scores:
         """Place by mean rank."""

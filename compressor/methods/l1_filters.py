@@ -11,7 +11,7 @@ from compressor.criteria.magnitude import node_magnitude
 from compressor.method import Method
 from compressor.objective.objective import Objective
 from compressor.selection.select import per_part
-from compressor.settings import Stage
+from compressor.settings import Stage, State
 from compressor.types.scores import Scores
 from compressor.types.structure import Structure
 
@@ -25,6 +25,9 @@ class L1Filters(Method):
 
     paper: ClassVar[str] = "EfficientConvNets, arXiv 1608.08710"
     stage: ClassVar[Stage] = "after"
+    suits: ClassVar[State | None] = "trained"
+    best_for: ClassVar[State | None] = "trained"
+    across_layers: ClassVar[bool] = False
     uses_data: ClassVar[bool] = False
 
     def score(self, model: nn.Module, structure: Structure, objective: Objective) -> Scores:

@@ -12,7 +12,7 @@ from compressor.method import Method
 from compressor.objective.objective import Objective
 from compressor.options import option
 from compressor.selection.select import Scope, within
-from compressor.settings import Stage, Unit
+from compressor.settings import Stage, State, Unit
 from compressor.types.scores import Scores
 from compressor.types.structure import Structure
 
@@ -23,7 +23,8 @@ class Magnitude(Method):
 
     paper: ClassVar[str] = "Blalock et al., arXiv 2003.03033"
     stage: ClassVar[Stage] = "after"
-    unit: Unit = option("weight", "what is removed")
+    suits: ClassVar[State | None] = "trained"
+    unit: Unit = option("node", "what is removed")
     scope: Scope = option("global", "whether layers are ranked together, or each loses the same share")
     uses_data: ClassVar[bool] = False
 

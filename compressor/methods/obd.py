@@ -11,7 +11,7 @@ from compressor.criteria.hessian import damage
 from compressor.method import Method
 from compressor.objective.objective import Objective
 from compressor.options import option
-from compressor.settings import Stage, Unit
+from compressor.settings import Stage, State, Unit
 from compressor.types.scores import Scores
 from compressor.types.structure import Structure
 
@@ -25,7 +25,8 @@ class Obd(Method):
 
     paper: ClassVar[str] = "Optimal Brain Damage, NIPS 1989"
     stage: ClassVar[Stage] = "after"
-    unit: Unit = option("weight", "what is removed")
+    suits: ClassVar[State | None] = "trained"
+    unit: Unit = option("node", "what is removed")
     probes: int = option(4, "random sign vectors for the Hessian's diagonal", least=1)
 
     def score(self, model: nn.Module, structure: Structure, objective: Objective) -> Scores:

@@ -12,6 +12,7 @@ from compressor.method import Method
 from compressor.objective.objective import Objective
 from compressor.options import option
 from compressor.selection.select import Scope, within
+from compressor.settings import State
 from compressor.types.scores import Scores
 from compressor.types.structure import Structure
 
@@ -24,6 +25,7 @@ class Snap(Method):
     """
 
     paper: ClassVar[str] = "SNIP-it, arXiv 2006.00896"
+    suits: ClassVar[State | None] = "fresh"
     gate: GatePlace = option("read", "where a node's gate sits")
     aggregate: Aggregate = option("signed", "what is summed before the absolute value")
     scope: Scope = option("global", "whether layers are ranked together, or each loses the same share")

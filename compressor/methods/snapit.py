@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from compressor.methods.snap import Snap
 from compressor.options import option
 from compressor.selection.schedule import halving
+from compressor.settings import State
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,6 +17,8 @@ class SnapIt(Snap):
 
     SNAP's score, asked for afresh before each of `steps + 2` events, because a node's worth changes as others go.
     """
+
+    best_for: ClassVar[State | None] = "fresh"
 
     steps: int = option(5, "the paper's s: s + 2 pruning events on the way to --sparsity", least=0)
 

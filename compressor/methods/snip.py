@@ -10,6 +10,7 @@ from torch import nn
 from compressor.criteria.elasticity import weight_elasticity
 from compressor.method import Method
 from compressor.objective.objective import Objective
+from compressor.settings import State
 from compressor.types.scores import Scores
 from compressor.types.structure import Structure
 
@@ -22,6 +23,7 @@ class Snip(Method):
     """
 
     paper: ClassVar[str] = "SNIP, arXiv 1810.02340"
+    suits: ClassVar[State | None] = "fresh"
     unit: ClassVar[Literal["weight"]] = "weight"
 
     def score(self, model: nn.Module, structure: Structure, objective: Objective) -> Scores:

@@ -12,7 +12,7 @@ from compressor.method import Method
 from compressor.objective.objective import Objective
 from compressor.options import option
 from compressor.selection.schedule import exponential
-from compressor.settings import Unit
+from compressor.settings import State, Unit
 from compressor.types.scores import Scores
 from compressor.types.structure import Structure
 
@@ -26,6 +26,7 @@ class SynFlow(Method):
     """
 
     paper: ClassVar[str] = "SynFlow, arXiv 2006.05467"
+    suits: ClassVar[State | None] = "fresh"
     unit: Unit = option("weight", "what is removed")
     steps: int = option(100, "pruning events on the way to --sparsity", least=1)
     uses_data: ClassVar[bool] = False
