@@ -28,6 +28,7 @@ class Cell:
         values: name of a measure -> its value of each seed.
         unit: what was removed: nodes or weights.
         course: the recipe, as text: what a training is compared with must have the same.
+        metric: name of what the user judges by, and whether higher is better.
         places: where the trials ran, as texts: times are compared only where that is one place, the same.
     """
 
@@ -44,6 +45,7 @@ class Cell:
     unit: str | None = None
     course: str = ""
     places: tuple[str, ...] = ()
+    metric: tuple[str, bool] | None = None
 
     @property
     def seeds(self) -> int:
@@ -56,7 +58,9 @@ class Cell:
 
     @property
     def judge(self) -> tuple[str, int]:
-        """What it is judged by, and the factor with which more is better: accuracy in percent, or else the loss."""
+        """What it is judged by, and the factor with which more is better: a metric, else accuracy in percent, else the loss."""
+        if self.metric is not None and "metric" in self.values:
+            return "metric", 1 if self.metric[1] else -1
         return ("accuracy", 100) if "accuracy" in self.values else ("loss", -1)
 
     @property
@@ -116,6 +120,8 @@ def measures_of(record: Record) -> dict[str, float]:
     found["seconds"] = training["seconds"]
     if (test := training["test"]) is not None:
         found |= {"loss": test["loss"]} if test["accuracy"] is None else {"accuracy": test["accuracy"]}
+        if (judged := test.get("metric")) is not None:
+            found["metric"] = judged["value"]
     found |= _of_pruned(cast(PrunedReport, report)) if "method" in report else _of_dense(cast(DenseReport, report))
     if "accuracy" in found and "method" in report:
         found["hm"] = harmonic_mean(found["accuracy"], found["weight_sparsity"])
@@ -170,7 +176,9 @@ def cells_of(document: ExperimentsDocument) -> list[Cell]:
         places = tuple(sorted({one.get("place", "") for one in same}))
         control = "ablation" in t.get("pruning", {})
         stage = "after" if first["stage"] == "before" and t.get("weights") else first["stage"]  # it was trained already
-        cells.append(Cell(*named, stage, first["epochs"], control, values, first.get("unit"), course, places))
+        judged = first.get("metric")
+        metric = None if judged is None else (judged["name"], judged["higher_is_better"])
+        cells.append(Cell(*named, stage, first["epochs"], control, values, first.get("unit"), course, places, metric))
     cells = _told_apart(cells, [same[0]["trial"] for same in groups])
     return sorted(cells, key=lambda c: (c.network, c.data, c.method is not None, c.label, c.target))
 
@@ -208,9 +216,8 @@ def _told_apart(cells: list[Cell], trials: Sequence[Mapping[str, Any]]) -> list[
 
 def _settings(trial: Mapping[str, Any]) -> dict[str, Any]:
     """All that was set of a trial, by name."""
-    rest = {
-        name: trial.get(name) for name in ("method", "recipe", "samples", "image_size", "loss", "device", "threads", "builder")
-    }
+    named = ("method", "recipe", "samples", "image_size", "loss", "metric", "device", "threads", "builder")
+    rest = {name: trial.get(name) for name in named}
     rest |= {name: (trial.get(name) or "")[:6] or None for name in ("files", "weights")}
     rest |= {"inputs": ", ".join(trial.get("inputs") or ()) or None, "rounds": trial.get("rounds") or None}
     return {

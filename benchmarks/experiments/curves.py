@@ -26,7 +26,8 @@ def experiment_plots(cells: Sequence[Cell], paper: Paper) -> dict[str, tuple[str
     found = {}
     for network, data in dict.fromkeys((c.network, c.data) for c in cells):
         mine = [c for c in cells if (c.network, c.data) == (network, data) and c.judged]
-        what = "accuracy" if any("accuracy" in c.values for c in mine) else "loss"
+        judges, own = {c.judge[0] for c in mine}, [c.metric[0] for c in mine if c.metric]
+        what = own[0] if own else "accuracy" if "accuracy" in judges else "loss"
         for measure, label in (("weight_sparsity", "weights left, %"), ("macs_x", "MACs of the dense network / of this one")):
             name = f"{network}-{data}-{measure}"
             with mpl.rc_context({**STYLE, "svg.hashsalt": name}):
@@ -90,7 +91,7 @@ def _trade_off(cells: Sequence[Cell], measure: str, labels: tuple[str, str], fig
     if measure == "weight_sparsity":
         axes.invert_xaxis()
     axes.set_xlabel(labels[0])
-    axes.set_ylabel("test accuracy, %" if labels[1] == "accuracy" else "test loss")
+    axes.set_ylabel("test accuracy, %" if labels[1] == "accuracy" else f"test {labels[1]}")
     axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
     return True
 

@@ -42,11 +42,20 @@ class Epoch(TypedDict):
     train_accuracy: NotRequired[float | None]
 
 
+class ByMetric(TypedDict):
+    """What a metric of the user's choice came to."""
+
+    name: str
+    value: float
+    higher_is_better: bool
+
+
 class Judged(TypedDict):
     """The end, on the test data; the loss counts where there is no accuracy."""
 
     accuracy: float | None
     loss: NotRequired[float]
+    metric: NotRequired[ByMetric | None]
 
 
 class Training(TypedDict):
@@ -141,6 +150,7 @@ class DoneLine(Line):
         steps: of the optimizer, in all epochs.
         test_accuracies: of each epoch.
         last_epoch: loss and accuracy on the training data.
+        metric: what the user judges by, at the end.
         widths: what is left of each layer, where nodes went.
     """
 
@@ -152,6 +162,7 @@ class DoneLine(Line):
     test_accuracies: list[Measure | None]
     steps: NotRequired[Count]
     last_epoch: NotRequired[dict[str, Measure | None]]
+    metric: NotRequired[ByMetric]
     widths: NotRequired[list[Count]]
     notes: NotRequired[list[str]]
 
@@ -185,6 +196,7 @@ class ShownTrial(TypedDict):
     epochs: Count
     unit: NotRequired[Removed]
     place: NotRequired[str]
+    metric: NotRequired[ByMetric]
     test_accuracies: NotRequired[list[Measure | None]]
     measures: dict[str, Measure]
 

@@ -119,6 +119,8 @@ def _done_line(record: Record) -> DoneLine:
         last = training["history"][-1]
         line["steps"] = sum(epoch.get("steps", 0) for epoch in training["history"])
         line["last_epoch"] = {"train_loss": last.get("train_loss"), "train_accuracy": last.get("train_accuracy")}
+    if (test := training["test"]) is not None and (judged := test.get("metric")) is not None:
+        line["metric"] = judged
     if widths:
         line["widths"] = [width["small"] for width in widths.values()]
     if notes := [*report["notes"], *_missing(record, measures)]:

@@ -27,6 +27,7 @@ from compressor.benchmarks.experiments.trial import (
 from compressor.errors import BadInput, WrongUsage, first_line, nearest
 from compressor.method import make, method_named
 from compressor.objective.losses import loss_named
+from compressor.objective.metrics import metric_named
 from compressor.options import Option, names_of, options_of, speaking, spelled
 from compressor.pruning.setup import check_effect
 from compressor.settings import (
@@ -63,7 +64,7 @@ COMMON = (Task, Scoring, Machine, Reading)
 WITHIN = ("seed", "arguments", "key", "trust_pickle")
 """Options that a sweep has other ways to say, or none."""
 
-SAME = ("image_size", "samples", "loss", "device", "threads", "rounds")
+SAME = ("image_size", "samples", "loss", "metric", "device", "threads", "rounds")
 """Keys that every trial has as they are."""
 
 
@@ -100,6 +101,7 @@ def _trials(path: Path) -> list[Trial]:
     inputs = [raw["input"]] if isinstance(raw.get("input"), str) else raw.get("input", [])
     try:
         loss_named(found(raw.get("loss", "cross-entropy"), path.parent))
+        metric_named(found(raw["metric"], path.parent) if "metric" in raw else None)
         for text in inputs:
             InputSpec.parse(text)
     except WrongUsage as error:
@@ -118,7 +120,7 @@ def _trials(path: Path) -> list[Trial]:
             if network in networks.names() and "input" in raw:
                 raise BadInput(f"{path}: input is for networks of others; {network} is one of the papers'")
             code = network if weights is None else None
-            files = files_of((raw["data"], raw.get("loss"), raw.get("network"), code), path.parent)
+            files = files_of((raw["data"], raw.get("loss"), raw.get("network"), code, raw.get("metric")), path.parent)
             base = {"network": network, "weights": weights, "files": files, "data": raw["data"], **common}
             for given in raw["methods"]:
                 try:

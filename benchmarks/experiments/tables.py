@@ -74,12 +74,15 @@ def _sparsity_of(row: Mapping[str, Any]) -> float:
     return float(row.get("node_sparsity", row["weight_sparsity"]))
 
 
+METRIC = "metric"
+"""The column of what the user judges by, which has its name."""
+
 HEAD = [
-    "method", "asked", "seeds", "accuracy, %", "loss", "node sparsity, %", "weight sparsity, %", "HM", "MACs", "parameters",
-    "bytes", "inference, PyTorch", "inference, ONNX Runtime", "train step", "train memory", "training FLOPs", "training time",
-    "paper",
+    "method", "asked", "seeds", "accuracy, %", "loss", METRIC, "node sparsity, %", "weight sparsity, %", "HM", "MACs",
+    "parameters", "bytes", "inference, PyTorch", "inference, ONNX Runtime", "train step", "train memory", "training FLOPs",
+    "training time", "paper",
 ]  # fmt: skip
-MAY_LACK = {"accuracy, %", "loss", "HM", *HEAD[11:]}
+MAY_LACK = {"accuracy, %", "loss", METRIC, "HM", *HEAD[12:]}
 """Columns that are left out where no trial has a value."""
 
 
@@ -91,7 +94,8 @@ def tables(cells: Sequence[Cell]) -> list[tuple[str, Row, list[Row]]]:
         dense = {(c.epochs, c.course): c for c in mine if c.method is None}
         rows = [_row(c, dense.get((c.epochs, c.course))) for c in mine]
         shown = [i for i, name in enumerate(HEAD) if name not in MAY_LACK or any(row[i] for row in rows)]
-        head, *rows = ([row[i] for i in shown] for row in (HEAD, *rows))
+        own = next((c.metric[0] for c in mine if c.metric is not None), METRIC)
+        head, *rows = ([row[i] for i in shown] for row in ([own if name == METRIC else name for name in HEAD], *rows))
         found.append((f"{data_name(network)} on {data}, {_epochs_text([c.epochs for c in mine])}", head, rows))
     return found
 
@@ -100,7 +104,7 @@ def differences(cells: Sequence[Cell]) -> list[tuple[str, Row, list[Row]]]:
     """(title, head, rows) for each target that several kinds have: the best first, how far each is ahead of those behind it."""
     groups: dict[tuple[str, str, int, str], dict[str, list[Cell]]] = defaultdict(lambda: defaultdict(list))
     for cell in sorted(cells, key=lambda c: c.target):
-        if "accuracy" in cell.values or "loss" in cell.values:
+        if cell.judge[0] in cell.values:
             groups[cell.network, cell.data, cell.epochs, cell.course][_aim_text(cell)].append(cell)
     found = []
     for (network, data, epochs, _), kinds in groups.items():
@@ -116,7 +120,8 @@ def differences(cells: Sequence[Cell]) -> list[tuple[str, Row, list[Row]]]:
                 [one.label, *[""] * place, *(_gap_text(gap, one) for gap in row)]
                 for place, (one, row) in enumerate(zip(ranked[:-1], gaps, strict=True))
             ]
-            what = "points" if "accuracy" in ranked[0].values else "loss"
+            judge = ranked[0].judge[0]
+            what = {"accuracy": "points", "loss": "loss"}.get(judge) or (ranked[0].metric or (METRIC,))[0]
             title = f"{data_name(network)} on {data}, {_epochs_text([epochs])}, at {aim}: {what} ahead of"
             found.append((title, ["method", *(c.label for c in ranked[1:])], rows))
     return found
@@ -128,7 +133,7 @@ def _aim_text(cell: Cell) -> str:
 
 
 def _gap_text(gap: tuple[float, float] | None, cell: Cell) -> str:
-    digits = 2 if "accuracy" in cell.values else 4
+    digits = 2 if cell.judge[0] == "accuracy" else 4
     return "" if gap is None else f"{gap[0]:.{digits}f} ± {gap[1]:.{digits}f}"
 
 
@@ -137,7 +142,7 @@ def _epochs_text(epochs: Collection[int]) -> str:
     return f"{said} epoch{'' if said == '1' else 's'}"
 
 
-MEASURED_HEAD = HEAD[11:15]
+MEASURED_HEAD = HEAD[12:16]
 MEASURED = ("inference_torch_x", "inference_onnxruntime_x", "train_step_torch_x", "train_memory_x")
 
 
@@ -146,7 +151,7 @@ def _row(cell: Cell, dense: Cell | None) -> Row:
     beside = dense if dense is not None and len(cell.places) == 1 and dense.places == cell.places else None
     return [
         cell.label, cell.target, str(cell.seeds), accuracy_text(cell.values.get("accuracy", ())),
-        _spread_text(cell.values.get("loss", ()), 4),
+        _spread_text(cell.values.get("loss", ()), 4), _spread_text(cell.values.get(METRIC, ()), 4),
         _percent(cell.mean("node_sparsity")), _percent(cell.mean("weight_sparsity")), _percent(cell.mean("hm")),
         _times(cell.mean("macs_x")), _times(cell.mean("parameters_x")), _times(cell.mean("tensor_bytes_x")),
         *(_times(cell.mean(name)) for name in MEASURED),
@@ -252,6 +257,8 @@ def _shown(line: DoneLine, environment: Environment) -> ShownTrial:
         "test_accuracies": line["test_accuracies"],
         "measures": line["measures"],
     }
+    if "metric" in line:
+        shown["metric"] = line["metric"]
     if "builder" in line:
         shown["builder"] = line["builder"]
     return shown
@@ -287,7 +294,7 @@ def _remarks(document: ExperimentsDocument) -> list[str]:
     """What did not come off, what the trials had to say, and where seeds say nothing."""
     remarks = [*(f"Failed: {name}: {error}" for name, error in document["failed"].items()), *document.get("notes", ())]
     for c in cells_of(document):
-        values = c.values.get("accuracy") or c.values.get("loss") or ()
+        values = c.values.get(c.judge[0]) or ()
         if len(values) > 1 and len(set(values)) == 1:
             remarks.append(f"{c.label} {c.target}".rstrip() + ": all seeds gave the same, so the interval says nothing.")
     return remarks

@@ -43,6 +43,7 @@ UNSAID: Mapping[str, Any] = {
     "rounds": 0,
     "weights": None,
     "loss": "cross-entropy",
+    "metric": None,
     "builder": None,
     "files": None,
     "inputs": [],
@@ -66,6 +67,7 @@ class Trial:
         method: None trains the dense network.
         sparsity: of the method; `macs` or `parameters`, what is left of them, may stand in its place.
         loss: as `--loss`, of the training and of the scores.
+        metric: as `--metric`, what the network is judged by.
         rounds: values of each time, of the dense and the small network in turn; 0 measures neither time nor memory.
         pruning: more arguments of `compressor.train`: stage, interval, prune_at, ablation, the method's options ...
     """
@@ -88,6 +90,7 @@ class Trial:
     pruning: Mapping[str, Any] = field(default_factory=dict)
     weights: str | None = None
     loss: str = "cross-entropy"
+    metric: str | None = None
     builder: str | None = None
     files: str | None = None
     inputs: Sequence[str] = ()
@@ -137,7 +140,9 @@ def run_trial(
     """
     prepare(trial.device, trial.threads)
     data, loss = found(trial.data, base), found(trial.loss, base)
-    if files_of((trial.data, trial.loss, trial.builder, trial.network if trial.weights is None else None), base) != trial.files:
+    metric = None if trial.metric is None else found(trial.metric, base)
+    named = (trial.data, trial.loss, trial.builder, trial.network if trial.weights is None else None, trial.metric)
+    if files_of(named, base) != trial.files:
         raise BadInput("the code or the data file that the sweep names changed since it began; run it again")
     model = _network(trial, data, base).to(trial.device)
     recipe = recipe_named(trial.recipe, trial.numbers)
@@ -147,7 +152,7 @@ def run_trial(
     if trial.method is not None:
         how |= {"method": trial.method, **trial.aim}
     trained = train(
-        model, held.train, recipe, test=held.test, scoring=scoring, loss=loss, forward=held.forward,
+        model, held.train, recipe, test=held.test, scoring=scoring, loss=loss, metric=metric, forward=held.forward,
         example_inputs=held.source.inputs, colour=held.colour, seed=trial.seed, folder=folder, resume=True, progress=progress,
         **how,
     )  # fmt: skip

@@ -31,6 +31,7 @@ from compressor.model.precision import working_copy
 from compressor.model.weights import LAYERS, weight_matrices
 from compressor.objective.batches import Batch, inputs_of
 from compressor.objective.losses import loss_named
+from compressor.objective.metrics import metric_named
 from compressor.objective.objective import Objective, evaluate
 from compressor.sources.scoring import Source
 from compressor.system.environment import environment
@@ -39,8 +40,9 @@ from compressor.types.structure import total_by_layer
 
 
 def bench(
-    candidates: Sequence[Network], source: Source, *, loss: str = "cross-entropy", batches: Sequence[int] = (1, 64),
-    rounds: int = 9, device: str = "cpu", threads: int | None = None, seed: int = 0, memory: bool = True,
+    candidates: Sequence[Network], source: Source, *, loss: str = "cross-entropy",
+    metric: str | None = None, batches: Sequence[int] = (1, 64), rounds: int = 9, device: str = "cpu",
+    threads: int | None = None, seed: int = 0, memory: bool = True,
     loading: dict[str, Any] | None = None, progress: Progress = lambda *_: None,
 ) -> BenchDocument:  # fmt: skip
     """Measure the first network against the others, in turn.
@@ -75,7 +77,7 @@ def bench(
         facts = []
         for number, (name, network) in enumerate(zip(names, candidates, strict=True)):
             progress(f"counting {name}", number, len(candidates))
-            quality, reason = attempt(partial(_quality, network, source, loss, device, threads))
+            quality, reason = attempt(partial(_quality, network, source, (loss, metric), device, threads))
             if reason:
                 notes.append(f"{name}: not evaluated: {reason}")
             facts.append({"name": name, **_facts(network, inputs), "quality": quality})
@@ -208,11 +210,11 @@ def _or_reason(counter: Callable[[], int]) -> int | dict[str, str]:
     return {"failed": str(reason)} if found is None else found
 
 
-def _quality(network: Network, source: Source, loss: str, device: str, threads: int) -> dict[str, Any] | None:
-    """Accuracy and loss on the data, where there is some."""
+def _quality(network: Network, source: Source, by: tuple[str, str | None], device: str, threads: int) -> dict[str, Any] | None:
+    """Accuracy, loss and the metric, named in `by`, on the data, where there is some."""
     if source.test is None:
         return None
-    objective = Objective(source.test, loss_named(loss), device=device)
+    objective = Objective(source.test, loss_named(by[0]), device=device, metric=metric_named(by[1]))
     return asdict(evaluate(network.as_module(device, threads), objective))
 
 

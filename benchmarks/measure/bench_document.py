@@ -34,12 +34,22 @@ class BenchEnvironment(Environment):
     tf32: bool
 
 
+class Judged(TypedDict):
+    """What a metric of the user's choice came to."""
+
+    name: str
+    value: Measure
+    higher_is_better: bool
+
+
 class Quality(TypedDict):
     """On the data's test part; None where the data cannot tell, or what came out is no number."""
 
     loss: Measure | None
     accuracy: Measure | None
     samples: Count
+    classes: NotRequired[Count | None]
+    metric: NotRequired[Judged | None]
 
 
 class Macs(TypedDict):

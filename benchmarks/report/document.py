@@ -24,7 +24,7 @@ UNTRAINED = "A pruned network that was not trained afterwards is expected to be 
 
 def make_document(
     result: Result, proofs: list[Equivalence], qualities: list[Quality] | None, files: Mapping[Path, int], data: str,
-    remarks: list[str], device: str, seed: int, trained: Trained | None = None,
+    remarks: list[str], device: str, seed: int, trained: Trained | None = None, stages: Mapping[str, Quality] | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """The report as data, ready for JSON: what `Result.as_dict` says, and what became of the files.
 
@@ -35,6 +35,7 @@ def make_document(
         data: name of the data that was scored on.
         remarks: sentences that come before the result's own notes.
         trained: the training that came with the pruning.
+        stages: how well the network does dense, as pruned, and so on, all on the same data.
     """
     of_pruning = result.as_dict()
     document = {
@@ -45,10 +46,16 @@ def make_document(
         "training": None if trained is None else _training(trained),
         "loss": _quality(qualities, "loss"),
         "accuracy": _quality(qualities, "accuracy"),
+        "metric": _metric(qualities),
+        "stages": [{"stage": name, **asdict(seen)} for name, seen in (stages or {}).items()],
         "equivalence": [*of_pruning["equivalence"], *(proof.as_dict() for proof in proofs)],
         "seed": seed,
         "environment": environment(device),
-        "notes": [*remarks, *of_pruning["notes"], *([UNTRAINED] if trained is None else trained.notes)],
+        "notes": [
+            *remarks,
+            *of_pruning["notes"],
+            *([UNTRAINED] if trained is None and result.summary.repair is None else trained.notes if trained else ()),
+        ],
     }
     return _as_json(document)
 
@@ -89,6 +96,15 @@ def _training(trained: Trained) -> dict[str, Any]:
         "macs": trained.macs,
         "seconds": trained.seconds,
     }
+
+
+def _metric(qualities: list[Quality] | None) -> dict[str, Any] | None:
+    """Dense and small by the metric of the user's choice."""
+    if not qualities or qualities[0].metric is None or qualities[1].metric is None:
+        return None
+    first = qualities[0].metric
+    values = {"dense": first.value, "small": qualities[1].metric.value, "samples": qualities[0].samples}
+    return {"name": first.name, "higher_is_better": first.higher_is_better, **values}
 
 
 def _quality(qualities: list[Quality] | None, name: str) -> dict[str, Any] | None:

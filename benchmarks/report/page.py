@@ -129,6 +129,10 @@ def _sizes(document: BenchDocument) -> tuple[Row, list[Row]]:
         accuracies = [q["accuracy"] if q else None for q in qualities]
         if any(a is not None for a in accuracies):
             rows.append([f"accuracy on {counted:,} samples", *map(_percent, accuracies)])
+        judged = [(q.get("metric") if q else None) for q in qualities]
+        if any(judged):
+            name = next(j["name"] for j in judged if j)
+            rows.append([f"{name} on {counted:,} samples", *(f"{j['value']:.4g}" if j else "-" for j in judged)])
         losses = [f"{q['loss']:.4g}" if q and q["loss"] is not None else "-" for q in qualities]
         rows.append([f"loss on {counted:,} samples ({document['loss']})", *losses])
     return ["", *(n["name"] for n in networks)], rows

@@ -15,6 +15,7 @@ from compressor.model.inputs import Inputs
 from compressor.model.observe import observed, tensors_in
 from compressor.objective.batches import Batch, call, check_finite, inputs_of, size_of, suited_batch, to_device
 from compressor.objective.losses import IGNORED, Loss, cross_entropy, nll_logits
+from compressor.objective.metrics import Judged, Metric, measured
 
 
 @dataclass
@@ -28,6 +29,7 @@ class Objective:
         device: where batches are moved to.
         seed: what a method's own random draws start from.
         example: inputs of the network's shapes, for criteria that need no data.
+        metric: what else networks are judged by.
     """
 
     data: Iterable[Batch]
@@ -36,6 +38,7 @@ class Objective:
     device: str = "cpu"
     seed: int = 0
     example: Inputs | None = None
+    metric: Metric | None = None
     _cache: list[Batch] | None = field(default=None, init=False)
 
     def batches(self, epoch: int = 0) -> Iterator[Batch]:
@@ -118,22 +121,45 @@ class Quality:
         loss: mean over the samples.
         accuracy: share of samples whose arg-max is the label; None where targets are not one label per sample.
         samples: number of samples seen.
+        classes: that it tells apart; None with the accuracy.
+        metric: of the user's choice.
     """
 
     loss: float
     accuracy: float | None
     samples: int
+    classes: int | None = None
+    metric: Judged | None = None
+
+    @property
+    def near_chance(self) -> bool:
+        """Whether it tells the classes apart hardly better than guesses do."""
+        if self.accuracy is None or self.classes is None:
+            return False
+        guessed = 1 / self.classes
+        return self.accuracy <= guessed + NEAR_CHANCE * (1 - guessed)
+
+
+NEAR_CHANCE = 0.1
+"""Of the way from guesses to no mistake."""
 
 
 def evaluate(model: nn.Module, objective: Objective) -> Quality:
     """The loss and the accuracy of a network in eval mode, in its own precision."""
-    loss, right, labelled, told, total = 0.0, 0, 0, 0, 0
+    loss, right, labelled, told, total, classes = 0.0, 0, 0, 0, 0, 0
+    metric, counted, weights = objective.metric, 0.0, 0.0
     with observed(model) as twin, torch.no_grad():
         for batch in objective.batches():
             batch, size = suited_batch(twin, batch), size_of(batch)
             outputs = objective.forward(twin, batch)
             loss += size * float(objective.loss_from(outputs, batch))
             total += size
+            if metric is not None:
+                counted, weights = (a + b for a, b in zip((counted, weights), metric.on(outputs, batch), strict=True))
             if (hits := objective.hits(outputs, batch)) is not None:
                 right, labelled, told = right + int(hits[0]), labelled + int(hits[1]), told + size
-    return Quality(loss / total, right / labelled if labelled and told == total else None, total)
+                classes = next(tensors_in(outputs)).shape[1]
+    judged = None if metric is None else measured(metric, counted, weights)
+    if not labelled or told < total:
+        return Quality(loss / total, None, total, metric=judged)
+    return Quality(loss / total, right / labelled, total, classes, judged)
