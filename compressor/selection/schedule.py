@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import get_args
 
 from compressor.errors import WrongUsage
@@ -29,6 +30,26 @@ def halving(sparsity: float, steps: int) -> tuple[float, ...]:
     """
     first = 0.5 if sparsity > 0.5 else sparsity / 2
     return (*(sparsity - (sparsity - first) * 0.5**i for i in range(steps + 1)), sparsity)
+
+
+def spread(events: Sequence[int], epochs: int) -> dict[int, tuple[int, ...]]:
+    """Epoch -> numbers of the events, from 0, that come before it: portions evenly spread, the first before all epochs.
+
+    Args:
+        events: how many each portion has.
+    Raises:
+        WrongUsage: there are fewer epochs than portions.
+    """
+    if len(events) > epochs:
+        raise WrongUsage(
+            f"{spelled('portions', len(events))}: each is followed by an epoch at least, and there are {epochs}; give fewer, "
+            "or more epochs"
+        )
+    found, first = {}, 0
+    for number, count in enumerate(events):
+        found[number * epochs // len(events)] = tuple(range(first, first + count))
+        first += count
+    return found
 
 
 INTERVAL = 4

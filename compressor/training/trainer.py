@@ -23,6 +23,7 @@ from compressor.objective.batches import Batch, check_finite, rebuilt, size_of, 
 from compressor.objective.objective import Objective
 from compressor.options import spelled
 from compressor.training.recipe import Recipe
+from compressor.training.teacher import Teacher
 
 Moments = dict[str, dict[str, Tensor]]
 """Parameter -> the optimizer's state of it: tensors of its shape, and scalars."""
@@ -62,7 +63,7 @@ class Trainer:
 
     def __init__(
         self, model: nn.Module, recipe: Recipe, objective: Objective, flip: float = 0.0, shift: int = 0,
-        still: Sequence[str] = (),
+        still: Sequence[str] = (), teacher: Teacher | None = None,
     ) -> None:  # fmt: skip
         """Train `model` in place.
 
@@ -71,7 +72,9 @@ class Trainer:
             flip: share of images that are mirrored.
             shift: pixels by which images are moved at most, up or down and left or right.
             still: modules that stay in eval mode.
+            teacher: learnt from beside the labels.
         """
+        self.teacher = teacher
         self.recipe, self.objective, self.flip, self.shift = recipe, objective, flip, shift
         self.epochs_done, self.still = 0, still
         wide = objective.example is not None and takes_channels_last(model, objective.example)
@@ -180,8 +183,9 @@ class Trainer:
         with self._precision():
             outputs = self.objective.forward(self.model, batch)
             loss = self.objective.loss_from(outputs, batch)
+            learnt = loss if self.teacher is None else self._taught(loss, outputs, batch)
         extra = None if penalty is None else penalty(self.model)
-        (loss if extra is None else loss + extra).backward()
+        (learnt if extra is None else learnt + extra).backward()
         for parameter, mask in masks:
             if parameter.grad is not None:
                 parameter.grad.mul_(mask)
@@ -191,6 +195,12 @@ class Trainer:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip)
         self.optimizer.step()
         return loss.detach(), None if extra is None else extra.detach(), self.objective.hits(outputs, batch)
+
+    def _taught(self, loss: Tensor, outputs: Any, batch: Batch) -> Tensor:
+        """The loss with the teacher's part."""
+        assert self.teacher is not None
+        share = self.teacher.share
+        return (1 - share) * loss + share * self.teacher.loss(outputs, batch, self.objective)
 
     def _complete_momentum(self) -> None:
         """Momentum 0 for what has a gradient for the first time: torch's fused SGD cannot have some with and some without."""
