@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,8 @@ from compressor.errors import BadInput, CompressError, WrongUsage
 from compressor.method import make, method_named, summaries
 from compressor.options import names_of, options_of, speaking, spelled
 from compressor.settings import (
+    AUTO,
+    DENSE,
     Building,
     Data,
     Files,
@@ -27,6 +29,7 @@ from compressor.settings import (
     Machine,
     MicroBatches,
     Normalisation,
+    Portions,
     Pruning,
     Reading,
     Running,
@@ -34,22 +37,26 @@ from compressor.settings import (
     Screen,
     Seed,
     Task,
+    Teaching,
     Timing,
     as_flag,
     refuse_without_method,
+    refuse_without_teacher,
 )
 from compressor.system.files import parsed
 from compressor.system.flags import PATH, flag_of, takes
 from compressor.system.progress import Progress, shown_progress
-from compressor.training.recipe import RECIPES, Recipe, recipe_named
+from compressor.training.recipe import RECIPES, Recipe, fine_tuning, recipe_named
 
 if TYPE_CHECKING:
     from torch import nn
 
     from compressor.exporters.delivery import Written
+    from compressor.objective.objective import Quality
     from compressor.pruning.course import Trained
     from compressor.pruning.result import Result
     from compressor.sources.scoring import Source
+    from compressor.sources.training import TrainingData
 
 PROOF_SAMPLES = 64
 SUMMARY = 150
@@ -112,10 +119,12 @@ class Job:
         """Refuse targets that cannot be written, and set the process up."""
         from compressor.exporters import SUFFIXES
         from compressor.objective.losses import loss_named
+        from compressor.objective.metrics import metric_named
 
         _check_targets((self.given, *read), self.files.outputs, SUFFIXES, self.files.report, self.plan)
         _prepare(self.machine)
         loss_named(self.task.loss)
+        metric_named(self.task.metric)
 
     def tell(self, document: dict[str, Any]) -> None:
         """Show the report."""
@@ -254,9 +263,11 @@ def bench(
     from compressor.benchmarks.measure.bench import bench as measure
     from compressor.benchmarks.measure.networks import BATCH, open_network, source_of
     from compressor.objective.losses import loss_named
+    from compressor.objective.metrics import metric_named
     from compressor.sources.open import adapt, pairs_of
 
     loss_named(task.loss)
+    metric_named(task.metric)
     loading: dict[str, Any] = {
         "network": reading.network, "arguments": dict(pairs_of(reading.arguments)), "inputs": list(reading.inputs),
         "key": reading.key, "trust_pickle": reading.trust_pickle,
@@ -269,8 +280,9 @@ def bench(
     source = source_of(modules, files, task.data, reading.inputs, loss=task.loss, samples=BATCH, seed=machine.seed)
     with shown_progress(screen.quiet) as progress:
         document = measure(
-            networks, source, loss=task.loss, batches=sorted(set(batches)) or (1, 64), rounds=rounds, device=machine.device,
-            threads=machine.threads, seed=machine.seed, memory=not no_memory, loading=loading, progress=progress,
+            networks, source, loss=task.loss, metric=task.metric, batches=sorted(set(batches)) or (1, 64), rounds=rounds,
+            device=machine.device, threads=machine.threads, seed=machine.seed, memory=not no_memory, loading=loading,
+            progress=progress,
         )  # fmt: skip
     _write_pages(outputs, document)
     if screen.json:
@@ -341,13 +353,14 @@ def apply(
 @click.option("--train-zeros", is_flag=True, help="train weights that come as zeros; else they are masked ones, and stay zero")
 @click.option("--tensorboard", type=PATH, help="folder for TensorBoard's events")
 @takes(
-    timing=Timing, numbers=Recipe, running=Running, pruning=Pruning, scoring=Scoring, files=FilesAndPlan, task=Task,
-    reading=Reading, images=Normalisation, machine=Machine, screen=Screen,
+    timing=Timing, numbers=Recipe, teaching=Teaching, running=Running, pruning=Pruning, scoring=Scoring, files=FilesAndPlan,
+    task=Task, reading=Reading, images=Normalisation, machine=Machine, screen=Screen,
 )  # fmt: skip
 def train(
     model: Path, method: str | None, method_option: tuple[str, ...], recipe: str, train_zeros: bool, tensorboard: Path | None,
-    timing: Timing, numbers: Recipe, running: Running, pruning: Pruning, scoring: Scoring, files: FilesAndPlan, task: Task,
-    reading: Reading, images: Normalisation, machine: Machine, screen: Screen, said: frozenset[str],
+    timing: Timing, numbers: Recipe, teaching: Teaching, running: Running, pruning: Pruning, scoring: Scoring,
+    files: FilesAndPlan, task: Task, reading: Reading, images: Normalisation, machine: Machine, screen: Screen,
+    said: frozenset[str],
 ) -> None:  # fmt: skip
     """Train NETWORK, a fresh one by its name or builder, or a file; with --method, prune it before, during or after."""
     from compressor.sources.open import fresh_or_opened, pairs_of, remember_data
@@ -360,9 +373,12 @@ def train(
         refuse_without_method([name for name in of_pruning if name in said])
     else:
         _check_target_said(pruning)
-        make(method, options)
+        if method != AUTO:
+            make(method, options)
         when = {name: getattr(timing, name) for name in names_of(Timing)}
         asked = {"method": method, "pruning": pruning, **when, **options}
+    if teaching.teacher is None:
+        refuse_without_teacher(said)
     job = Job(model, task, files, machine, screen)
     job.check()
     folder = _run_folder(running, files.outputs, screen.quiet)
@@ -372,15 +388,33 @@ def train(
     from compressor.training.tensorboard import watched
 
     with shown_progress(screen.quiet) as progress, watched(tensorboard) as on_epoch:
-        trained, source = _trained(
-            job, dense, recipe_named(recipe, own), scoring.samples if method else 1, progress, folder=folder,
-            resume=running.resume, on_epoch=on_epoch, keep_zeros=not train_zeros, **asked,
+        by = recipe_named(recipe, own)
+        held = _training_data(
+            job, dense, progress, count=scoring.samples if method else 1, step_size=by.batch_size, seed=machine.seed
+        )
+        source = held.source
+        trained = _trained(
+            job, dense, held, by, progress, folder=folder, resume=running.resume, on_epoch=on_epoch,
+            keep_zeros=not train_zeros, **_taught(teaching, dense), **asked,
         )  # fmt: skip
         if trained.pruning is None:
             document = _finish_training(job, trained, source, progress)
         else:
             document = _finish(job, dense, trained.pruning, source, progress, trained=trained)
     job.tell(document)
+
+
+def _taught(teaching: Teaching, dense: nn.Module) -> dict[str, Any]:
+    """What a training learns from beside the labels, as keywords."""
+    if teaching.teacher is None:
+        return {}
+    from compressor.sources.open import opened
+
+    how = {"temperature": teaching.temperature, "teacher_share": teaching.teacher_share}
+    if teaching.teacher == DENSE:
+        return {"teacher": dense, **how}
+    device = next(dense.parameters()).device
+    return {"teacher": opened(Path(teaching.teacher), Reading()).to(device), **how}
 
 
 def _check_target_said(pruning: Pruning) -> None:
@@ -396,8 +430,6 @@ def _check_target_said(pruning: Pruning) -> None:
 @takes(screen=Screen)
 def sweep(file: Path, folder: Path, jobs: int, screen: Screen) -> None:
     """Run networks x methods x sparsities x seeds; what is done already is not done again."""
-    from dataclasses import asdict
-
     from compressor.benchmarks.experiments.sweep import read_sweep, run_sweep
 
     trials = read_sweep(file)
@@ -423,23 +455,27 @@ def _run_folder(running: Running, outputs: tuple[Path, ...], quiet: bool) -> Pat
     return folder
 
 
-def _trained(
-    job: Job, model: nn.Module, recipe: Recipe, samples: int, progress: Progress, batch_size: int = 64, **how: Any
-) -> tuple[Trained, Source]:
-    """Train on named data, or on those that the network remembers."""
-    from compressor.pruning.train import train as train_network
+def _training_data(
+    job: Job, model: nn.Module, progress: Progress, *, count: int, batch_size: int = 64, step_size: int = 128, seed: int
+) -> TrainingData:
+    """Named data to train on, or those that the network remembers."""
     from compressor.sources.training import training_data_for
 
-    task, seed = job.task, job.machine.seed
-    held = training_data_for(
-        model, task.data, loss=task.loss, count=samples, batch_size=batch_size, step_size=recipe.batch_size, seed=seed,
+    return training_data_for(
+        model, job.task.data, loss=job.task.loss, count=count, batch_size=batch_size, step_size=step_size, seed=seed,
         progress=progress,
     )  # fmt: skip
-    trained = train_network(
-        model, held.train, recipe, test=held.test, scoring=held.source.train, loss=task.loss, forward=held.forward,
-        example_inputs=held.source.inputs, colour=held.colour, seed=seed, progress=progress, **how,
+
+
+def _trained(job: Job, model: nn.Module, held: TrainingData, recipe: Recipe, progress: Progress, **how: Any) -> Trained:
+    """Train on data that were opened."""
+    from compressor.pruning.train import train as train_network
+
+    return train_network(
+        model, held.train, recipe, test=held.test, scoring=held.source.train, loss=job.task.loss, metric=job.task.metric,
+        forward=held.forward, example_inputs=held.source.inputs, colour=held.colour, seed=job.machine.seed, progress=progress,
+        **how,
     )  # fmt: skip
-    return trained, held.source
 
 
 def _finish_training(job: Job, trained: Trained, source: Source, progress: Progress) -> dict[str, Any]:
@@ -465,72 +501,175 @@ def _method_command(name: str) -> click.Command:
     return command
 
 
+def _prune_by_state(method: str | None, method_option: tuple[str, ...], **values: Any) -> None:
+    """Prune a network as suits its state: a trained one by what keeps its accuracy, a fresh one by SNAP-it.
+
+    What it is, and what was chosen for it, the report says in its first note. Layers of a trained network are refitted to
+    what they gave before: no labels and no training are needed for that, only some hundred samples.
+
+    compress prune resnet.pt --target-macs 0.5 --data DATA -o small.onnx
+    """
+    from compressor.sources.open import pairs_of
+
+    options = dict(pairs_of(method_option, "method_option"))
+    if method is None and options:
+        raise WrongUsage(f"{spelled('method_option', method_option[0])} is a method's: name that with {spelled('method')}")
+    _prune(name=method or AUTO, options=options, **values)
+
+
 @click.argument("model", type=PATH)
 @click.option("--plots", type=PATH, help="folder for pictures of what is left, .svg")
 @click.option("--finetune", type=click.IntRange(1), metavar="EPOCHS", help="train the small network before it is written")
 @takes(
-    pruning=Pruning, scoring=MicroBatches, files=FilesAndPlan, running=Running, task=Task, reading=Reading,
-    images=Normalisation, machine=Machine, screen=Screen,
+    pruning=Pruning, portions=Portions, numbers=Recipe, teaching=Teaching, scoring=MicroBatches, files=FilesAndPlan,
+    running=Running, task=Task, reading=Reading, images=Normalisation, machine=Machine, screen=Screen,
 )  # fmt: skip
 def _prune(
     name: str, options: dict[str, Any], model: Path, plots: Path | None, finetune: int | None, pruning: Pruning,
-    scoring: MicroBatches, files: FilesAndPlan, running: Running, task: Task, reading: Reading, images: Normalisation,
-    machine: Machine, screen: Screen,
+    portions: Portions, numbers: Recipe, teaching: Teaching, scoring: MicroBatches, files: FilesAndPlan, running: Running,
+    task: Task, reading: Reading, images: Normalisation, machine: Machine, screen: Screen, said: frozenset[str],
 ) -> None:  # fmt: skip
     """Check everything that can be checked, then load, prune, export and report."""
     _check_target_said(pruning)
-    make(name, options)
+    if name != AUTO:
+        make(name, options)
     job = Job(model, task, files, machine, screen)
-    if finetune is None and (running.folder is not None or running.resume):
-        given = spelled("resume", True) if running.resume else spelled("folder")
-        raise WrongUsage(f"{given} is for a training: give {spelled('finetune', 'EPOCHS')}, too")
+    own = {o: getattr(numbers, o) for o in names_of(Recipe) if o in said}
+    if finetune is None and (of_training := [o for o in (*own, *names_of(Portions, Running, Teaching)) if o in said]):
+        raise WrongUsage(f"{spelled(of_training[0])} is for a training: give {spelled('finetune', 'EPOCHS')}, too")
+    if teaching.teacher is None:
+        refuse_without_teacher(said)
     if plots is not None and (not plots.parent.is_dir() or (plots.exists() and not plots.is_dir())):
         raise BadInput(f"{plots}: cannot be a folder for pictures; its parent must be a folder, and it must not be a file")
     job.check()
 
+    from compressor.data import Columns
     from compressor.pruning.compress import compress
     from compressor.sources.open import opened
     from compressor.sources.scoring import source_for
 
     dense = opened(model, reading, images).to(machine.device)
     with shown_progress(screen.quiet) as progress:
+        drawn: dict[str, Any] = {"count": scoring.samples, "batch_size": scoring.score_batch, "seed": machine.seed}
         if finetune is None:
-            drawn: dict[str, Any] = {"count": scoring.samples, "batch_size": scoring.batch_size, "seed": machine.seed}
             source, trained = source_for(dense, task.data, loss=task.loss, **drawn), None
+            before, odd = _judged(job, dense, source, pruning, progress)
             result = compress(
                 dense, name, source.train, pruning=pruning, loss=task.loss, seed=machine.seed, example_inputs=source.inputs,
                 progress=progress, **options,
             )  # fmt: skip
         else:
-            trained, source = _trained(
-                job, dense, Recipe(epochs=finetune), scoring.samples, progress, scoring.batch_size, method=name, stage="before",
-                pruning=pruning, folder=_run_folder(running, files.outputs, screen.quiet), resume=running.resume, **options,
+            held = _training_data(job, dense, progress, step_size=own.get("batch_size", numbers.batch_size), **drawn)
+            source = held.source
+            before, odd = _judged(job, dense, source, pruning, progress)
+            count = len(held.train) if isinstance(held.train, Columns) else None
+            trained = _trained(
+                job, dense, held, fine_tuning(finetune, count, own), progress, method=name, stage="before", pruning=pruning,
+                folder=_run_folder(running, files.outputs, screen.quiet), resume=running.resume,
+                portions=portions.portions, **_taught(teaching, dense), **options,
             )  # fmt: skip
             assert trained.pruning is not None
             result = trained.pruning
-        document = _finish(job, dense, result, source, progress, plots, trained)
+        source = replace(source, remarks=(*source.remarks, *odd))
+        document = _finish(job, dense, result, source, progress, plots, trained, before)
     job.tell(document)
+    if not (screen.json or screen.quiet):
+        click.echo(_next_command(job, source, trained is not None))
 
 
-_PRUNE_OPTIONS: list[click.Parameter] = list(reversed(vars(_prune)["__click_params__"]))
+_PRUNE_OPTIONS: list[click.Parameter] = [
+    p for p in reversed(vars(_prune)["__click_params__"]) if p.name != "epochs"  # which --finetune says
+]  # fmt: skip
+for _option in _PRUNE_OPTIONS:
+    if _option.name in RECIPES["fine-tune"]:
+        _option.default = RECIPES["fine-tune"][_option.name]
+
+cli.add_command(
+    click.Command(
+        "prune",
+        callback=_prune_by_state,
+        help=_prune_by_state.__doc__,
+        params=[
+            *_PRUNE_OPTIONS[:1],
+            click.Option(["--method"], metavar="METHOD", help="prune by this one; `compress --help` lists them"),
+            click.Option(["--method-option"], multiple=True, metavar="KEY=VALUE", help="option of the method; may be repeated"),
+            *_PRUNE_OPTIONS[1:],
+        ],
+    )
+)
+
+
+def _judged(
+    job: Job, dense: nn.Module, source: Source, pruning: Pruning, progress: Progress
+) -> tuple[Quality | None, list[str]]:
+    """How well a trained network does, told before anything is pruned; and what is odd about it."""
+    from compressor.model.check import check_weights
+    from compressor.objective.losses import loss_named
+    from compressor.objective.metrics import metric_named
+    from compressor.objective.objective import Objective, evaluate
+    from compressor.pruning.choice import state_of
+    from compressor.pruning.result_text import quality_text
+
+    check_weights(dense)
+    if source.test is None:
+        return None, []
+    metric = metric_named(job.task.metric)
+    objective = Objective(source.test, loss_named(job.task.loss), device=job.machine.device, metric=metric)
+    seen: Quality | None = None
+
+    def quality() -> Quality:
+        nonlocal seen
+        progress("evaluating the dense network", 0, 0)
+        seen = seen or evaluate(dense, objective)
+        return seen
+
+    if state_of(dense, pruning.state, quality).state == "fresh":
+        return seen, []
+    now = quality()
+    quiet, odd = job.screen.json or job.screen.quiet, []
+    if not quiet:
+        click.echo(
+            f"{job.given}: {quality_text(asdict(now))} on {now.samples:,} samples of {source.name}, before anything is pruned"
+        )
+    if now.near_chance:
+        odd.append(
+            f"The dense network's accuracy, {now.accuracy:.1%}, is near chance: look whether the images are normalised as they "
+            f"were in its training ({spelled('mean')}, {spelled('std')}), whether the classes come in the same order, and "
+            "whether these are its data."
+        )
+        click.echo(f"compress: {odd[0]}", err=True)
+    return now, odd
+
+
+def _next_command(job: Job, source: Source, trained: bool) -> str:
+    """What a user may want to type next."""
+    small = job.files.outputs[0]
+    data = "" if source.test is None else f" --data {source.name}"
+    if trained or source.test is None:
+        return f"next: compress bench {job.given} {small}{data}"
+    return f"next: the same command with {spelled('finetune', 10)}, or compress bench {job.given} {small}{data}"
 
 
 def _finish(
     job: Job, dense: nn.Module, result: Result, source: Source, progress: Progress, plots: Path | None = None,
-    trained: Trained | None = None,
+    trained: Trained | None = None, before: Quality | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """See how well it does, export what came out and prove the files; all of them appear, with the report, or none."""
     from compressor.benchmarks.report.document import make_document
     from compressor.model.cost import tensor_bytes
     from compressor.objective.losses import loss_named
+    from compressor.objective.metrics import metric_named
     from compressor.objective.objective import Objective, evaluate
 
     machine, given = job.machine, job.given
-    qualities = None
+    qualities, stages = None, None if trained is None else trained.stages
     if source.test is not None:
         progress("evaluating", 0, 0)
-        objective = Objective(source.test, loss_named(job.task.loss), device=machine.device)
-        qualities = [evaluate(m, objective) for m in (dense, result.model)]
+        metric = metric_named(job.task.metric)
+        objective = Objective(source.test, loss_named(job.task.loss), device=machine.device, metric=metric)
+        qualities = [before or evaluate(dense, objective), evaluate(result.model, objective)]
+        if result.pruned is not None:
+            stages = {"dense": qualities[0], "as pruned": evaluate(result.pruned, objective), "repaired": qualities[1]}
     bytes_before = {given: given.stat().st_size if given.is_file() else tensor_bytes(dense)}
     pictures: dict[Path, str] = {}
     if plots is not None:
@@ -541,7 +680,7 @@ def _finish(
     def document_of(written: Written) -> dict[str, Any]:
         return make_document(
             result, written.proofs, qualities, bytes_before | written.sizes, source.name, list(source.remarks), machine.device,
-            machine.seed, trained,
+            machine.seed, trained, stages,
         )  # fmt: skip
 
     texts: dict[Path, Callable[[object], str]] = {path: _always(text) for path, text in pictures.items()}

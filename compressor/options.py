@@ -229,8 +229,10 @@ def declares(*owners: type) -> Callable[[Function], Function]:
         *known, rest = found.parameters.values()
         told: Any = function
         told.__signature__ = found.replace(parameters=[*known, *own, rest.replace(name="options")])
-        lines = "\n".join(f"        {o.name}: {o.help}." for owner in owners for o in options_of(owner))
-        told.__doc__ = (function.__doc__ or "").replace("        ...: OWNERS", lines)
+        text = function.__doc__ or ""
+        untold = [o for owner in owners for o in options_of(owner) if f"        {o.name}: " not in text]
+        lines = "\n".join(f"        {o.name}: {o.help}." for o in untold)
+        told.__doc__ = text.replace("        ...: OWNERS", lines)
         return function
 
     return shown

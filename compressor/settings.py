@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -30,6 +30,12 @@ Ablation = Literal["shuffle", "reinit", "invert"]
 
 Stage = Literal["before", "during", "after"]
 """When the pruning events come: before the first epoch of training, one by one between epochs, or at a late epoch."""
+
+State = Literal["fresh", "trained"]
+"""What a network is, before it is pruned."""
+
+Repairing = Literal["none", "norms", "least-squares"]
+"""What is done to what is left, without training: nothing, its norms corrected, or its layers refitted, too."""
 
 Amount = str | float
 """How much is left: below 1 a fraction of the dense network's, else that many; `0.1`, `40M`, `500KB`."""
@@ -131,6 +137,11 @@ class Pruning(Declared):
     calibrate_bn: bool = option(False, "first give batch norms the statistics of the data")
     allow_disconnect: bool = option(False, "remove weights also where the output then no longer depends on the input")
     ablation: Ablation | None = option(None, "run a control: random ones, fresh weights, the best go")
+    state: State | None = option(None, "what the network is; else its checkpoint, its norms and its weights say so")
+    repair: Repairing | None = option(
+        None, "make up for what went, without training: correct norms, or also refit layers; `prune` chooses, methods do none"
+    )
+    repair_samples: int = option(1024, "samples that a repair looks at", least=1)
 
     def __post_init__(self) -> None:
         """Raises WrongUsage also where several targets are given, or one that is none."""
@@ -141,6 +152,11 @@ class Pruning(Declared):
         if self.sparsity is not None:
             check_sparsity(self.sparsity)
         self.budget  # noqa: B018 - it is read, so that a mistake shows now
+
+    @property
+    def repairs(self) -> bool:
+        """Whether anything is to be done to what is left."""
+        return self.repair not in (None, "none")
 
     @property
     def budget(self) -> Budget | None:
@@ -187,12 +203,43 @@ def refuse_without_method(given: Sequence[str]) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Timing(Declared):
+class Portions(Declared):
+    """How a pruning is spread over a training."""
+
+    portions: int = option(1, "prune in so many portions, with training between them", least=1, most=1000)
+
+
+def refuse_without_teacher(given: Collection[str]) -> None:
+    """Refuse what would have no effect on a training without a teacher.
+
+    Args:
+        given: names of what was given.
+    Raises:
+        WrongUsage: there is something.
+    """
+    for name in ("temperature", "teacher_share"):
+        if name in given:
+            raise WrongUsage(f"{spelled(name)} is for a teacher: name a {spelled('teacher')}, or leave it out")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Timing(Portions):
     """When the events of a pruning come, in a training."""
 
     stage: Stage | None = option(None, "when to prune; the method's own choice by default")
     interval: int | None = option(None, "epochs between events of stage during; 4 by default", least=1)
     prune_at: int | None = option(None, "epoch of the events of stage after; 7/8 of all by default", least=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Teaching(Declared):
+    """What a training learns from beside the labels."""
+
+    teacher: str | None = option(
+        None, "a network whose outputs are learnt, too: dense, the network as it came, or a file", metavar="dense|FILE"
+    )
+    temperature: float = option(4.0, "that the logits of both are divided by", least=0.01)
+    teacher_share: float = option(0.9, "of the loss, from the teacher; the rest is from the labels", least=0.0, most=1.0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -206,7 +253,7 @@ class Scoring(Declared):
 class MicroBatches(Scoring):
     """How the data are scored where they are not trained on."""
 
-    batch_size: int = option(64, "samples of a micro-batch; data from file.py has its own", least=1)
+    score_batch: int = option(64, "samples scored together; data from file.py has batches of its own", least=1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -304,6 +351,9 @@ class Task(Data):
     """What the network is for, and what is right."""
 
     loss: str = option("cross-entropy", "cross-entropy, bce, mse, nll-logits or file.py:function")
+    metric: str | None = option(
+        None, "judge networks by it: accuracy, top5, perplexity, or file.py:function of (outputs, batch)", metavar="METRIC"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -315,9 +365,15 @@ class Running(Declared):
 
 
 SHARED: tuple[type, ...] = (
-    Pruning, Timing, MicroBatches, Machine, Screen, FilesAndPlan, Reading, Normalisation, Task, Running,
+    Pruning, Timing, Teaching, MicroBatches, Machine, Screen, FilesAndPlan, Reading, Normalisation, Task, Running,
 )  # fmt: skip
 """All that may be asked whatever the method."""
+
+AUTO = "auto"
+"""In place of a method's name: the one that suits the network's state."""
+
+DENSE = "dense"
+"""In place of a teacher: the network as it came."""
 
 TAKEN = frozenset(names_of(*SHARED)) | {
     "model", "method", "pruning", "budget", "forward", "example_inputs", "inplace", "progress", "recipe", "test", "scoring",

@@ -64,7 +64,7 @@ def test_flags_are_fields_are_keywords_are_keys() -> None:
     fields = set(names_of(Pruning))
     assert fields <= parameters_of("snapit")
     assert fields | set(names_of(Timing, Recipe)) <= parameters_of("train")
-    assert set(names_of(*SHARED)) - set(names_of(Timing)) | {"plots", "finetune", "help"} >= (
+    assert set(names_of(*SHARED, Recipe)) - {*names_of(Timing), "epochs"} | {"portions", "plots", "finetune", "help"} >= (
         parameters_of("snapit") - set(names_of(method_named("snapit")))
     )
     assert fields <= set(inspect.signature(compress).parameters)

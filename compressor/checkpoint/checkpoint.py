@@ -433,6 +433,7 @@ def _as_json(origin: Origin) -> dict[str, Any]:
         "preprocessing": origin.preprocessing and dict(origin.preprocessing),
         "plan": None if origin.plan is None else origin.plan.to_json(masks=False),
         "sizes": dict(origin.sizes),
+        "trained": origin.trained,
     }
 
 
@@ -448,4 +449,7 @@ def _from_json(raw: dict[str, Any], masks: Mapping[str, Tensor]) -> Origin:
     sizes = dict(raw.get("sizes", {}))
     if not all(isinstance(name, str) and type(number) is int and number > 0 for name, number in sizes.items()):
         raise TypeError("sizes are numbers of channels by name")
-    return Origin(network, dict(raw["arguments"]), inputs, data, plan, preprocessing, sizes=sizes)
+    trained = raw.get("trained")
+    if not isinstance(trained, bool | None):
+        raise TypeError("trained is yes, no or not known")
+    return Origin(network, dict(raw["arguments"]), inputs, data, plan, preprocessing, sizes=sizes, trained=trained)

@@ -41,8 +41,10 @@ class WideResNet(nn.Module):
 
 
 class Basic(nn.Module):
-    """Two 3x3 convolutions around a sum with the input, which, where the width changes, is thinned out and padded with zeros, or
-    projected by a 1x1 convolution."""
+    """Two 3x3 convolutions around a sum with the input.
+
+    Where the width changes, that is thinned out and padded with zeros, or projected by a 1x1 convolution.
+    """
 
     def __init__(self, inputs: int, outputs: int, stride: int, projected: bool) -> None:
         super().__init__()

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from typing import Any
 
 from torch import Tensor, nn
 
 from compressor.coupling import structure as find_structure
+from compressor.data import own_randomness
+from compressor.errors import CompressError
 from compressor.method import Method
 from compressor.model.check import check_weights
 from compressor.model.inputs import Inputs
 from compressor.model.precision import working_copy
 from compressor.objective.batches import Batch, call
 from compressor.objective.losses import Loss, loss_named
-from compressor.objective.objective import Objective
+from compressor.objective.objective import Objective, Quality, evaluate
 from compressor.options import declares
-from compressor.pruning.proofs import proven
+from compressor.pruning.choice import chosen
+from compressor.pruning.facts import Note
+from compressor.pruning.proofs import proven, since
+from compressor.pruning.repairs import mended
 from compressor.pruning.result import Result
 from compressor.pruning.setup import (
     _widened,
@@ -27,7 +34,7 @@ from compressor.pruning.setup import (
     prepare,
     settings_of,
 )
-from compressor.settings import Budget, Pruning
+from compressor.settings import AUTO, Budget, Pruning
 from compressor.system.progress import Progress
 from compressor.types.scores import Scores
 
@@ -35,7 +42,7 @@ from compressor.types.scores import Scores
 @declares(Pruning)
 def compress(
     model: nn.Module,
-    method: str | Method = "snapit",
+    method: str | Method = AUTO,
     data: Iterable[Batch] | None = None,
     sparsity: float | None = None,
     *,
@@ -53,7 +60,7 @@ def compress(
 
     Args:
         model: any network that `torch.export` can trace, of any precision (scored in float32). Intact unless `inplace`.
-        method: a name (`snapit`, `snap`, `random`) or a `Method`.
+        method: a name (`snapit`, `l1-filters`) or a `Method`; `auto` is the one that suits the network, with its repair.
         data: batches `(inputs, target)`, inputs a tensor, a tuple or a dict of them; a re-iterable is read afresh at each
             event, an iterator is cached. Batches of another form need `forward`, `loss` and `example_inputs`. Methods whose
             scores need no data ask for none.
@@ -73,10 +80,16 @@ def compress(
         CompressError: one of its kinds; the message is one line with what to do.
     """
     settings, options = settings_of(pruning, asked, sparsity, budget)
+    told: list[Note] = []
+    forgiving = method == AUTO and settings.repair is None
+    if method == AUTO:
+        method, settings, why = chosen(model, settings, data is not None, lambda: _quality(model, data, loss, forward, seed))
+        told.append(why)
     setup = prepare(
         model, method, data, settings, options, loss=loss, forward=forward, example_inputs=example_inputs, seed=seed,
         progress=progress,
     )  # fmt: skip
+    setup.notes[:0] = told
     events = setup.events
     state = events.clear(events.all_of_them(setup.plan))
     setup.clock.lap("scoring and removing")
@@ -84,7 +97,26 @@ def compress(
     progress("proving the small network", 0, 0)
     proofs = proven(events.network, state)
     setup.clock.lap("proof")
-    return setup.conclude(state, proofs, inplace=inplace, fresh=settings.ablation == "reinit")
+    repair, pruned = None, None
+    fresh = settings.ablation == "reinit"
+    if settings.repairs and not fresh:
+        pruned = state.model
+        state, repair = mended(events, events.network, state.plan.kept, state, forgiving)
+        proofs = since(proofs, "repaired")
+        setup.clock.lap("repair")
+    result = setup.conclude(state, proofs, inplace=inplace, fresh=fresh, repair=repair)
+    return dataclasses.replace(result, pruned=pruned)
+
+
+def _quality(
+    model: nn.Module, data: Iterable[Batch] | None, loss: str | Loss, forward: Callable[[nn.Module, Batch], Any], seed: int
+) -> Quality | None:
+    """How well a network does on its data, where there are any with labels that can be read again."""
+    if data is None or iter(data) is data:
+        return None
+    with own_randomness(data), suppress(CompressError):
+        return evaluate(model, Objective(data, loss_named(loss), forward, device_of(model), seed))
+    return None
 
 
 def score(

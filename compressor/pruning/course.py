@@ -17,7 +17,7 @@ from compressor.errors import UnsupportedNetwork
 from compressor.model.cost import count
 from compressor.model.inputs import Inputs
 from compressor.model.observe import put_values, values_of
-from compressor.model.origin import planned_masks
+from compressor.model.origin import origin_of, planned_masks, set_origin
 from compressor.model.precision import as_it_came
 from compressor.model.weights import maskable, present, unset, weight_matrices
 from compressor.objective.batches import Batch
@@ -35,6 +35,7 @@ from compressor.training.history import Row
 from compressor.training.recipe import Recipe
 from compressor.training.run import held_as
 from compressor.training.trainer import EpochStats, Moments, Trainer
+from compressor.types.origin import Origin
 from compressor.types.structure import Structure
 
 
@@ -84,6 +85,7 @@ class _Content:
     rows: list[Row]
     macs: int
     sticky: dict[str, Tensor]
+    stages: dict[str, Quality] = field(default_factory=dict)
 
 
 class Course:
@@ -91,8 +93,15 @@ class Course:
 
     def __init__(
         self, trainer: Trainer, pruner: InTraining | None, train: Iterable[Batch], test: Iterable[Batch] | None, seed: int,
-        progress: Progress, keep_zeros: bool,
+        progress: Progress, keep_zeros: bool, judge: bool = False,
     ) -> None:  # fmt: skip
+        """Begin.
+
+        Args:
+            judge: see how well the network does before the events, as it was pruned, and repaired.
+        """
+        self.judge = judge and test is not None
+        self.stages: dict[str, Quality] = {}
         self.trainer, self.pruner, self.train, self.test = trainer, pruner, train, test
         self.seed, self.progress, self.keep_zeros = seed, progress, keep_zeros
         assert trainer.objective.example is not None
@@ -111,7 +120,9 @@ class Course:
     def _measure(self) -> None:
         """What one sample costs the network as it is now."""
         self.inference_macs = count(self.trainer.model, self.inputs).macs
-        self.step_macs = training_macs(self.trainer.model, self.inputs)
+        teacher = self.trainer.teacher
+        taught = 0 if teacher is None else count(teacher.network, self.inputs).macs
+        self.step_macs = training_macs(self.trainer.model, self.inputs) + taught
 
     def one(self, epoch: int) -> None:
         """The events before an epoch, and the epoch."""
@@ -144,7 +155,15 @@ class Course:
     def _events(self, epoch: int) -> None:
         if self.pruner is None or self.pruner.finished or epoch not in {*self.pruner.due, self.pruner.rewind}:
             return
+        dense = self.trainer.model
+        judge = self.judge and epoch in self.pruner.due
+        if judge and (seen := self._quality(dense)) is not None:
+            self.stages.setdefault("dense", seen)
         self.macs += self.pruner.before(epoch, self.trainer)
+        steps = {"as pruned": self.pruner.pruned, **({"repaired": self.trainer.model} if self.pruner.repair else {})}
+        for stage, network in steps.items():
+            if judge and network is not None and (seen := self._quality(network)) is not None:
+                self.stages[stage] = seen
         if self.sticky.held:
             self._hold(self.pruner.cut(self.sticky.held))
         self._measure()
@@ -190,6 +209,7 @@ class Course:
             "rows": [dataclasses.asdict(row) for row in self.rows],
             "macs": self.macs,
             "sticky": dict(self.sticky.held),
+            "stages": {name: dataclasses.asdict(seen) for name, seen in self.stages.items()},
             "pruning": None if self.pruner is None else self.pruner.content(),
         }
 
@@ -201,6 +221,7 @@ class Course:
             model = self.pruner.state.model
         put_values(model, kept.model)
         self.trainer.adopt(model, kept.moments)
+        self.stages = kept.stages
         self.trainer.epochs_done, self.rows, self.macs = kept.epochs_done, kept.rows, kept.macs
         self._hold(kept.sticky)
         self._measure()
@@ -214,6 +235,8 @@ class Course:
         if result is None:
             as_it_came(trained, model)
         final = trained if result is None else result.model
+        known = origin_of(final) or Origin(None, {})
+        set_origin(final, dataclasses.replace(known, trained=True if self.rows else known.trained))
         for name, module in final.named_modules():
             module.training = modes.get(name, model.training)
         seconds = sum(row.seconds for row in self.rows)
@@ -225,7 +248,11 @@ class Course:
         notes = [*self.told, *([zeros] if sticky else [])]
         if self.pruner is not None and max(self.pruner.due) >= epochs:
             notes.append("The last event came after the last epoch: fine-tune the network before judging its accuracy.")
-        return Trained(final, tuple(self.rows), self.trainer.recipe, stage, quality, result, self.macs, seconds, tuple(notes))
+        tuned = self.stages and quality is not None and self.pruner is not None and self.pruner.trained_since
+        stages = {**self.stages, **({"fine-tuned": quality} if tuned and quality is not None else {})}
+        return Trained(
+            final, tuple(self.rows), self.trainer.recipe, stage, quality, result, self.macs, seconds, tuple(notes), stages
+        )
 
 
 def _duration(seconds: float) -> str:
@@ -254,6 +281,7 @@ class Trained:
         notes: sentences for the reader.
         macs: multiply-adds of the whole run: forward and backward of every sample, and of every sample scored.
         seconds: of all epochs and events.
+        stages: of a network that was trained before: how well it does on the test data dense, as pruned, repaired, fine-tuned.
     """
 
     model: nn.Module
@@ -265,3 +293,4 @@ class Trained:
     macs: int
     seconds: float
     notes: tuple[str, ...] = ()
+    stages: Mapping[str, Quality] = field(default_factory=dict)

@@ -28,6 +28,7 @@ from compressor.proof.equivalence import TORCH_TOLERANCE, Equivalence
 from compressor.proof.reference import over_channels
 from compressor.pruning.controls import shuffled_nodes, shuffled_weights
 from compressor.selection.budget import Meter, prices
+from compressor.selection.schedule import exponential
 from compressor.selection.select import Selection, highest_reachable, select, select_weights
 from compressor.settings import Ablation, Pruning, Resource
 from compressor.surgery.dead_nodes import removable, sync_constant_running_means, without_dead
@@ -140,6 +141,7 @@ class Events:
         share: of the aim's unit that goes in the end.
         held: weights that must not lose entries.
         trained: the network is trained between events, so that nothing that went can come back with its weights.
+        portions: that the way to the target is divided into.
     """
 
     method: Method
@@ -150,6 +152,7 @@ class Events:
     progress: Progress
     held: frozenset[str] = frozenset()
     trained: bool = False
+    portions: int = 1
 
     @property
     def dense(self) -> nn.Module:
@@ -162,9 +165,21 @@ class Events:
         return self.network.structure
 
     @property
+    def by_portion(self) -> tuple[tuple[float, ...], ...]:
+        """The sparsity after each event of each portion: what is left shrinks by the same factor each time."""
+        if self.portions == 1:
+            return (self.method.targets(self.share),)
+        found: list[tuple[float, ...]] = []
+        reached = 0.0
+        for share in exponential(self.share, self.portions):
+            found.append(tuple(t for t in self.method.targets(share) if t > reached))
+            reached = share
+        return tuple(found)
+
+    @property
     def targets(self) -> tuple[float, ...]:
         """The sparsity after each event."""
-        return self.method.targets(self.share)
+        return tuple(target for part in self.by_portion for target in part)
 
     def begin(self, plan: Plan) -> PruningState:
         """Before the first event; `plan` has none."""

@@ -24,6 +24,14 @@ class Fact(Enum):
     NO_REWIND = auto()
     NO_PENALTY = auto()
     OTHER_OPERATORS = auto()
+    CHOSEN = auto()
+    FOR_FRESH = auto()
+    FOR_TRAINED = auto()
+    MASKS_ONLY = auto()
+    LESS_REPAIR = auto()
+    REPAIR_ON_NOISE = auto()
+    ONLY_CUT = auto()
+    FEW_ROWS = auto()
 
 
 @dataclass(frozen=True)
@@ -57,6 +65,20 @@ def _no_penalty(method: str) -> str:
     )
 
 
+def _chosen(state: str, why: str, method: str, per: str | None, repair: str) -> str:
+    ranked = f" per {PER[per]}" if per else ""
+    done = "its layers refitted to what they gave before" if repair == "least-squares" else f"repair: {repair}"
+    return f"The network is {state}, {why}: pruned by {method}{ranked}, {done}."
+
+
+PER = {"macs": "multiply-add", "parameters": "parameter", "bytes": "byte"}
+
+
+def _masks_only(nodes: bool) -> str:
+    other = f"; {spelled('unit', 'node')} removes whole nodes" if nodes else ""
+    return f"Single weights are set to zero in tensors of the same shape: nothing gets faster by that alone{other}."
+
+
 SENTENCES: Mapping[Fact, Callable[..., str]] = {
     Fact.FRESH_NORMS: lambda: (
         "The batch norms never saw data before the scoring and did not normalise; "
@@ -74,4 +96,24 @@ SENTENCES: Mapping[Fact, Callable[..., str]] = {
     Fact.NO_REWIND: lambda method: f"{method} rewinds nothing where all its events come before the first epoch.",
     Fact.NO_PENALTY: _no_penalty,
     Fact.OTHER_OPERATORS: lambda why: f"Proven on samples only, not for every value of the inputs: {why}.",
+    Fact.CHOSEN: _chosen,
+    Fact.FOR_FRESH: lambda method, why: (
+        f"{method} is for networks before training, and this one is trained, {why}: `compress prune` chooses for those."
+    ),
+    Fact.FOR_TRAINED: lambda method, why: (
+        f"{method} is for trained networks, and this one is fresh, {why}: what it ranks are initial values."
+    ),
+    Fact.MASKS_ONLY: _masks_only,
+    Fact.LESS_REPAIR: lambda why: f"Less was repaired than was asked for: {why}.",
+    Fact.FEW_ROWS: lambda layers: (
+        f"Layers refitted on fewer rows than they have columns: {layers}. They were shrunk towards what they were; more "
+        f"samples may help, {spelled('repair_samples', 'N')}."
+    ),
+    Fact.ONLY_CUT: lambda: (
+        "The network that the plan is from was repaired after it was cut: this one is only cut, and not as accurate."
+    ),
+    Fact.REPAIR_ON_NOISE: lambda: (
+        "Without data the repair saw random inputs, which recovers some of what went and not most of it: "
+        f"{spelled('data', 'DATA')} gives it real ones, labels are not needed."
+    ),
 }

@@ -26,9 +26,11 @@ from compressor.proof.equivalence import Equivalence
 from compressor.pruning.events import PruningState
 from compressor.pruning.facts import Fact, note
 from compressor.pruning.proofs import proven, since
+from compressor.pruning.repairs import mended
 from compressor.pruning.result import Result
 from compressor.pruning.setup import Setup, refreshed
-from compressor.selection.schedule import placed
+from compressor.repair import Repair
+from compressor.selection.schedule import placed, spread
 from compressor.settings import Timing
 from compressor.surgery.shrink import sliced
 from compressor.training.run import held_as
@@ -58,6 +60,7 @@ class _Content:
     ranks: dict[str, Tensor]
     proofs: list[Equivalence]
     snapshot: _Snapshot | None
+    repair: Repair | None = None
 
 
 OF_EVENTS = 500_009
@@ -73,33 +76,44 @@ class InTraining:
         passed: events so far, also those that removed nothing.
         cut: leaves of tensors of the network's shapes, by its names, what the last events left of the network.
         proofs: that the last events removed what they should and nothing else.
+        forgiving: nobody asked for the repair, see `mended`.
+        repair: what was done to what the last events left.
+        pruned: what the last events left, before it was repaired; it is kept until an epoch has passed.
         trained_since: the last events.
         snapshot: of the epoch that the method rewinds to, once that was there.
     """
 
-    def __init__(self, setup: Setup, timing: Timing, epochs: int) -> None:
+    def __init__(self, setup: Setup, timing: Timing, epochs: int, forgiving: bool = False) -> None:
+        self.forgiving = forgiving
         stage = timing.stage or setup.events.method.stage
-        self.events = dataclasses.replace(setup.events, trained=stage == "during")
+        several = stage == "during" or timing.portions > 1
+        self.events = dataclasses.replace(setup.events, trained=several, portions=timing.portions)
         self.setup = dataclasses.replace(setup, events=self.events)
         self.stage = stage
+        if timing.portions > 1 and stage != "before":
+            raise WrongUsage(
+                f"{spelled('portions', timing.portions)} is for {spelled('stage', 'before')}, the stage is {stage}"
+            )
         self.due = placed(len(self.events.targets), stage, epochs, timing.interval, timing.prune_at)
+        if timing.portions > 1:
+            self.due = spread([len(part) for part in self.events.by_portion], epochs)
         self.ablation, self.rewind = self.events.aim.ablation, self.events.method.rewind
         first = min(self.due)
-        untrue = {Fact.UNUSED_DATA} | ({Fact.FRESH_NORMS} if first > 0 else set())  # of a network that is trained on them first
+        untrue = {Fact.UNUSED_DATA}
+        if first > 0:  # it is trained on them first
+            untrue |= {Fact.FRESH_NORMS, Fact.FOR_TRAINED}
         setup.notes[:] = [told for told in setup.notes if told.fact not in untrue]
         if stage == "before" and self.rewind is not None:
             if self.rewind > 0:
                 setup.notes.append(note(Fact.NO_REWIND, method=setup.name))
             self.rewind = None
-        if self.events.aim.round_to > 1 and stage == "during":
+        between = spelled("stage", "during") if stage == "during" else spelled("portions", timing.portions)
+        if self.events.aim.round_to > 1 and several:
             raise WrongUsage(
-                f"{spelled('round_to')} brings nodes back, and a training in between does not allow that: not with "
-                f"{spelled('stage', 'during')}"
+                f"{spelled('round_to')} brings nodes back, and a training in between does not allow that: not with {between}"
             )
-        if self.ablation == "shuffle" and stage == "during":
-            raise WrongUsage(
-                f"{spelled('ablation', 'shuffle')} draws anew at one event; with {spelled('stage', 'during')} there are several"
-            )
+        if self.ablation == "shuffle" and several:
+            raise WrongUsage(f"{spelled('ablation', 'shuffle')} draws anew at one event; with {between} there are several")
         if self.rewind is not None and (self.rewind > first or self.events.method.unit != "weight"):
             raise WrongUsage(
                 f"{spelled('rewind', self.rewind)}: the first event comes at epoch {first}; rewind to that or an earlier one"
@@ -110,6 +124,8 @@ class InTraining:
         self.passed = 0
         self.cut: Callable[[Mapping[str, Tensor]], dict[str, Tensor]] = dict
         self.proofs: tuple[Equivalence, ...] = ()
+        self.repair: Repair | None = None
+        self.pruned: nn.Module | None = None
         self.trained_since = False
         self.snapshot: _Snapshot | None = None
 
@@ -146,27 +162,35 @@ class InTraining:
             moments = self._rewound(self.snapshot, trainer)
         if self.finished and self.events.method.unit == "weight":
             moments = self._without_dead(moments)
+        self.pruned = self.state.model
         if self.finished and self.ablation == "reinit":
             self.state, moments = self.state.with_weights(refreshed(self.state, self.events.objective.seed)), {}
+            self.repair = None
+        elif self.events.aim.settings.repairs and self.state.plan is not before.plan:
+            self.state, self.repair = mended(self.events, before.network, self._kept_since(before), self.state, self.forgiving)
         trainer.adopt(self.state.model, _masked_moments(moments, self.held(), self.state.model))
         return macs
 
     def after_epoch(self) -> None:
         """Eval mode gives what train mode does, also behind masked weights."""
         self.state = self.events.after_epoch(self.state)
-        self.trained_since = True
+        self.trained_since, self.pruned = True, None
 
     def _without_nodes(self, before: PruningState, moments: Moments) -> Moments:
         """The moments of what is left; and the proof that nothing but nodes is gone."""
-        start, end = before.plan.kept, self.state.plan.kept
-        kept = {name: torch.searchsorted(start[name], end[name]) for name in start}
+        kept = self._kept_since(before)
         self.progress("proving the small network")
-        widths = {name: len(indices) for name, indices in start.items()}
+        widths = {name: len(indices) for name, indices in before.plan.kept.items()}
         event = Event(0.0, {name: tuple(indices.tolist()) for name, indices in kept.items()})
         step = dataclasses.replace(self.state, plan=Plan(widths, "", (event,)))
         self.proofs = proven(before.network, step)
         self.cut = functools.partial(_sliced, model=before.model, structure=before.structure, kept=kept)
         return _sliced_moments(moments, before.model, before.structure, kept)
+
+    def _kept_since(self, before: PruningState) -> dict[str, Tensor]:
+        """Group -> indices `(kept,)` of the nodes of before that are left."""
+        start, end = before.plan.kept, self.state.plan.kept
+        return {name: torch.searchsorted(start[name], end[name]) for name in start}
 
     def _without_dead(self, moments: Moments) -> Moments:
         """After the last event on weights, the moments of what is left without nodes on no path: nothing would train them."""
@@ -206,6 +230,7 @@ class InTraining:
             "plan": s.plan.to_json(), "kept": kept, "samples": s.samples, "passed": self.passed,
             "curves": dict(s.curves), "ranks": dict(s.ranks), "proofs": [dataclasses.asdict(p) for p in self.proofs],
             "snapshot": None if self.snapshot is None else dataclasses.asdict(self.snapshot),
+            "repair": None if self.repair is None else self.repair.as_dict(),
         }  # fmt: skip
 
     def restore(self, held: Mapping[str, Any]) -> None:
@@ -215,12 +240,13 @@ class InTraining:
         left = e.network.shrink(plan.kept) if plan.events else e.network
         self.state = PruningState(left, plan, kept.ranks, kept.samples, kept.kept, kept.curves)
         self.passed, self.trained_since = kept.passed, True
-        self.proofs, self.snapshot = tuple(kept.proofs), kept.snapshot
+        self.proofs, self.snapshot, self.repair = tuple(kept.proofs), kept.snapshot, kept.repair
 
     def result(self, trained: nn.Module) -> Result:
         """The pruning's result, of the network as it is now."""
-        proofs = since(self.proofs, "trained") if self.trained_since else self.proofs
-        result = self.setup.conclude(self.events.clear(self.state.with_weights(trained)), proofs)
+        done = [what for what, was in (("repaired", self.repair), ("trained", self.trained_since)) if was]
+        proofs = since(self.proofs, " and ".join(done)) if done else self.proofs
+        result = self.setup.conclude(self.events.clear(self.state.with_weights(trained)), proofs, repair=self.repair)
         before, dense = result.summary.before, self.events.dense
         before = dataclasses.replace(before, weights=before.weights + unset(dense, planned_masks(dense)))
         return dataclasses.replace(result, summary=dataclasses.replace(result.summary, before=before))

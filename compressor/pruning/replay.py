@@ -14,6 +14,7 @@ from compressor.model.weights import maskable, masked
 from compressor.objective.objective import Objective
 from compressor.proof.reference import over_channels
 from compressor.pruning.events import PruningState
+from compressor.pruning.facts import Fact, note
 from compressor.pruning.proofs import proven, same_operators
 from compressor.pruning.result import Clock, Result, summarise
 from compressor.pruning.setup import device_of, example_for, handed_over
@@ -55,6 +56,7 @@ def replay(plan: Plan, model: nn.Module, example_inputs: Tensor | Inputs, progre
     with clock.timed("proof by labels"):
         shown, notes = same_operators(traced, found, state.model, state.plan.kept, inputs)
     proofs = (*shown, *proofs)
+    notes = [*([note(Fact.ONLY_CUT)] if plan.repaired else []), *notes]
     asked = plan.events[-1].sparsity if plan.events else 0.0
     summary = summarise("apply", {}, asked, model, whole, state, proofs, clock, notes)
     as_it_came(state.model, model)  # in place: it is handed over in the precision that it came in

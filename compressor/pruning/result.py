@@ -19,6 +19,7 @@ from compressor.proof.equivalence import Equivalence
 from compressor.pruning.events import PruningState
 from compressor.pruning.facts import Note
 from compressor.pruning.result_text import result_text
+from compressor.repair import Repair
 from compressor.settings import Ablation, Pruning, Resource
 from compressor.surgery.network import GroupedNetwork
 from compressor.types.plan import Plan
@@ -97,6 +98,7 @@ class Summary:
         open_share: share of the dense network's nodes that could be pruned.
         weights: where single weights were removed, what became of them; `asked` is a weight sparsity then.
         settings: what was asked of the pruning; None where a plan was replayed.
+        repair: what was done to what is left, without training; None: nothing.
     """
 
     method: str
@@ -118,6 +120,7 @@ class Summary:
     open_share: float = 1.0
     weights: WeightSummary | None = None
     settings: Pruning | None = None
+    repair: Repair | None = None
 
     @property
     def round_to(self) -> int:
@@ -147,7 +150,8 @@ class Summary:
 
 @dataclass(frozen=True)
 class Result:
-    """What `compress` returns: the smaller network, the plan that made it, the numbers, and the first event's sorted scores.
+    """What `compress` returns: the smaller network, the plan that made it, the numbers, and the first event's sorted scores;
+    where the network was repaired, also as it was `pruned`, in the precision to work in.
 
     Printed, it is the table of the command line.
     """
@@ -156,6 +160,7 @@ class Result:
     plan: Plan
     summary: Summary
     curves: Mapping[str, Tensor] = field(default_factory=dict)
+    pruned: nn.Module | None = None
 
     def __str__(self) -> str:
         return result_text(self.as_dict())
@@ -186,6 +191,7 @@ class Result:
             "near_collapse": s.near_collapse,
             "frozen": s.frozen,
             "equivalence": [proof.as_dict() for proof in s.proofs],
+            "repair": None if s.repair is None else s.repair.as_dict(),
             "seconds": s.seconds,
             "notes": list(s.notes),
         }
@@ -212,7 +218,7 @@ class Clock:
 
 def summarise(
     name: str, options: dict[str, Any], asked: float, model: nn.Module, dense: GroupedNetwork, state: PruningState,
-    proofs: tuple[Equivalence, ...], clock: Clock, facts: list[Note],
+    proofs: tuple[Equivalence, ...], clock: Clock, facts: list[Note], repair: Repair | None = None,
 ) -> Summary:  # fmt: skip
     """The numbers; sizes are those of the precision that `model` came in, in which the small network is handed over."""
     found, before, after = dense.structure, dense.cost(), state.network.cost()
@@ -236,6 +242,7 @@ def summarise(
         facts=tuple(facts),
         open_share=found.open_share,
         weights=_sparse(found, state) if state.kept else None,
+        repair=repair,
     )
 
 

@@ -26,6 +26,10 @@ def _lines(d: Mapping[str, Any]) -> Iterator[str]:
     if paths := [file["path"] for file in d.get("files", ())]:
         yield f"{paths[0]} -> {', '.join(paths[1:])}"
     yield from _columns([("", "dense", "small", "dense / small"), *_cost_rows(d)], left=(0,))
+    if d.get("stages"):
+        yield stages_line(d["stages"])
+    if d.get("repair"):
+        yield repair_line(d["repair"])
     if d.get("training"):
         yield training_line(d["training"])
     if d.get("ablation"):
@@ -68,7 +72,10 @@ def _cost_rows(d: Mapping[str, Any]) -> Iterator[tuple[str, str, str, str]]:
             yield _cost_row(f"bytes of {Path(file['path']).name}", files[0]["bytes"], file["bytes"])
     else:
         yield _cost_row("bytes of its tensors", d["tensor_bytes"]["dense"], d["tensor_bytes"]["small"])
-    if accuracy := d.get("accuracy"):
+    if metric := d.get("metric"):
+        of = f"{metric['name']} on {metric['samples']:,} samples"
+        yield of, f"{metric['dense']:.4g}", f"{metric['small']:.4g}", ""
+    elif accuracy := d.get("accuracy"):
         dense = f"{accuracy['dense']:.1%}{' as it came' if d.get('training') else ''}"
         yield f"accuracy on {accuracy['samples']:,} samples", dense, f"{accuracy['small']:.1%}", ""
     elif loss := d.get("loss"):
@@ -102,8 +109,33 @@ def training_line(t: Mapping[str, Any]) -> str:
     if test is None:
         last = f"training loss {t['history'][-1]['train_loss']:.4g}, no test data; " if t["history"] else ""
         return f"\ntrained: {last}{done}"
-    how_well = f"loss {test['loss']:.4g}" if test["accuracy"] is None else f"accuracy {test['accuracy']:.2%}"
-    return f"\ntrained: {how_well} on all {test['samples']:,} test samples after {done}"
+    return f"\ntrained: {quality_text(test, 2)} on all {test['samples']:,} test samples after {done}"
+
+
+def stages_line(stages: Sequence[Mapping[str, Any]]) -> str:
+    """How well the network does dense, as pruned, and so on, in one line."""
+    what = quality_text(stages[0]).rpartition(" ")[0]
+    parts = [f"{quality_text(seen).rpartition(' ')[2]} {seen['stage']}" for seen in stages]
+    return f"\n{what} on {stages[0]['samples']:,} samples: {', '.join(parts)}"
+
+
+def quality_text(seen: Mapping[str, Any], digits: int = 1) -> str:
+    """How well a network does, in two words: by the metric of the user's choice, else the accuracy, else the loss."""
+    if (metric := seen.get("metric")) is not None:
+        return f"{metric['name']} {metric['value']:.4g}"
+    return f"loss {seen['loss']:.4g}" if seen["accuracy"] is None else f"accuracy {seen['accuracy']:.{digits}%}"
+
+
+def repair_line(r: Mapping[str, Any]) -> str:
+    """What was done to what is left, and how near it brought the outputs to the dense network's, in one line."""
+    if not r["distance"]:
+        return f"repair: none, {r['why']}"
+    distances = ", ".join(f"{distance:.3g} {way}" for way, distance in r["distance"].items())
+    judged = f" on {r['aside']:,} kept aside" if r["aside"] else ""
+    return (
+        f"repair: {r['kept']}, from {r['samples']:,} {'random inputs' if r['noise'] else 'samples'}, {r['seconds']:.0f} s; "
+        f"distance to the dense outputs{judged}: {distances}"
+    )
 
 
 def _asked(d: Mapping[str, Any]) -> str:

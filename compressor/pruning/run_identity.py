@@ -46,6 +46,9 @@ def identity_of(
         **({} if course.keep_zeros else {"zeros": "trained"}),
         "samples scored": scoring.size if isinstance(scoring, Drawn) else None,
     }
+    if (teacher := course.trainer.teacher) is not None:
+        held["teacher"] = fingerprint_of(teacher.network.state_dict().values())
+        held |= {"temperature": teacher.temperature, "teacher_share": teacher.share}
     if course.pruner is not None:
         events = {str(epoch): list(numbers) for epoch, numbers in course.pruner.due.items()}
         own = course.pruner.events.method

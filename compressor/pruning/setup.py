@@ -26,11 +26,13 @@ from compressor.objective.losses import Loss, loss_named
 from compressor.objective.objective import Objective
 from compressor.options import divided, options_of, spelled
 from compressor.proof.equivalence import Equivalence
+from compressor.pruning.choice import state_of
 from compressor.pruning.controls import afresh
 from compressor.pruning.events import Aim, Events, NodeEvents, PruningState, WeightEvents
 from compressor.pruning.facts import Fact, Note, note
 from compressor.pruning.proofs import same_operators, since
 from compressor.pruning.result import BudgetOutcome, Clock, Result, reasons_of, summarise
+from compressor.repair import Repair
 from compressor.selection.select import check_reachable
 from compressor.settings import Attention, Budget, Pruning
 from compressor.sources.noise import example_of
@@ -65,13 +67,15 @@ class Setup:
     traced: Traced | Untraced
 
     def conclude(
-        self, state: PruningState, proofs: tuple[Equivalence, ...], *, inplace: bool = False, fresh: bool = False
-    ) -> Result:
+        self, state: PruningState, proofs: tuple[Equivalence, ...], *, inplace: bool = False, fresh: bool = False,
+        repair: Repair | None = None,
+    ) -> Result:  # fmt: skip
         """The result of where the events have come to.
 
         Args:
             proofs: that nothing but what went is gone.
             fresh: hand it over with fresh weights.
+            repair: what was done to what is left.
         """
         e, aim, model = self.events, self.events.aim, self.model
         nodes = e.method.unit == "node"
@@ -79,17 +83,24 @@ class Setup:
             shown, unshown = same_operators(self.traced, e.found, state.model, state.plan.kept, e.network.inputs)
         proofs = (*shown, *(since(proofs, "fresh") if fresh else proofs))
         ties = [note(Fact.TIE, sparsity=v.sparsity, unit=e.method.unit) for v in state.plan.events if v.tie]
-        notes = [*self.notes, *unshown, *ties, *([note(Fact.EXACT_WIDTHS)] if aim.round_to == 1 and nodes else [])]
+        mended = [] if repair is None else [
+            *([note(Fact.LESS_REPAIR, why=repair.why)] if repair.why else []),
+            *([note(Fact.REPAIR_ON_NOISE)] if repair.noise else []),
+            *([note(Fact.FEW_ROWS, layers=few)] if (few := sum(x.rows < x.columns for x in repair.layers)) else []),
+        ]  # fmt: skip
+        notes = [*self.notes, *mended, *unshown, *ties, *([note(Fact.EXACT_WIDTHS)] if aim.round_to == 1 and nodes else [])]
         left = aim.meter(state.network)
         summary = summarise(
             self.name, dataclasses.asdict(e.method), e.share, model, e.network, state, proofs, self.clock,
-            notes,
+            notes, repair,
         )  # fmt: skip
         spent = BudgetOutcome(left.unit, left.wanted(e.share), left.amount, left.total) if nodes else None
         summary = dataclasses.replace(summary, budget=spent, settings=aim.settings)
         as_it_came(state.model, model)  # in place: it is handed over in the precision that it came in
         if fresh:
             state = state.with_weights(refreshed(state, e.objective.seed))
+        if repair is not None and repair.kept != "as pruned":
+            state = dataclasses.replace(state, plan=dataclasses.replace(state.plan, repaired=True))
         return Result(handed_over(state, model, inplace), state.plan, summary, state.curves)
 
 
@@ -147,7 +158,12 @@ def prepare(
     if chosen.uses_data and is_fresh(model) and not asked_for.calibrate_bn:
         notes.append(note(Fact.FRESH_NORMS))
     objective.example = inputs = example_for(objective, example_inputs)
-    if data is not None and not chosen.uses_data and not asked_for.calibrate_bn:
+    if chosen.suits is not None and (seen := state_of(model, asked_for.state)).state != chosen.suits:
+        fact = Fact.FOR_FRESH if chosen.suits == "fresh" else Fact.FOR_TRAINED
+        notes.append(note(fact, method=method if isinstance(method, str) else type(chosen).__name__, why=seen.why))
+    if chosen.unit == "weight":
+        notes.append(note(Fact.MASKS_ONLY, nodes=any(o.name == "unit" for o in options_of(type(chosen)))))
+    if data is not None and not chosen.uses_data and not asked_for.calibrate_bn and not asked_for.repairs:
         notes.append(note(Fact.UNUSED_DATA))
     dense = working_copy(model, inputs)
     if in_other_precision(dense, model):
@@ -181,7 +197,7 @@ def prepare(
     return Setup(method if isinstance(method, str) else type(chosen).__name__, model, events, plan, notes, clock, traced)
 
 
-FOR_NODES = ("target_nodes", "target_macs", "target_params", "target_size", "per", "round_to")
+FOR_NODES = ("target_nodes", "target_macs", "target_params", "target_size", "per", "round_to", "repair", "repair_samples")
 FOR_WEIGHTS = ("allow_disconnect",)
 """Options that have an effect on the one unit only."""
 
@@ -194,11 +210,17 @@ def check_effect(asked_for: Pruning, method: Method) -> None:
     """
     others, what = (FOR_NODES, "whole nodes") if method.unit == "weight" else (FOR_WEIGHTS, "single weights")
     for o in options_of(Pruning):
-        if o.name in others and getattr(asked_for, o.name) != o.default:
+        if o.name in others and getattr(asked_for, o.name) not in (o.default, "none"):
             raise WrongUsage(
                 f"{spelled(o.name, getattr(asked_for, o.name))} is for methods that remove {what}, this one removes "
                 f"{method.unit}s; leave it out"
             )
+
+    if not asked_for.repairs and asked_for.repair_samples != Pruning().repair_samples:
+        raise WrongUsage(
+            f"{spelled('repair_samples', asked_for.repair_samples)} is for a repair: give "
+            f"{spelled('repair', 'least-squares')}, or leave it out"
+        )
 
 
 def _sparse_already(model: nn.Module) -> dict[str, Tensor]:

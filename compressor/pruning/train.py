@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,24 +20,28 @@ from compressor.model.origin import planned_masks
 from compressor.model.precision import working_copy
 from compressor.objective.batches import Batch, call
 from compressor.objective.losses import Loss, loss_named
-from compressor.objective.objective import Objective
+from compressor.objective.metrics import Metric, metric_named
+from compressor.objective.objective import Objective, Quality, evaluate
 from compressor.options import declares, divided, spelled
+from compressor.pruning.choice import chosen, state_of
 from compressor.pruning.course import Course, Trained
+from compressor.pruning.facts import Note
 from compressor.pruning.in_training import InTraining
 from compressor.pruning.run_identity import identity_of, of_before, unsaid_of
 from compressor.pruning.setup import device_of, example_for, prepare, settings_of
-from compressor.settings import Budget, Pruning, Timing, refuse_without_method
+from compressor.settings import AUTO, DENSE, Budget, Pruning, Teaching, Timing, refuse_without_method, refuse_without_teacher
 from compressor.system.progress import Progress
 from compressor.training.history import Row
 from compressor.training.recipe import Recipe
 from compressor.training.run import OF_DAMAGE, STATE, Run
+from compressor.training.teacher import Teacher
 from compressor.training.trainer import Trainer
 
 SCORED = 2560
 """Samples that each event scores, where the data leave it open."""
 
 
-@declares(Timing, Pruning)
+@declares(Timing, Pruning, Teaching)
 def train(
     model: nn.Module,
     data: Columns | Iterable[Batch],
@@ -48,9 +53,11 @@ def train(
     budget: Budget | None = None,
     scoring: Iterable[Batch] | None = None,
     loss: str | Loss = "cross-entropy",
+    metric: str | Metric | Callable[[Any, Batch], Any] | None = None,
     forward: Callable[[nn.Module, Batch], Any] = call,
     example_inputs: Tensor | Inputs | None = None,
     colour: bool = False,
+    teacher: nn.Module | str | None = None,
     keep_zeros: bool = True,
     seed: int = 0,
     folder: str | Path | None = None,
@@ -67,10 +74,13 @@ def train(
         data: columns, which are shuffled and batched as the recipe says, or batches to be read anew in each epoch.
         recipe: numbers of epochs, samples of a batch and all that; the SNIP-it paper's by default.
         test: looked at after each epoch.
-        method: which nodes or weights go; without one, the network is only trained.
+        method: which nodes or weights go, `auto` as in `compress`; without one, the network is only trained.
         pruning: all that is asked of the pruning in one hand; `budget` one of its targets as an object, see `compress`.
         scoring: batches that the method scores; 2,560 samples of `data` where that is columns, else `data`.
+        metric: what networks are judged by beside the loss: a name, a callable of (outputs, batch), or a `Metric`.
         colour: the images are in colour, see the recipe's `flip` and `shift`.
+        teacher: a network of the same outputs that is learnt from beside the labels, or `dense`, which is `model` itself;
+            `temperature` and `teacher_share` say how.
         keep_zeros: weights that are zero beside other values stay zero, as those of masked networks must; without it they are
             trained, as an initialisation that has zeros wants, such as the identity. For training without a method only.
         seed: of shuffles, dropout, and a method's own draws. The same seed gives the same weights on the same machine.
@@ -85,10 +95,21 @@ def train(
     """
     recipe = recipe or Recipe()
     when, rest = divided(asked, Timing)
+    how, rest = divided(rest, Teaching)
+    teaching = Teaching(**how)
+    if teacher is None:
+        refuse_without_teacher(how)
     timing = Timing(**when)
     settings, options = settings_of(pruning, rest, budget=budget)
+    told: list[Note] = []
+    forgiving = method == AUTO and settings.repair is None
+    if method == AUTO:
+        method, settings, why = chosen(model, settings, True, lambda: _quality(model, test, loss, forward, seed))
+        told.append(why)
     if method is None:
-        refuse_without_method([*asked, *(["pruning"] if pruning else []), *(["budget"] if budget else [])])
+        refuse_without_method(
+            [*(name for name in asked if name not in how), *(["pruning"] if pruning else []), *(["budget"] if budget else [])]
+        )
     elif not keep_zeros:
         raise WrongUsage(
             "zeros are trained without a method only, which counts them as gone: train the network first, then prune"
@@ -113,12 +134,22 @@ def train(
                 mine, method, _to_score(data, seed) if scoring is None else scoring, settings, options, loss=loss,
                 forward=forward, example_inputs=example_inputs, seed=seed, progress=progress,
             )  # fmt: skip
-            pruner = InTraining(setup, timing, recipe.epochs)
+            setup.notes[:0] = told
+            pruner = InTraining(setup, timing, recipe.epochs, forgiving)
             objective = dataclasses.replace(setup.events.objective, data=epochs)
             dense = pruner.state.model
         still = [name for name, module in model.named_modules() if model.training and not module.training]
-        trainer = Trainer(dense, recipe, objective, recipe.flips(colour), recipe.shifts(colour), still)
-        course = Course(trainer, pruner, epochs, tests, seed, progress, keep_zeros)
+        taught = None
+        if teacher is not None:
+            if isinstance(teacher, str) and teacher != DENSE:
+                raise WrongUsage(f"{spelled('teacher', teacher)}: give a network, or {DENSE!r}")
+            its = copy.deepcopy(model if isinstance(teacher, str) else teacher)
+            of_teacher = working_copy(its, objective.example_inputs()).eval().requires_grad_(False)
+            taught = Teacher(of_teacher, teaching.temperature, teaching.teacher_share, objective.forward)
+        objective.metric = metric_named(metric)
+        trainer = Trainer(dense, recipe, objective, recipe.flips(colour), recipe.shifts(colour), still, taught)
+        judge = pruner is not None and state_of(model, settings.state).state == "trained"
+        course = Course(trainer, pruner, epochs, tests, seed, progress, keep_zeros, judge)
         if folder is None:
             return _run_through(course, None, recipe.epochs, model, on_epoch)
         identity = identity_of(recipe, course, model, data, test, method, loss, scoring)
@@ -127,6 +158,23 @@ def train(
         with run.alone():
             _begin(run, course, resume)
             return _run_through(course, run, recipe.epochs, model, on_epoch)
+
+
+def _quality(
+    model: nn.Module, test: Columns | Iterable[Batch] | None, loss: str | Loss, forward: Callable[[nn.Module, Batch], Any],
+    seed: int,
+) -> Quality | None:  # fmt: skip
+    """How well a network does before it is trained, where there are test data that say so."""
+    if test is None:
+        return None
+    device = device_of(model)
+    with own_randomness(test), suppress(CompressError):
+        return evaluate(model, Objective(_batches(test, JUDGED, None, device), loss_named(loss), forward, device, seed))
+    return None
+
+
+JUDGED = 256
+"""Samples that are judged together."""
 
 
 def _begin(run: Run, course: Course, resume: bool) -> None:

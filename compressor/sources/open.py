@@ -18,7 +18,7 @@ from compressor.model.origin import origin_of, set_origin
 from compressor.options import options_of, spelled
 from compressor.settings import Building, Normalisation, Reading
 from compressor.sources.fresh import fresh_network
-from compressor.types import InputSpec
+from compressor.types import InputSpec, Origin
 
 
 def opened(path: Path, reading: Reading, images: Normalisation | None = None) -> nn.Module:
@@ -53,6 +53,7 @@ def fresh(
         if (in_channels or networks.default_input(name)[0]) not in (1, 3):
             remembered = None  # images cannot be converted to such an input
         model = fresh_network(name, data, remembered=remembered, **sizes)
+        set_origin(model, replace(origin_of(model) or Origin(None, {}), trained=False))
     adapt(model, None, images)
     return model
 

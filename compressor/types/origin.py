@@ -62,6 +62,7 @@ class Origin:
         preprocessing: mean and standard deviation that images are normalised with, where they were chosen.
         notes: sentences about how the file was read; they are not saved.
         sizes: numbers of channels that modules remember in their attributes, where nodes were removed: `attn.num_heads` -> 3.
+        trained: whether it was trained since it was built; None where that is not known.
     """
 
     network: str | None
@@ -72,6 +73,7 @@ class Origin:
     preprocessing: Mapping[str, Any] | None = None
     notes: tuple[str, ...] = ()
     sizes: Mapping[str, int] = field(default_factory=dict)
+    trained: bool | None = None
 
     @property
     def input_shape(self) -> tuple[int, ...]:

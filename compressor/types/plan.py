@@ -51,6 +51,7 @@ class Plan:
         attention: what the nodes of an attention are.
         bound: what goes together beside what the operators say.
         masks: weight -> which of its entries stay, where single weights were removed; all others are zero.
+        repaired: the network that was left had its norms corrected or its layers refitted; a replay only cuts.
     """
 
     widths: Mapping[str, int]
@@ -60,6 +61,7 @@ class Plan:
     attention: Attention = "heads"
     bound: tuple[Tie, ...] = ()
     masks: Mapping[str, Mask] = field(default_factory=dict)
+    repaired: bool = False
 
     SCHEMA = 2  # 1 listed all that stays at every event
 
@@ -115,7 +117,7 @@ class Plan:
             replace(event, kept={name: tuple(before[name][list(nodes)].tolist()) for name, nodes in event.kept.items()})
             for event in later.events
         )
-        plan = replace(self, events=(*self.events, *events))
+        plan = replace(self, events=(*self.events, *events), repaired=self.repaired or later.repaired)
         if not self.masks and not later.masks:
             return plan
         if structure is None and any(len(kept) < self.widths[name] for name, kept in plan.kept.items()):
@@ -145,6 +147,7 @@ class Plan:
                 "bound": [[pair.one, pair.other] for pair in self.bound],
                 "events": events,
                 "masks": {name: mask.as_json(bits=masks) for name, mask in self.masks.items()},
+                **({"repaired": True} if self.repaired else {}),
             },
             separators=(",", ":"),
         )
@@ -173,6 +176,7 @@ class Plan:
                 attention,
                 bound,
                 bits,
+                raw.get("repaired", False) is True,
             )
             plan._check_texts_and_widths()
             plan = replace(plan, events=plan._events_from(raw["events"], raw["schema"]))

@@ -176,7 +176,7 @@ def test_other_reserved_names_are_tensors_that_the_network_lacks(lenet5: nn.Modu
 
 def test_a_file_that_lost_its_header_is_a_state_dict_without_masks(tmp_path: Path) -> None:
     dense = networks.build("lenet300100", image_size=8)
-    masked = compress(dense, "magnitude", None, 0.3, example_inputs=torch.randn(4, 1, 8, 8)).model
+    masked = compress(dense, "magnitude", None, 0.3, unit="weight", example_inputs=torch.randn(4, 1, 8, 8)).model
     path = tmp_path / "net.safetensors"
     save(masked, path)
     safetensors.torch.save_file(safetensors.torch.load_file(path), path)
@@ -187,7 +187,7 @@ def test_a_file_that_lost_its_header_is_a_state_dict_without_masks(tmp_path: Pat
 def test_headers_with_something_unexpected_are_refused_or_sound(tmp_path: Path) -> None:
     dense = networks.build("lenet300100", image_size=8)
     path = tmp_path / "net.safetensors"
-    save(compress(dense, "magnitude", None, 0.6, example_inputs=torch.randn(4, 1, 8, 8)).model, path)
+    save(compress(dense, "magnitude", None, 0.6, unit="weight", example_inputs=torch.randn(4, 1, 8, 8)).model, path)
     tensors, header = safetensors.torch.load_file(path), header_of(path)
     refused = 0
     for seed in range(150):

@@ -178,7 +178,8 @@ def test_tensorboard_can_follow(few_folder: Path) -> None:
 def test_fine_tuning_goes_on_too(few_folder: Path) -> None:
     """An export that fails after hours of it must not cost them."""
     assert run("new", "lenet5", "-o", "net.safetensors", cwd=few_folder).returncode == 0
-    command = ("l1-filters", "net.safetensors", "--data", "few.npz", "--sparsity", "0.3", "--threads", "1", "--finetune")
+    command = ("l1-filters", "net.safetensors", "--data", "few.npz", "--sparsity", "0.3", "--threads", "1")
+    command = (*command, "--schedule", "steps", "--finetune")
     assert run(*command, "1", "-o", "small.safetensors", cwd=few_folder).returncode == 0
     assert [row.epoch for row in read_history(few_folder / "small.run" / "history.csv")] == [1]
     further = run(*command, "3", "-o", "small.safetensors", "--resume", cwd=few_folder)

@@ -27,6 +27,7 @@ PARAMETERS = {  # with biases and norms, in thousands or millions as the papers 
     "wrn16_8": "11.0m", "wrn16_10": "17.1m", "wrn22_8": "17.2m",
     "lstm_s": "137k", "lstm_b": "536k", "gru_s": "104k", "gru_b": "405k",
     "resnet34": "21.1m", "squeezenet": "741k", "squeezenet_bypass": "741k", "vgg19": "20.0m", "resnet32": "1.8m",
+    "resnet20": "272k",
     "googlenet": "6.0m", "densenet121": "7.0m", "densenet169": "12.5m", "densenet201": "18.1m", "densenet264": "30.7m",
 }  # fmt: skip
 """SNIP's tables 2, 5 and 6 (LSTM-b 535k and VGG-D 15.2m there, without a second bias and norms), its reproduction, GraSP."""

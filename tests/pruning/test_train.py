@@ -301,7 +301,7 @@ def test_progress_says_how_far_and_how_long(few, lenet5) -> None:
 
 
 def test_masked_weights_of_an_earlier_pruning_stay_zero(few, lenet5) -> None:
-    masked = compress(lenet5, "magnitude", None, 0.9, example_inputs=few[0].inputs[:4]).model
+    masked = compress(lenet5, "magnitude", None, 0.9, unit="weight", example_inputs=few[0].inputs[:4]).model
     tuned = train(masked, few[0], QUICK).model
     for (name, before), after in zip(masked.named_parameters(), tuned.parameters(), strict=True):
         if before.dim() > 1:
@@ -347,7 +347,7 @@ def test_a_weight_that_was_masked_whole_stays_zero_and_a_fresh_one_does_not() ->
         model.back.weight.zero_()
     once = Recipe(epochs=1, lr=0.01)
     assert train(model, data, once).model.back.weight.any()
-    small = compress(model, "magnitude", None, 0.5, example_inputs=data[0][0]).model
+    small = compress(model, "magnitude", None, 0.5, unit="weight", example_inputs=data[0][0]).model
     assert not small.back.weight.any()
     tuned = train(small, data, once).model
     assert not tuned.back.weight.any()
@@ -356,7 +356,7 @@ def test_a_weight_that_was_masked_whole_stays_zero_and_a_fresh_one_does_not() ->
 
 def test_what_is_odd_about_a_training_is_said(few, lenet5) -> None:
     """Weights that stay zero, and events that nothing comes after."""
-    masked = compress(lenet5, "magnitude", None, 0.9, example_inputs=few[0].inputs[:4]).model
+    masked = compress(lenet5, "magnitude", None, 0.9, unit="weight", example_inputs=few[0].inputs[:4]).model
     gone = sum(int((p == 0).sum()) for p in masked.parameters() if p.dim() > 1)
     once = dataclasses.replace(QUICK, epochs=1)
     assert train(masked, few[0], once).notes == (f"{gone:,} weights that came as zeros, as masked ones do, stayed zero.",)

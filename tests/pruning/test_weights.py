@@ -209,7 +209,7 @@ def test_the_blocks_lose_weights_too(block_network: nn.Module) -> None:
 
 def test_a_masked_network_is_saved_with_its_masks(tmp_path: Path) -> None:
     model = networks.build("lenet5", data="digits")
-    result = compress(model, "magnitude", None, 0.9, example_inputs=torch.randn(4, 1, 28, 28))
+    result = compress(model, "magnitude", None, 0.9, unit="weight", example_inputs=torch.randn(4, 1, 28, 28))
     for suffix in (".safetensors", ".pt"):
         save(result.model, tmp_path / f"small{suffix}")
         back = load(tmp_path / f"small{suffix}")
@@ -228,8 +228,10 @@ STEPS = {
 def test_plans_with_masks_are_joined(steps: tuple[tuple[str, float], ...]) -> None:
     x = torch.randn(8, 1, 28, 28)
     dense = networks.build("lenet5").eval()
-    first = compress(dense, steps[0][0], None, steps[0][1], example_inputs=x)
-    second = compress(first.model, steps[1][0], None, steps[1][1], example_inputs=x)
+    first, second = None, None
+    for name, share in steps:
+        unit = {"unit": "weight"} if name == "magnitude" else {}
+        first, second = second, compress(second.model if second else dense, name, None, share, example_inputs=x, **unit)
     with pytest.raises(BadInput, match="need the original network's structure"):
         first.plan.then(second.plan)
     joined = first.plan.then(second.plan, structure(dense, (x,)))
@@ -245,7 +247,9 @@ def test_plans_with_masks_are_joined(steps: tuple[tuple[str, float], ...]) -> No
 
 def test_layers_that_stay_whole_keep_their_weights() -> None:
     model = networks.build("lenet5", data="digits")
-    result = compress(model, "magnitude", None, 0.5, example_inputs=torch.randn(4, 1, 28, 28), freeze=["features.*"])
+    result = compress(
+        model, "magnitude", None, 0.5, unit="weight", example_inputs=torch.randn(4, 1, 28, 28), freeze=["features.*"]
+    )
     for name, (dense, left) in result.summary.weights.by_layer.items():
         assert (left == dense) == name.startswith("features")
     assert result.summary.weights.reached == pytest.approx(0.5, abs=1e-5)
@@ -255,8 +259,8 @@ def test_what_disconnects_the_output_is_refused_unless_allowed() -> None:
     model = networks.build("lenet5", data="digits")
     example = torch.randn(4, 1, 28, 28)
     with pytest.raises(UnreachableSparsity, match=r"no longer depends on the input.*allow_disconnect=True"):
-        compress(model, "magnitude", None, 0.9999, example_inputs=example)
-    result = compress(model, "magnitude", None, 0.9999, example_inputs=example, allow_disconnect=True)
+        compress(model, "magnitude", None, 0.9999, unit="weight", example_inputs=example)
+    result = compress(model, "magnitude", None, 0.9999, unit="weight", example_inputs=example, allow_disconnect=True)
     assert result.summary.disconnected
     assert result.summary.weights.silent == 10
 
@@ -264,7 +268,7 @@ def test_what_disconnects_the_output_is_refused_unless_allowed() -> None:
 def test_less_than_a_weight_for_each_layer_is_refused() -> None:
     model = networks.build("lenet5", data="digits")
     with pytest.raises(UnreachableSparsity, match="leaves 3 weights for 5 layers; ask for less"):
-        compress(model, "magnitude", None, 0.99998, example_inputs=torch.randn(4, 1, 28, 28))
+        compress(model, "magnitude", None, 0.99998, unit="weight", example_inputs=torch.randn(4, 1, 28, 28))
 
 
 def test_a_method_without_need_of_data_says_so() -> None:
@@ -280,7 +284,7 @@ def test_a_method_without_need_of_data_says_so() -> None:
 def test_weights_know_one_budget_only() -> None:
     model = networks.build("lenet5", data="digits")
     with pytest.raises(WrongUsage, match="is for methods that remove whole nodes, this one removes weights"):
-        compress(model, "magnitude", None, 0.5, example_inputs=torch.randn(4, 1, 28, 28), round_to=8)
+        compress(model, "magnitude", None, 0.5, unit="weight", example_inputs=torch.randn(4, 1, 28, 28), round_to=8)
 
 
 @pytest.mark.parametrize(("method", "unit"), [("snap", "node"), ("snip", "weight")])
@@ -485,14 +489,14 @@ def test_shared_weights_get_through() -> None:
 def test_what_was_zero_before_counts_as_removed() -> None:
     model = networks.build("lenet5", data="digits")
     example = torch.randn(4, 1, 28, 28)
-    first = compress(model, "magnitude", None, 0.6, example_inputs=example)
-    again = compress(first.model, "magnitude", None, 0.8, example_inputs=example)
+    first = compress(model, "magnitude", None, 0.6, unit="weight", example_inputs=example)
+    again = compress(first.model, "magnitude", None, 0.8, unit="weight", example_inputs=example)
     weights = again.summary.weights
     assert sum(int((w != 0).sum()) for w in maskable(again.model).values()) <= weights.left
     assert weights.left == weights.total - round(0.8 * weights.total)
     assert any("were zero before" in note for note in again.summary.notes)
     with pytest.raises(BadInput, match="not more than what is zero already"):
-        compress(first.model, "magnitude", None, 0.3, example_inputs=example)
+        compress(first.model, "magnitude", None, 0.3, unit="weight", example_inputs=example)
 
 
 def test_a_plan_replays_on_weights_whose_constants_cannot_move() -> None:
@@ -503,7 +507,7 @@ def test_a_plan_replays_on_weights_whose_constants_cannot_move() -> None:
     with torch.no_grad():
         model[0].weight[:2] = 1e-6
         model[0].bias.zero_()
-    result = compress(model, "magnitude", None, 0.2, example_inputs=X, freeze=["4"])
+    result = compress(model, "magnitude", None, 0.2, unit="weight", example_inputs=X, freeze=["4"])
     assert len(result.plan.kept["0"]) < 8  # nothing arrives at some, and they say nothing
     with torch.no_grad():
         model[0].bias.fill_(0.1)
@@ -518,7 +522,7 @@ def test_the_output_layer_is_held_and_the_floor_is_kept() -> None:
     )
     assert result.summary.weights.by_layer["17.weight"] == (5120, 5120)
     assert all(len(kept) >= 500 for kept in result.plan.kept.values())
-    only = compress(model, "magnitude", None, 0.1, example_inputs=example, only=["1"])
+    only = compress(model, "magnitude", None, 0.1, unit="weight", example_inputs=example, only=["1"])
     assert [left < dense for dense, left in only.summary.weights.by_layer.values()] == [True, False, False, False, False]
 
 

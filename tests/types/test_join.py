@@ -143,7 +143,7 @@ def check(last: PruningState, joined: Plan, model: nn.Module, found: Structure) 
     shares=st.tuples(*[st.sampled_from([0.2, 0.5, 0.8])] * 3),
     seed=st.integers(0, 2**16),
 )
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30, deadline=None, derandomize=True)
 def test_then_is_one_after_the_other(layers: list, kinds: tuple[str, ...], shares: tuple[float, ...], seed: int) -> None:
     torch.manual_seed(seed)
     model = randomised(Drawn(layers)).double().eval()

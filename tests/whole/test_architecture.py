@@ -24,6 +24,7 @@ FLOORS = (
     {"objective", "surgery", "selection", "networks"},
     {"proof", "criteria", "training", "checkpoint", "method"},
     {"coupling", "methods", "sources"},
+    {"repair"},
     {"pruning"},
     {"compressor"},
     {"exporters"},
@@ -41,7 +42,11 @@ MOST_LOOSE = 5
 """Files of `compressor/` that lie in no room, its front door aside."""
 
 HOMES = {
-    "torch_pruning": {"compressor/coupling/torch_pruning_graph.py", "benchmarks/studies/peers.py"},
+    "torch_pruning": {
+        "compressor/coupling/torch_pruning_graph.py",
+        "benchmarks/studies/peers.py",
+        "benchmarks/studies/accuracy.py",
+    },
     "fvcore": {"compressor/model/cost.py"},
     "thop": {"compressor/model/cost.py"},
     "click": {"cli.py", "compressor/system/flags.py"},
@@ -55,7 +60,7 @@ HOMES = {
     "safetensors": {"compressor/checkpoint/checkpoint.py"},
     "scipy": {"compressor/coupling/labels.py", "benchmarks/experiments/cells.py"},
 }
-RUN_BY_HAND = ("leftover", "main_job", "methods", "peers", "second_opinion", "startup", "widths", "zoo")
+RUN_BY_HAND = ("accuracy", "leftover", "main_job", "methods", "peers", "second_opinion", "startup", "widths", "zoo")
 """Benchmarks that are commands of their own."""
 EXPORTERS_MAY_USE = {"exporters", "errors", "options", "types", "system", "model", "proof", "checkpoint"}
 

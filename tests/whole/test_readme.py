@@ -47,7 +47,7 @@ WRITTEN = ("small.onnx", "small.safetensors", "pruned.json", "plan.json", "again
 
 def test_the_commands_run(tmp_path: Path) -> None:
     """On a small network; on the README's own below."""
-    commands, measure, _ = blocks("sh")
+    commands, _, measure, _ = blocks("sh")
     assert commands.count("compress ") == 5
     assert measure.startswith("compress bench vgg16.pt small.onnx small.safetensors -o report.html")
     text = said((commands + measure.strip() + SHORTER).replace("vgg16", "lenet5"), tmp_path)
@@ -59,7 +59,7 @@ def test_the_commands_run(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_the_commands_run_in_a_shell_as_they_are(tmp_path: Path) -> None:
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    commands, measure, _ = blocks("sh")
+    commands, _, measure, _ = blocks("sh")
     done = subprocess.run(
         ["bash", "-euc", commands + measure.strip() + SHORTER],
         cwd=tmp_path, capture_output=True, text=True, env={**os.environ, "PATH": path},
@@ -70,8 +70,16 @@ def test_the_commands_run_in_a_shell_as_they_are(tmp_path: Path) -> None:
     assert (tmp_path / "small.onnx").stat().st_size < 2_000_000 < 200_000_000 < (tmp_path / "vgg16.pt").stat().st_size
 
 
+def test_the_commands_on_a_trained_network_run(tmp_path: Path) -> None:
+    _, commands, *_ = blocks("sh")
+    text = said(commands, tmp_path)
+    assert text.count("repair: least squares") == 2
+    assert "% fine-tuned" in text
+    assert {p.name for p in tmp_path.iterdir()} >= {"dense.pt", "third.onnx", "third.json", "tuned.onnx"}
+
+
 def test_the_training_commands_run(tmp_path: Path) -> None:
-    _, _, commands = blocks("sh")
+    *_, commands = blocks("sh")
     assert said(commands, tmp_path).count("trained: accuracy") == 3
     assert {p.suffix for p in tmp_path.iterdir()} == {".safetensors", ".onnx", ".run"}
 
