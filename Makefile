@@ -48,6 +48,7 @@ bench: $(READY)  ## the numbers of the README, with their environment
 	$(BIN)/python -m compressor.benchmarks.studies.widths --data $(DATA)
 	$(BIN)/python -m compressor.benchmarks.studies.leftover --data $(DATA)
 	$(BIN)/python -m compressor.benchmarks.studies.methods --data $(DATA) --mnist $(MNIST)
+	$(BIN)/python -m compressor.benchmarks.studies.accuracy tests/kept/resnet20_cifar10.safetensors --data $(DATA) --steps 0 --budget 0.5 --output build/accuracy.json
 
 tables: $(READY)  ## the tables of the README and the pages of the sweeps, from their records; the sweeps themselves take hours
 	$(BIN)/python -m compressor.benchmarks.documentation

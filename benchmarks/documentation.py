@@ -19,7 +19,7 @@ from compressor.benchmarks.experiments.documents import Study
 from compressor.benchmarks.experiments.records import STUDY_FILE, read_study
 from compressor.benchmarks.experiments.tables import document_of, paper_row_asked
 from compressor.benchmarks.render import render
-from compressor.benchmarks.studies import leftover, main_job, methods, peers, widths
+from compressor.benchmarks.studies import accuracy, leftover, main_job, methods, peers, widths
 from compressor.benchmarks.studies.results import RESULTS
 from compressor.errors import BadInput
 
@@ -218,6 +218,7 @@ def _known(cell: Cell, name: str) -> float:
 
 TABLES: Mapping[str, Callable[[], str]] = {
     "methods": method.table,
+    "accuracy": lambda: accuracy.table(_raw("accuracy")),
     "main-job": lambda: main_job.table(_raw("main_job")),
     "widths": lambda: widths.table(_raw("widths")["rows"]),
     "leftover": lambda: leftover.table(_raw("leftover")["onnxruntime"]),

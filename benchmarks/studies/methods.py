@@ -163,6 +163,8 @@ def cost_table(rows: Rows) -> str:
                 events = str(row["events"])
             else:
                 cells += ["", "", ""]
+        if not any(cells):
+            continue  # not measured yet
         unit = make(name, options).unit
         lines.append(f"| {name} | {unit}s | {' | '.join(cells)} | {events} |")
     return "\n".join(lines)
