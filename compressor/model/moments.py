@@ -35,17 +35,21 @@ class Moments:
         self.x = self.e = self.xx = self.xe = self.ee = torch.zeros((), dtype=torch.float64)
 
     def add(self, part: Rows) -> None:
+        if not self.rows:
+            groups, _, columns = part.x.shape
+            self.xx = part.x.new_zeros(groups, columns, columns)
+            self.xe = part.x.new_zeros(groups, columns, part.e.shape[2])
         self.rows += part.x.shape[1]
         turned = part.x.transpose(1, 2)
-        self.x, self.e = self.x + part.x.sum(1), self.e + part.e.sum(1)
-        self.xx, self.xe, self.ee = self.xx + turned @ part.x, self.xe + turned @ part.e, self.ee + part.e.square().sum(1)
+        self.x, self.e, self.ee = self.x + part.x.sum(1), self.e + part.e.sum(1), self.ee + part.e.square().sum(1)
+        self.xx.baddbmm_(turned, part.x)  # in place: the matrices are what fills the memory
+        self.xe.baddbmm_(turned, part.e)
 
-    def __add__(self, other: Moments) -> Moments:
-        both = Moments()
-        both.rows = self.rows + other.rows
+    def absorb(self, other: Moments) -> None:
+        """Take in, in place, what another has summed."""
+        self.rows += other.rows
         for name in ("x", "e", "xx", "xe", "ee"):
-            setattr(both, name, getattr(self, name) + getattr(other, name))
-        return both
+            setattr(self, name, getattr(self, name).add_(getattr(other, name)))
 
     def centred(self) -> tuple[Tensor, Tensor]:
         """`C_xx` and `C_xe`, times the number of rows."""

@@ -34,7 +34,7 @@ __all__ = ["Repair", "repaired"]
 CHUNK = 32
 """Samples that run together while layers are refitted."""
 
-BATCH = 256
+BATCH = 128
 """Samples that run together while norms are corrected."""
 
 ALIVE = 6

@@ -26,7 +26,7 @@ from compressor.repair.solve import Refit, refit, refit_dual
 from compressor.repair.walk import Program, Run, correspond
 from compressor.system.progress import Progress
 
-MEMORY = 3 * 2**28
+MEMORY = 2**29
 """Bytes of activations that wait at a time."""
 
 ROWS = 16_384

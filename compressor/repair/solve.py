@@ -42,7 +42,7 @@ def refit(fit: Moments, aside: Moments, centred: bool, ridges: Sequence[float] =
     """The refit of a layer from the sums over its rows.
 
     Args:
-        fit: rows to fit on.
+        fit: rows to fit on; it takes in the others.
         aside: rows to choose the ridge on; fitted on with the others once it is chosen.
         centred: an offset may go elsewhere, into a bias or a norm.
     """
@@ -52,12 +52,13 @@ def refit(fit: Moments, aside: Moments, centred: bool, ridges: Sequence[float] =
     for tried, change in zip(ridges, changes, strict=True):
         if change is not None and (missing := aside.missing(change, _shift(fit, change, centred))) < best:
             best, ridge = missing, tried
-    both = fit + aside
+    del changes
+    fit.absorb(aside)
     change = torch.zeros_like(fit.xe)
     if ridge is not None:
-        [found] = _solutions(*(both.centred() if centred else (both.xx, both.xe)), [ridge])
+        [found] = _solutions(*(fit.centred() if centred else (fit.xx, fit.xe)), [ridge])
         change = change if found is None else found
-    return Refit(change.transpose(1, 2), _shift(both, change, centred), ridge, before, best, both.rows)
+    return Refit(change.transpose(1, 2), _shift(fit, change, centred), ridge, before, best, fit.rows)
 
 
 def refit_dual(fit: Rows, aside: Rows, centred: bool, ridges: Sequence[float] = RIDGES) -> Refit:
