@@ -33,8 +33,10 @@ def statistics(model: nn.Module, chunks: Sequence[Inputs]) -> Statistics:
             norm.momentum = 0.0
 
             def seen(_: nn.Module, given: tuple[Tensor, ...], name: str = name) -> None:
-                x = given[0].movedim(1, 0).flatten(1)
-                sums.setdefault(name, []).append((x.shape[1], x.double().mean(1), x.double().var(1, unbiased=False)))
+                x = given[0]
+                dims = [d for d in range(x.dim()) if d != 1]
+                variance, mean = torch.var_mean(x, dims, correction=0)
+                sums.setdefault(name, []).append((x[:, 0].numel(), mean.double(), variance.double()))
 
             handles.append(norm.register_forward_pre_hook(seen))
         for inputs in chunks:
