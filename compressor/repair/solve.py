@@ -62,39 +62,40 @@ def refit(fit: Moments, aside: Moments, centred: bool, ridges: Sequence[float] =
 
 
 def refit_dual(fit: Rows, aside: Rows, centred: bool, ridges: Sequence[float] = RIDGES) -> Refit:
-    """The same where the rows are fewer than the columns, from the rows themselves."""
+    """The same where the rows are fewer than the columns, from the rows themselves: no matrix of columns by columns is held."""
     before = float(aside.e.square().sum() / aside.e.shape[1])
-
-    def solved(rows: Rows, tried: Sequence[float]) -> list[tuple[Tensor, Tensor] | None]:
-        x0 = rows.x.mean(1, keepdim=True) if centred else torch.zeros_like(rows.x[:, :1])
-        e0 = rows.e.mean(1, keepdim=True) if centred else torch.zeros_like(rows.e[:, :1])
-        x, e = rows.x - x0, rows.e - e0
-        inner, columns = x @ x.transpose(1, 2), x.shape[2]
-        scale = torch.diagonal(inner, dim1=1, dim2=2).sum(1) / columns
-        found: list[tuple[Tensor, Tensor] | None] = []
-        for ridge in tried:
-            weights = _solved(inner, e, ridge * scale)
-            if weights is None:
-                found.append(None)
-                continue
-            change = x.transpose(1, 2) @ weights
-            found.append((change, (e0 - x0 @ change)[:, 0]))
-        return found
-
-    offset = fit.e.mean(1) if centred else torch.zeros_like(fit.e[:, 0])
-    best, ridge = float((aside.e - offset[:, None]).square().sum() / aside.e.shape[1]), None
-    for tried, solution in zip(ridges, solved(fit, ridges), strict=True):
-        if solution is not None:
-            change, shift = solution
-            missing = float((aside.e - aside.x @ change - shift[:, None]).square().sum() / aside.e.shape[1])
-            if missing < best:
-                best, ridge = missing, tried
+    x, e, x0, e0 = _centred(fit, centred)
+    inner, columns = x @ x.transpose(1, 2), x.shape[2]
+    across = (aside.x - x0) @ x.transpose(1, 2)
+    best, ridge = float((aside.e - e0).square().sum() / aside.e.shape[1]), None
+    for tried in ridges:
+        weights = _solved(inner, e, tried * _scale(inner, columns))
+        if weights is None:
+            continue
+        missing = float((aside.e - e0 - across @ weights).square().sum() / aside.e.shape[1])
+        if missing < best:
+            best, ridge = missing, tried
     both = Rows.joined([fit, aside])
-    [found] = solved(both, [ridge]) if ridge is not None else [None]
-    change = torch.zeros(both.x.shape[0], both.x.shape[2], both.e.shape[2], dtype=both.x.dtype, device=both.x.device)
-    shift = both.e.mean(1) if centred else torch.zeros_like(both.e[:, 0])
-    change, shift = found or (change, shift)
-    return Refit(change.transpose(1, 2), shift, ridge, before, best, both.x.shape[1])
+    x, e, x0, e0 = _centred(both, centred)
+    inner = x @ x.transpose(1, 2)
+    weights = None if ridge is None else _solved(inner, e, ridge * _scale(inner, columns))
+    if weights is None:
+        weights = torch.zeros_like(e)
+    shift = (e0 - (x0 @ x.transpose(1, 2)) @ weights)[:, 0]
+    return Refit(weights.transpose(1, 2) @ x, shift, ridge, before, best, both.x.shape[1])
+
+
+def _centred(rows: Rows, centred: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Rows without their means, and the means; those are 0 where they may not go elsewhere."""
+    if not centred:
+        return rows.x, rows.e, torch.zeros_like(rows.x[:, :1]), torch.zeros_like(rows.e[:, :1])
+    x0, e0 = rows.x.mean(1, keepdim=True), rows.e.mean(1, keepdim=True)
+    return rows.x - x0, rows.e - e0, x0, e0
+
+
+def _scale(inner: Tensor, columns: int) -> Tensor:
+    """The mean diagonal of the columns' products, from the rows'."""
+    return torch.diagonal(inner, dim1=1, dim2=2).sum(1) / columns
 
 
 def _shift(moments: Moments, change: Tensor, centred: bool) -> Tensor:

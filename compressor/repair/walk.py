@@ -21,7 +21,7 @@ STORED = (InputKind.PARAMETER, InputKind.BUFFER)
 
 
 class Program:
-    """The operators of a network in eval mode, and its tensors, which are copies.
+    """The operators of a network in eval mode, and its tensors: the parameters themselves, and copies of the buffers.
 
     Attributes:
         nodes: operators, in order.
@@ -57,7 +57,8 @@ class Program:
             elif node.op == "placeholder" and (spec := kinds[node.name]).kind in STORED:
                 name = first.get(str(spec.target), str(spec.target))
                 if name not in self.tensors:
-                    self.tensors[name] = there[name].detach().clone()
+                    own = there[name].detach()
+                    self.tensors[name] = own if spec.kind is InputKind.PARAMETER else own.clone()
                 self._fixed[node], self.stored[node] = self.tensors[name], name
             elif node.op == "placeholder" and spec.kind is InputKind.CONSTANT_TENSOR:
                 self._fixed[node] = self.exported.constants[str(spec.target)]
