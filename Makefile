@@ -48,7 +48,7 @@ bench: $(READY)  ## the numbers of the README, with their environment
 	$(BIN)/python -m compressor.benchmarks.studies.widths --data $(DATA)
 	$(BIN)/python -m compressor.benchmarks.studies.leftover --data $(DATA)
 	$(BIN)/python -m compressor.benchmarks.studies.methods --data $(DATA) --mnist $(MNIST)
-	$(BIN)/python -m compressor.benchmarks.studies.accuracy tests/kept/resnet20_cifar10.safetensors --data $(DATA) --steps 0 --budget 0.5 --output build/accuracy.json
+	$(BIN)/python -m compressor.benchmarks.studies.accuracy tests/kept/resnet20_cifar10.safetensors --data $(DATA) --steps 0 --budget 0.5 --pruner auto --pruner l1-filters --pruner "group L2, global" --output build/accuracy.json
 
 tables: $(READY)  ## the tables of the README and the pages of the sweeps, from their records; the sweeps themselves take hours
 	$(BIN)/python -m compressor.benchmarks.documentation

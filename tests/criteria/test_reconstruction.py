@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from compressor.coupling.validate import feasible
-from compressor.criteria.reconstruction import RIDGE, reconstruction
+from compressor.criteria import reconstruction as criterion
+from compressor.criteria.reconstruction import RIDGE, WIDE, reconstruction
 from compressor.model.affine import affine_of, draw
 from compressor.objective.objective import Objective
 from compressor.proof.prove import randomised
@@ -54,7 +55,10 @@ def test_costs_are_the_closed_form_and_each_next_node_is_the_cheapest() -> None:
         assert missed(weight, ridged, gone) == pytest.approx(min(others)), "greedy"
 
 
-def test_a_copy_of_a_node_costs_nothing() -> None:
+@pytest.mark.parametrize("wide", [WIDE, 0])
+def test_a_copy_of_a_node_costs_nothing(wide: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the columns of a layer are taken apart."""
+    monkeypatch.setattr(criterion, "WIDE", wide)
     model, x = Two(), torch.randn(400, 4)
     with torch.no_grad():
         for tensor in (model[0].weight, model[0].bias):
@@ -64,8 +68,22 @@ def test_a_copy_of_a_node_costs_nothing() -> None:
     assert float(values.min()) < 0.01 * float(values.sort().values[1:].mean())
 
 
+def test_a_layer_too_wide_for_its_second_moments_is_scored_tap_by_tap() -> None:
+    """Maps of 7x7, flattened, as in VGG16, whose 25,088 columns together would take 5 GB."""
+    model = nn.Sequential(nn.Conv2d(3, 64, 2), nn.Tanh(), nn.Flatten(), nn.Linear(64 * 49, 4))
+    with torch.no_grad():
+        model[0].weight[7], model[0].bias[7] = model[0].weight[3], model[0].bias[3]
+    [values] = scored(model, torch.randn(400, 3, 8, 8)).values()
+    assert model[3].in_features > WIDE
+    order = values.argsort().tolist()
+    assert order[0] in (3, 7)
+    assert order[1] not in (3, 7), "the other one is what stands in for it"
+
+
+@pytest.mark.parametrize("wide", [WIDE, 0])
 @pytest.mark.parametrize("name", sorted(BLOCKS))
-def test_every_coupling_is_scored(name: str) -> None:
+def test_every_coupling_is_scored(name: str, wide: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(criterion, "WIDE", wide)
     torch.manual_seed(0)
     model = randomised(BLOCKS[name]()).eval()
     before = {n: t.clone() for n, t in model.state_dict().items()}
