@@ -40,8 +40,10 @@ KEY = "compressor"
 SCHEMA = 1
 MASKS = "compressor.masks/"
 """How the names of masks begin, by which they are told from the network's tensors in a `.safetensors`."""
-LONGEST_HEADER, LONGEST_ROW = 100_000_000, 200
-"""Bytes of a whole header of a `.safetensors`, which the library reads no longer one of, and of a tensor's row in it."""
+SPARE = 100
+"""Parameters that a builder may make beside twice those that a file has."""
+LONGEST_HEADER, LONGEST_ROW = 20_000_000, 200
+"""Bytes of a whole header of a `.safetensors`, reading which takes ten times as many, and of a tensor's row in it."""
 
 
 def save(model: nn.Module, path: str | Path, *, network: str | None = None, arguments: Mapping[str, Any] | None = None) -> None:
@@ -107,7 +109,7 @@ def _write_safetensors(tensors: dict[str, Tensor], header: str, path: Path) -> N
     size = len(json.dumps({KEY: header})) + sum(len(json.dumps(name)) + LONGEST_ROW for name in tensors)
     if size > LONGEST_HEADER:
         raise BadInput(
-            f"{path.suffix}: a header of {size:,} bytes, more than the {LONGEST_HEADER:,} that the format allows; "
+            f"{path.suffix}: a header of {size:,} bytes, more than the {LONGEST_HEADER:,} that are read; "
             "write .pt, which has no such limit"
         )
     safetensors.torch.save_file(tensors, path, metadata={KEY: header})
@@ -219,6 +221,7 @@ def _ours(content: _Content, path: Path, network: str | None) -> tuple[nn.Module
             raise BadInput(
                 f"{path}: its network is built by code; if you trust it, name it: {spelled('network', named.network)}"
             )
+        _check_described(named, content.state, path)
         model, fresh = networks.unfilled(named.network, named.arguments)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise BadInput(f"{path}: its header is damaged ({first_line(error)})") from error
@@ -231,6 +234,15 @@ def _ours(content: _Content, path: Path, network: str | None) -> tuple[nn.Module
     except AttributeError as error:
         raise BadInput(f"{path}: its header is damaged ({first_line(error)})") from error
     return model, replace(named, inputs=named.inputs or fresh.inputs)
+
+
+def _check_described(named: Origin, state: Mapping[str, Tensor], path: Path) -> None:
+    """Refuse a header that describes another library's network with other tensors, before that takes memory."""
+    if named.network is None or not networks.is_builder(named.network) or networks.is_code(named.network):
+        return
+    described = networks.hollow(named.network, named.arguments, 2 * len(state) + SPARE)  # some are made and thrown away
+    if described is not None:
+        _check_state(described, state, path)
 
 
 def _foreign(content: _Content, path: Path, network: str | None, arguments: dict[str, Any]) -> tuple[nn.Module, Origin]:
@@ -408,6 +420,10 @@ def _check_tensor(path: str | Path, name: str, tensor: Tensor, old: Tensor, modu
 
 
 def _read_safetensors(path: Path) -> _Content:
+    with path.open("rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+    if LONGEST_HEADER < size < path.stat().st_size:
+        raise BadInput(f"{path}: refused, because its header takes {size:,} bytes, more than {LONGEST_HEADER:,}")
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}

@@ -9,8 +9,11 @@ from __future__ import annotations
 import importlib
 import io
 import pickletools
+import shutil
+import tempfile
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +72,21 @@ LEGACY_MAGIC = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 LARGEST_RATIO = 200
 """Unpacked over packed bytes of a record, beyond which it is a bomb; torch packs nothing."""
 
+CALLED = (
+    "__builtin__.bytearray", "builtins.bytearray", "torch._utils._rebuild_device_tensor_from_cpu_tensor",
+    "torch._utils._rebuild_device_tensor_from_numpy", "torch._utils._rebuild_nested_tensor",
+)  # fmt: skip
+"""torch would call them, and they take as much memory as the file says, without having it; checkpoints do not need them."""
+
+LARGEST_VALUES = 250_000_000
+"""Bytes that the values of a pickle may take, its tensors aside."""
+
+BYTES = {"EMPTY_SET": 250, "EMPTY_DICT": 72, "EMPTY_LIST": 64, "MARK": 64, "BINPERSID": 300, "REDUCE": 300, "NEWOBJ": 300,
+         "BUILD": 100, "BINGET": 8, "LONG_BINGET": 8, "BINPUT": 100, "LONG_BINPUT": 100, "MEMOIZE": 100}  # fmt: skip
+"""What is taken by each operation of a pickle, about; `ELSE` for others, and the length of what is written out."""
+
+ELSE = 48
+
 
 def read(path: Path, *, trust: bool = False) -> Any:
     """The object in a file written by `torch.save`: tensors on the CPU, containers, and networks of known classes.
@@ -81,10 +99,10 @@ def read(path: Path, *, trust: bool = False) -> Any:
     try:
         is_zip = zipfile.is_zipfile(path)
         pickles = list(_of_zip(path) if is_zip else _of_legacy(path))
-        names = sorted({name for content in pickles for name in _names(content)})
+        names = sorted({name for content in pickles for name in _names(path, content)})
         allowed = [] if trust else _allowed(path, names)
-        with quiet(), torch.serialization.safe_globals(allowed):
-            content = torch.load(path, map_location="cpu", weights_only=not trust, mmap=is_zip)
+        with _stored(path) if is_zip else path.open("rb") as file, quiet(), torch.serialization.safe_globals(allowed):
+            content = torch.load(file, map_location="cpu", weights_only=not trust, mmap=is_zip)
     except BadInput:
         raise
     except _Called as error:
@@ -101,7 +119,7 @@ def read(path: Path, *, trust: bool = False) -> Any:
             raise BadInput(f"{path}: a whole network in the format of before torch 1.6; {way}") from error
         raise BadInput(f"{path}: damaged checkpoint ({_cause(error)})") from error
     try:
-        return made_intact(content, lambda value: value.real if isinstance(value, _Shell) else value)
+        return made_intact(content, _real, trust)
     except BadInput as error:
         raise BadInput(f"{path}: {error}") from error
 
@@ -113,7 +131,8 @@ class _Called(Exception):
 class _Shell(type):
     """Stands in for a network's class while a file is read: constructors are code, and some compile what they are given.
 
-    A pickle may make an empty instance of the class and fill it, which is how networks are saved, but it cannot call it.
+    A pickle may make an empty instance of it and fill that, which is how networks are saved, but it cannot call it; and what
+    the real class does with what it is filled with is not done before that was checked.
     """
 
     real: type[nn.Module]
@@ -124,7 +143,54 @@ class _Shell(type):
     @classmethod
     def around(cls, real: type[nn.Module]) -> _Shell:
         """The stand-in for a class."""
-        return cls(real.__qualname__, (), {"real": real, "__new__": lambda _: real.__new__(real)})
+        return cls(real.__qualname__, (_Filled,), {"real": real})
+
+
+class _Filled:
+    """An instance of a stand-in."""
+
+    def __setstate__(self, state: Any) -> None:
+        if not isinstance(state, dict):
+            raise _Called("a network is filled with what is no dict")
+        self.__dict__.update(state)
+
+
+class _Named:
+    """Stands in for a function that a network may hold: called on a tensor that repeats itself, it would take any memory."""
+
+    def __init__(self, real: Callable[..., Any]) -> None:
+        self.real = real
+
+    def __call__(self, *_: Any, **__: Any) -> Any:
+        raise _Called(f"{self.real.__name__}")
+
+
+def _real(value: Any) -> Any:
+    """What is behind a stand-in: a function, a network's class, or, behind an instance of that, a network as it was filled."""
+    if isinstance(value, (_Shell, _Named)):
+        return value.real
+    if isinstance(type(value), _Shell):
+        network = nn.Module.__new__(type(value).real)
+        network.__dict__.update(value.__dict__)
+        return network
+    return value
+
+
+@contextmanager
+def _stored(path: Path) -> Iterator[str]:
+    """A zip file whose records can be mapped into memory: this one, or a copy of it where records are compressed."""
+    with zipfile.ZipFile(path) as archive:
+        members = archive.infolist()
+        if all(member.compress_type == zipfile.ZIP_STORED for member in members):
+            yield str(path)
+            return
+        with tempfile.NamedTemporaryFile(suffix=path.suffix) as file:  # not in memory: what is refused takes none
+            with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as copy:
+                for member in members:
+                    with archive.open(member) as packed, copy.open(member.filename, "w", force_zip64=True) as plain:
+                        shutil.copyfileobj(packed, plain)
+            file.flush()
+            yield file.name  # what is mapped stays when the name is gone
 
 
 def _cause(error: Exception) -> str:
@@ -179,9 +245,17 @@ def _of_legacy(path: Path) -> Iterator[bytes]:
             yield file.read(end - start)
 
 
-def _names(content: bytes) -> Iterator[str]:
-    """Everything that a pickle names."""
+def _names(path: Path, content: bytes) -> Iterator[str]:
+    """Everything that a pickle names.
+
+    Raises:
+        BadInput: its values would take too much memory.
+    """
+    taken = 0
     for operation, argument, _ in pickletools.genops(io.BytesIO(content)):
+        taken += BYTES.get(operation.name, ELSE) + (2 * len(argument) if isinstance(argument, (str, bytes)) else 0)
+        if taken > LARGEST_VALUES:
+            raise BadInput(f"{path}: refused, because the values beside its tensors take more than {LARGEST_VALUES:,} bytes")
         if operation.name in ("GLOBAL", "INST"):
             yield str(argument).replace(" ", ".")
         elif operation.name == "STACK_GLOBAL" or operation.name.startswith("EXT"):
@@ -199,7 +273,7 @@ def _allowed(path: Path, names: list[str]) -> list[Any]:
             raise BadInput(f"{path}: {what}")
     foreign = [name for name in names if not _known_to_torch(name)]
     found = {name: _resolved(path, name) for name in foreign}
-    refused = [name for name, value in found.items() if value is None]
+    refused = [name for name in names if name in CALLED or (name in found and found[name] is None)]
     if refused:
         listed = ", ".join(refused[:5]) + (" ..." if len(refused) > 5 else "")
         raise BadInput(
@@ -209,7 +283,9 @@ def _allowed(path: Path, names: list[str]) -> list[Any]:
     allowed: list[Any] = list(PLAIN_NUMBERS) if "numpy.dtype" in found else []  # what it makes
     for name, value in found.items():
         if isinstance(value, type) and issubclass(value, nn.Module):
-            allowed += [(_Shell.around(value), name), (value, f"<{name}>")]  # the second: so that instances may be filled
+            allowed.append((_Shell.around(value), name))
+        elif name.startswith("torch."):
+            allowed.append((_Named(value), name))
         else:
             allowed.append((value, name))
     return allowed

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from compressor.errors import WrongUsage, first_line, nearest
 from compressor.model.origin import set_origin
-from compressor.networks._foreign import inputs_of, is_code
+from compressor.networks._foreign import hollow, inputs_of, is_code
 from compressor.networks._foreign import make as make_foreign
 from compressor.networks._initialise import initialise
 from compressor.options import spelled
@@ -28,6 +28,7 @@ __all__ = [
     "build",
     "built",
     "default_input",
+    "hollow",
     "initialised",
     "inputs_of",
     "is_builder",
@@ -136,8 +137,8 @@ def _allocate(model: nn.Module) -> None:
 
     As `Module.to_empty` does, which first imports torch's symbolic shapes.
     """
-    hollow = model.state_dict()
-    model.load_state_dict({name: torch.empty(t.shape, dtype=t.dtype, device="cpu") for name, t in hollow.items()}, assign=True)
+    empty = model.state_dict()
+    model.load_state_dict({name: torch.empty(t.shape, dtype=t.dtype, device="cpu") for name, t in empty.items()}, assign=True)
 
 
 def _check_size(name: str, model: nn.Module, shape: tuple[int, ...]) -> None:

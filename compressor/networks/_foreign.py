@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from compressor.errors import BadInput, MissingEnvironment, WrongUsage, first_line, nearest
 from compressor.options import spelled
@@ -25,6 +26,10 @@ def is_code(spec: str) -> bool:
     return ":" in spec and spec.partition(":")[0] not in LIBRARIES
 
 
+LARGEST = 250_000
+"""Numbers in a file's header beyond which no builder is asked: of channels, classes, layers, pixels in a row."""
+
+
 def make(spec: str, arguments: Mapping[str, Any], seed: int = 0) -> nn.Module:
     """A network with whatever weights its builder gives it, on the CPU; random state is left alone.
 
@@ -36,7 +41,8 @@ def make(spec: str, arguments: Mapping[str, Any], seed: int = 0) -> nn.Module:
         BadInput: the builder returns no network.
     """
     library, _, name = spec.partition(":")
-    if taken := sorted(FETCHING & arguments.keys()):
+    asked = (name for name in arguments if name in FETCHING)
+    if taken := sorted(name for name in asked if library in LIBRARIES or arguments[name]):  # one's own may need its False
         raise WrongUsage(f"{spelled('arguments', taken[0])}: weights are never fetched; leave it out")
     factory = _of_library(library, name) if library in LIBRARIES else object_named(spec, "network")
     with torch.random.fork_rng(devices=[]), quiet():
@@ -48,6 +54,55 @@ def make(spec: str, arguments: Mapping[str, Any], seed: int = 0) -> nn.Module:
     if not isinstance(model, nn.Module):
         raise BadInput(f"{spec}: gives {type(model).__name__}, not a torch.nn.Module")
     return model
+
+
+def hollow(spec: str, arguments: Mapping[str, Any], most: int) -> nn.Module | None:
+    """A library's network as a file describes it, with shapes and no values, so that it takes no memory; None where it cannot
+    be built like that.
+
+    Args:
+        most: parameters that it may have.
+    Raises:
+        WrongUsage: as in `make`; a number that no network needs; or more parameters.
+    """
+    if any(number > LARGEST for number in _numbers(arguments)):
+        raise WrongUsage(f"{spelled('arguments')}: numbers beyond {LARGEST:,}")
+    made = 0
+
+    def counted(*_: object) -> None:
+        nonlocal made
+        made += 1
+        if made > most:
+            raise _TooMany
+
+    library, _, name = spec.partition(":")
+    factory = _of_library(library, name)
+    counter = register_module_parameter_registration_hook(counted)
+    try:
+        with torch.random.fork_rng(devices=[]), quiet(), torch.device("meta"):
+            model = factory(**arguments)
+    except _TooMany:
+        raise WrongUsage(f"{spec}: has more than {most:,} parameters with these arguments") from None
+    except Exception:  # noqa: BLE001 - it looks at values, which are none here; what else is wrong, building it tells
+        return None
+    finally:
+        counter.remove()
+    return model if isinstance(model, nn.Module) else None
+
+
+class _TooMany(BaseException):
+    """No builder catches it."""
+
+
+def _numbers(value: Any) -> Iterator[float]:
+    if isinstance(value, (int, float)):
+        yield value
+    elif isinstance(value, Mapping):
+        for part in value.values():
+            yield from _numbers(part)
+    elif isinstance(value, (list, tuple)):
+        for part in value:
+            yield from _numbers(part)
 
 
 def inputs_of(model: nn.Module) -> tuple[InputSpec, ...]:

@@ -326,6 +326,80 @@ def test_a_network_that_no_constructor_makes(change, words: str, tmp_path: Path)
         read(tmp_path / "broken.pt")
 
 
+KINDS_OF_HOOKS = [name for name in vars(nn.Module()) if name.endswith("_hooks")]
+
+
+@pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])
+@pytest.mark.parametrize("kind", KINDS_OF_HOOKS)
+def test_hooks_are_refused(kind: str, legacy: bool, tmp_path: Path) -> None:
+    """Whatever is called by torch itself: also modules and functions that a file may name."""
+    for hook in (None, {0: None}, {0: nn.ReLU()}, {0: nn.functional.relu}, [nn.ReLU()]):
+        model = nn.Sequential(nn.Linear(2, 2))
+        model[0].__dict__[kind] = hook
+        torch.save(model, tmp_path / "hooked.pt", _use_new_zipfile_serialization=not legacy)
+        with pytest.raises(BadInput, match=rf"{kind}|format of before torch 1\.6"):
+            read(tmp_path / "hooked.pt")
+
+
+def test_hooks_stay_where_the_file_is_trusted(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Linear(2, 2))
+    model.register_forward_hook(nn.functional.relu)
+    torch.save(model, tmp_path / "hooked.pt")
+    assert list(read(tmp_path / "hooked.pt", trust=True)._forward_hooks.values()) == [nn.functional.relu]
+
+
+def test_hooks_of_tensors_are_refused(tmp_path: Path) -> None:
+    weight = torch.zeros(2, requires_grad=True)
+    weight.register_hook(nn.ReLU())
+    arguments = (weight.untyped_storage(), 0, (2,), (1,), True, collections.OrderedDict({0: nn.ReLU()}))
+    storage = torch.storage.TypedStorage(wrap_storage=weight.untyped_storage(), dtype=torch.float32, _internal=True)
+    torch.save({"w": Call(torch._utils._rebuild_tensor_v2, storage, *arguments[1:])}, tmp_path / "hooked.pt")
+    with pytest.raises(BadInput, match="a tensor has hooks"):
+        read(tmp_path / "hooked.pt")
+
+
+def test_a_class_fills_in_nothing_before_it_was_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What its `__setstate__` does with what a file holds is done when that is known to be a module's."""
+    filled = []
+    monkeypatch.setattr(nn.ReLU, "__setstate__", lambda self, state: filled.append(state), raising=False)
+    torch.save(nn.Sequential(nn.ReLU()), tmp_path / "net.pt")
+    read(tmp_path / "net.pt")
+    assert len(filled) == 1
+    torch.save(broken(lambda m: m.add_module("2", nn.ReLU()) or m[2].__dict__.update(training="no")), tmp_path / "broken.pt")
+    with pytest.raises(BadInput, match="neither in train nor in eval mode"):
+        read(tmp_path / "broken.pt")
+    assert len(filled) == 1
+
+
+def test_a_network_of_an_older_torch_is_completed(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.LSTM(2, 3), nn.MultiheadAttention(4, 2))
+    for module in model.modules():
+        for name in ("_state_dict_pre_hooks", "_non_persistent_buffers_set", "_forward_hooks_with_kwargs"):
+            module.__dict__.pop(name)
+    model[0].__dict__.pop("proj_size")
+    torch.save(model, tmp_path / "old.pt")
+    found = read(tmp_path / "old.pt")
+    assert found[0].proj_size == 0
+    assert found[0](torch.zeros(1, 1, 2))[0].shape == (1, 1, 3)
+    found.state_dict()
+
+
+@pytest.mark.parametrize("network", [False, True])
+def test_compressed_records_are_read(network: bool, tmp_path: Path) -> None:
+    """torch reads them; mapped into memory as they lie there, they would be other weights."""
+    model = nn.Sequential(nn.Linear(20, 30), nn.BatchNorm1d(30))
+    torch.save(model if network else {"state_dict": model.state_dict()}, tmp_path / "stored.pt")
+    with zipfile.ZipFile(tmp_path / "stored.pt") as archive:
+        records = {name: archive.read(name) for name in archive.namelist()}
+    for kind in (zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA):
+        with zipfile.ZipFile(tmp_path / "packed.pt", "w", kind) as archive:
+            for name, record in records.items():
+                archive.writestr(name, record)
+        found = read(tmp_path / "packed.pt")
+        state = found.state_dict() if network else found["state_dict"]
+        assert all(torch.equal(state[name], tensor) for name, tensor in model.state_dict().items())
+
+
 def test_classes_that_a_network_remembers_come_back(tmp_path: Path) -> None:
     model = nn.Sequential(nn.Linear(2, 2))
     model.norm, model.made = nn.BatchNorm2d, [functools.partial(nn.LayerNorm, eps=1e-3), (nn.ReLU,)]
