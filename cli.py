@@ -46,6 +46,7 @@ from compressor.settings import (
 from compressor.system.files import parsed
 from compressor.system.flags import PATH, flag_of, takes
 from compressor.system.progress import Progress, shown_progress
+from compressor.system.terminal import one_line, say
 from compressor.training.recipe import RECIPES, Recipe, fine_tuning, recipe_named
 
 if TYPE_CHECKING:
@@ -159,7 +160,7 @@ def new(name: str, output: Path, data: str, images: Normalisation, seed: Seed, b
     assert origin is not None
     parameters = sum(p.numel() for p in model.parameters())
     shape = networks.size_text(origin.input_shape) or "not known"
-    click.echo(f"{output}: {name}, {parameters:,} parameters, input {shape}, data {origin.data or 'none'}")
+    say(f"{output}: {name}, {parameters:,} parameters, input {shape}, data {origin.data or 'none'}")
 
 
 @cli.command()
@@ -193,9 +194,9 @@ def verify(
         where = {"notes": remarks, "environment": environment(machine.device), "seed": machine.seed}
         _print_json({"schema": SCHEMA, **proof.as_dict(), **where})
     elif not screen.quiet:
-        click.echo(proof_line(proof.as_dict()))
+        say(proof_line(proof.as_dict()))
         for remark in remarks:
-            click.echo(remark)
+            say(remark)
     if not proof:
         raise click.exceptions.Exit(1)
 
@@ -289,10 +290,10 @@ def bench(
         _print_json(document)
     elif not screen.quiet and outputs:
         for name, claims in headlines(document).items():
-            click.echo(f"{name}: {', '.join(claims)}")
-        click.echo(f"written: {', '.join(map(str, outputs))}")
+            say(f"{name}: {', '.join(claims)}")
+        say(f"written: {', '.join(map(str, outputs))}")
     elif not screen.quiet:
-        click.echo(render(document, ".md"), nl=False)
+        say(render(document, ".md").rstrip("\n"))
 
 
 @cli.command()
@@ -440,7 +441,7 @@ def sweep(file: Path, folder: Path, jobs: int, screen: Screen) -> None:
     if screen.json:
         _print_json(asdict(outcome))
     elif not screen.quiet:
-        click.echo(f"{folder}: {outcome.done} trials done, {outcome.skipped} were done before, {outcome.failed} failed")
+        say(f"{folder}: {outcome.done} trials done, {outcome.skipped} were done before, {outcome.failed} failed")
     for name, error in outcome.errors.items():
         _fail(f"{name}: {error}", 1)
     if outcome.failed:
@@ -451,7 +452,7 @@ def _run_folder(running: Running, outputs: tuple[Path, ...], quiet: bool) -> Pat
     """Where a training keeps its state."""
     folder = running.folder or outputs[0].with_suffix(".run")
     if running.resume and not (folder / "state.pt").is_file() and not quiet:
-        click.echo(f"{folder}: there is no run to go on with; this one begins anew", err=True)
+        say(f"{folder}: there is no run to go on with; this one begins anew", error=True)
     return folder
 
 
@@ -574,7 +575,7 @@ def _prune(
         document = _finish(job, dense, result, source, progress, plots, trained, before)
     job.tell(document)
     if not (screen.json or screen.quiet):
-        click.echo(_next_command(job, source, trained is not None))
+        say(_next_command(job, source, trained is not None))
 
 
 _PRUNE_OPTIONS: list[click.Parameter] = [
@@ -628,16 +629,14 @@ def _judged(
     now = quality()
     quiet, odd = job.screen.json or job.screen.quiet, []
     if not quiet:
-        click.echo(
-            f"{job.given}: {quality_text(asdict(now))} on {now.samples:,} samples of {source.name}, before anything is pruned"
-        )
+        say(f"{job.given}: {quality_text(asdict(now))} on {now.samples:,} samples of {source.name}, before anything is pruned")
     if now.near_chance:
         odd.append(
             f"The dense network's accuracy, {now.accuracy:.1%}, is near chance: look whether the images are normalised as they "
             f"were in its training ({spelled('mean')}, {spelled('std')}), whether the classes come in the same order, and "
             "whether these are its data."
         )
-        click.echo(f"compress: {odd[0]}", err=True)
+        say(f"compress: {odd[0]}", error=True)
     return now, odd
 
 
@@ -734,7 +733,7 @@ def _prepare(machine: Machine) -> None:
 
 
 def _print_json(document: Mapping[str, Any]) -> None:
-    click.echo(json.dumps(document, indent=1))
+    say(json.dumps(document, indent=1))
 
 
 def _write_pages(paths: tuple[Path, ...], document: Mapping[str, Any]) -> None:
@@ -780,7 +779,7 @@ def main() -> None:
 
 
 def _fail(message: str, code: int) -> int:
-    click.echo(f"compress: {' '.join(message.split())}", err=True)
+    say(f"compress: {one_line(message)}", error=True)
     return code
 
 

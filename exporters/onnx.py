@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +117,10 @@ _DTYPES = {
 }  # fmt: skip
 
 
+LONGEST = 600
+"""Seconds for one batch: loops in a file may have no end."""
+
+
 class Session:
     """A runtime session on exactly one provider: a function from inputs to outputs, or bound to fixed inputs for a clock.
 
@@ -145,8 +150,22 @@ class Session:
         self._takes = {i.name: _PRECISION.get(i.type) for i in self._session.get_inputs()}
 
     def __call__(self, inputs: Inputs) -> list[Tensor]:
-        """The outputs of one batch, on the CPU."""
-        return [torch.from_numpy(y) for y in self._session.run(None, self._feed(inputs))]
+        """The outputs of one batch, on the CPU.
+
+        Raises:
+            BadInput: the file takes other inputs, or its network does not end within `LONGEST` seconds.
+        """
+        import onnxruntime
+
+        options, feed = onnxruntime.RunOptions(), self._feed(inputs)
+        with ThreadPoolExecutor(1) as worker:  # in another thread, so that this one hears an interrupt
+            running = worker.submit(self._session.run, None, feed, options)
+            try:
+                return [torch.from_numpy(y) for y in running.result(LONGEST)]
+            except TimeoutError as error:
+                raise BadInput(f"{self.path}: does not end within {LONGEST} s") from error
+            finally:
+                options.terminate = True  # else leaving would wait for a loop without end
 
     def bound(self, inputs: Inputs) -> Callable[[], object]:
         """One pass over inputs that already lie on the provider's device, outputs left there: what is worth timing."""
@@ -179,7 +198,9 @@ def _load(path: Path) -> onnx.ModelProto:
     try:
         model = onnx.load(path)
     except Exception as error:  # protobuf's and onnx's errors share no base
-        raise BadInput(f"{path}: not an ONNX file ({type(error).__name__})") from error
+        outside = isinstance(error, onnx.checker.ValidationError)
+        why = f"its external data cannot be read: {first_line(error)}" if outside else type(error).__name__
+        raise BadInput(f"{path}: not an ONNX file ({why})") from error
     if not model.graph.input:
         raise BadInput(f"{path}: not an ONNX file (it has no inputs)")
     return model

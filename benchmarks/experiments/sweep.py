@@ -89,7 +89,7 @@ def _trials(path: Path) -> list[Trial]:
         raw = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise BadInput(f"{path}: no such file") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
+    except (ValueError, OSError, RecursionError) as error:
         raise BadInput(f"{path}: cannot be read ({first_line(error)})") from error
     _check(raw, LISTS, keys_of(*COMMON), str(path))
     for name in ("data", "networks", "methods"):

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from compressor.model.cost import cost
 from compressor.model.inputs import Inputs, precision_of
 from compressor.model.origin import origin_of
+from compressor.system.terminal import printable
 from compressor.types.structure import Group, Role, Structure, total_by_layer
 
 SCHEMA = 1
@@ -77,21 +78,25 @@ def show_structure(d: dict[str, Any]) -> None:
     """Write a described network to stdout, as a tree."""
     what = d["network"] or d["class"]
     tree = Tree(
-        escape(
+        _plain(
             f"{d['file']['path']}: {what}, input {', '.join(d['inputs'])}, {d['precision']}, {d['parameters']:,} parameters, "
             f"{d['macs']:,} MACs, {d['nodes']:,} nodes, {d['prunable_nodes']:,} of them can be removed"
         )
     )
     for group in d["groups"]:
         state = f"stays whole: {group['frozen']}" if group["frozen"] else f"{group['width']:,} can be removed"
-        branch = tree.add(escape(f"{group['name']}  {group['width']:,} nodes  {state}"))
+        branch = tree.add(_plain(f"{group['name']}  {group['width']:,} nodes  {state}"))
         for role, words in ROLES.items():
             layers = [layer or "the network itself" for layer in group[role] if layer != group["name"]]
             if layers:
-                branch.add(escape(f"{words} {', '.join(layers)}"))
+                branch.add(_plain(f"{words} {', '.join(layers)}"))
     console = Console(highlight=False, width=None if sys.stdout.isatty() else WIDE)
     console.print(tree)
     for note in d["notes"]:
-        console.print(note)
+        console.print(_plain(note))
     if d["untraceable"]:
-        console.print(f"The groups come from {d['found_by']}.")
+        console.print(_plain(f"The groups come from {d['found_by']}."))
+
+
+def _plain(text: str) -> str:
+    return escape(printable(text))

@@ -31,7 +31,7 @@ from compressor.errors import BadInput, WrongUsage, first_line
 from compressor.model.origin import origin_of, set_origin
 from compressor.options import spelled
 from compressor.surgery.shrink import is_depthwise, refit, remember
-from compressor.system.files import check_target, staged
+from compressor.system.files import check_name, check_target, staged
 from compressor.types.origin import InputSpec, Origin
 from compressor.types.plan import Plan
 
@@ -170,6 +170,7 @@ def load(
         WrongUsage: no such builder, or none was named and the state dict is none of ours.
     """
     path = Path(path)
+    check_name(path)
     if path.is_dir():
         raise BadInput(f"{path}: is a folder; name the file in it")
     if not path.is_file():

@@ -24,6 +24,7 @@ from torch import nn
 from compressor.checkpoint.check_module import made_intact
 from compressor.errors import BadInput, first_line
 from compressor.options import spelled
+from compressor.system.files import check_unpacked
 from compressor.system.quiet import quiet
 
 NETWORKS = (
@@ -68,9 +69,6 @@ KINDS = (
 
 LEGACY_MAGIC = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 """How files begin that torch wrote before version 1.6."""
-
-LARGEST_RATIO = 200
-"""Unpacked over packed bytes of a record, beyond which it is a bomb; torch packs nothing."""
 
 CALLED = (
     "__builtin__.bytearray", "builtins.bytearray", "torch._utils._rebuild_device_tensor_from_cpu_tensor",
@@ -211,8 +209,7 @@ def _of_zip(path: Path) -> Iterator[bytes]:
                 raise BadInput(
                     f"{path}: refused, its record {name!r} would climb out of its folder; get the file from its source"
                 )
-            if member.file_size > LARGEST_RATIO * max(member.compress_size, 1024):
-                raise BadInput(f"{path}: refused, its record {name!r} claims to unpack to {member.file_size:,} bytes")
+        check_unpacked(path, archive)
         ends = {member.filename.partition("/")[2] for member in members}
         if "constants.pkl" in ends or any(end.startswith("code/") for end in ends):
             way = f"save the state dict of the network it was made from, and name that with {spelled('network')}"

@@ -40,12 +40,13 @@ __all__ = [
 FORMS = "a folder of class folders or parquet files, a .npz file, file.py:factory, a data set of the hub, or `digits`"
 
 
-def open_data(name: str) -> Images | Arrays | Batches:
+def open_data(name: str, fetch: bool = True) -> Images | Arrays | Batches:
     """The data set behind `--data`.
 
     Args:
         name: `digits`; a folder: of class folders of images, or of parquet files in the Hugging Face layout; a `.npz`
             file; `file.py:factory` or `package.module:factory`; or a data set of the Hugging Face hub, `org/name`.
+        fetch: the hub may be asked.
     Raises:
         BadInput: no such folder, file or data set, nothing readable in it, or no labelled images.
         WrongUsage: no such module or factory.
@@ -76,6 +77,8 @@ def open_data(name: str) -> Images | Arrays | Batches:
     from compressor.data._folder import hub, looks_like_hub
 
     if looks_like_hub(name):
+        if not fetch:
+            raise BadInput(f"data {name}: not on this machine, and looked up on the hub only for those who name it themselves")
         return hub(name)
     raise BadInput(f"data {name}: no such folder; name {FORMS}")
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from compressor.data._draw import Drawn
 from compressor.data._images import Images, Split, held_out
 from compressor.errors import BadInput, first_line
+from compressor.system.files import check_unpacked
 
 LAYOUTS = (
     ("train_images", "train_labels", "test_images", "test_labels"),  # medmnist; its val_* are not used
@@ -98,6 +99,10 @@ class Arrays:
         return Rows(self.train if part == "train" else self.test, count, batch_size, seed)
 
 
+HARMLESS = 300_000_000
+"""Bytes of an array that may be nearly all zeros."""
+
+
 def npz(path: Path) -> Images | Arrays:
     """Open a `.npz` file: `Images` for uint8 pixels with class labels, `Arrays` for all else.
 
@@ -144,6 +149,7 @@ def _load(path: Path) -> list[tuple[np.ndarray, np.ndarray]]:
             if not isinstance(archive, np.lib.npyio.NpzFile):
                 raise BadInput(f"data {path}: is not a .npz file; write it with numpy.savez")
             with archive:
+                check_unpacked(f"data {path}", archive.zip, HARMLESS)
                 names = _layout(path, archive.files)
                 arrays = [_array(path, archive, name) for name in names]
     except BadInput:

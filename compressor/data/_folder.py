@@ -208,8 +208,8 @@ def _in_memory(stored: dict[str, Any] | None) -> dict[str, Any]:
     if stored is None:
         raise ValueError("the row has no image")
     path = stored.get("path")
-    if stored.get("bytes") is None and path and Path(path).is_file():
-        return {"path": path, "bytes": Path(path).read_bytes()}
+    if stored.get("bytes") is None and path:
+        return {"path": path, "bytes": Path(path).read_bytes()}  # a file, never an address: the library would fetch that
     return stored
 
 

@@ -118,5 +118,5 @@ def _pair(text: str, option: str) -> tuple[str, Any]:
         raise WrongUsage(f"{spelled(option, text)}: write KEY=VALUE")
     try:
         return key, json.loads(value)
-    except ValueError:
+    except (ValueError, RecursionError):
         return key, value

@@ -65,7 +65,7 @@ def _opened(
     if name in (None, "synthetic"):
         return _noise(model, known_inputs(origin), loss, count, batch_size, seed, few)
     try:
-        data = open_data(name)
+        data = open_data(name, fetch=named is not None)  # a file says nothing that makes this machine call others
     except BadInput as error:
         raise (
             error if named else BadInput(f"{error} (remembered by the checkpoint; name another with {spelled('data')})")

@@ -13,12 +13,32 @@ import signal
 import subprocess
 import tempfile
 import threading
+import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
 from compressor.errors import BadInput, CompressError, WrongUsage
+
+
+def check_name(path: Path) -> None:
+    """Refuse the name of a file that libraries cannot open.
+
+    Raises:
+        BadInput: it is not UTF-8, or links to itself.
+    """
+    try:
+        str(path).encode()
+    except UnicodeEncodeError as error:
+        raise BadInput(f"{path}: its name is not UTF-8; rename it") from error
+    try:
+        path.stat()
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.ENAMETOOLONG):
+            raise BadInput(f"{path}: {os.strerror(error.errno)}") from error
+    except ValueError as error:
+        raise BadInput(f"{path}: {error}") from error
 
 
 def check_target(path: Path, suffixes: tuple[str, ...]) -> None:
@@ -28,6 +48,7 @@ def check_target(path: Path, suffixes: tuple[str, ...]) -> None:
         WrongUsage: unknown suffix.
         BadInput: the folder is missing or read-only, or the target is a folder.
     """
+    check_name(path)
     if path.suffix not in suffixes:
         raise WrongUsage(f"{path}: unknown suffix {path.suffix or '(none)'}; choose {', '.join(suffixes)}")
     folder = path.parent
@@ -195,6 +216,24 @@ def file_sha256(file: Path) -> str:
         return hashlib.file_digest(content, "sha256").hexdigest()
 
 
+LARGEST_RATIO = 200
+"""Unpacked over packed bytes of a record of a zip file, beyond which it is a bomb."""
+
+
+def check_unpacked(label: object, archive: zipfile.ZipFile, harmless: int = 200_000) -> None:
+    """Refuse a zip file whose records take far more unpacked.
+
+    Args:
+        label: how the message begins.
+        harmless: bytes that a record may have however small it was packed.
+    Raises:
+        BadInput: naming the record.
+    """
+    for record in archive.infolist():
+        if record.file_size > max(LARGEST_RATIO * record.compress_size, harmless):
+            raise BadInput(f"{label}: refused, its record {record.filename!r} claims to unpack to {record.file_size:,} bytes")
+
+
 Parsed = TypeVar("Parsed")
 
 
@@ -208,5 +247,7 @@ def parsed(path: Path, parse: Callable[[str], Parsed]) -> Parsed:
         return parse(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise BadInput(f"{path}: no such file") from None
+    except RecursionError as error:
+        raise BadInput(f"{path}: nested too deep") from error
     except (OSError, ValueError, BadInput) as error:
         raise BadInput(f"{path}: {error}") from error

@@ -11,8 +11,19 @@ import click
 
 from compressor.errors import WrongUsage
 from compressor.options import Option, names_of, options_of, spelled
+from compressor.system.files import check_name
 
-PATH = click.Path(path_type=Path)
+
+class _Path(click.Path):
+    """The name of a file or folder that can be opened."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        path = super().convert(value, param, ctx)
+        check_name(path)
+        return path
+
+
+PATH = _Path(path_type=Path)
 if TYPE_CHECKING:
     Kind = click.ParamType[Any]
 else:

@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from compressor.system.terminal import printable, say
+
 Progress = Callable[[str, int, int], None]
 """(what is being done, steps done, steps in all); 0 in all where that is unknown."""
 
@@ -24,6 +26,7 @@ def shown_progress(quiet: bool) -> Iterator[Progress]:
         yield _lines()
         return
     from rich.console import Console
+    from rich.markup import escape
     from rich.progress import BarColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
     from rich.progress import Progress as Bar
 
@@ -32,7 +35,7 @@ def shown_progress(quiet: bool) -> Iterator[Progress]:
         task = bar.add_task("", total=None)
 
         def report(what: str, done: int, total: int) -> None:
-            bar.update(task, description=what, completed=done, total=total or None)
+            bar.update(task, description=escape(printable(what)), completed=done, total=total or None)
 
         yield report
 
@@ -45,6 +48,6 @@ def _lines() -> Progress:
         nonlocal said
         if time.monotonic() - said >= SECONDS_PER_LINE:
             said = time.monotonic()
-            sys.stderr.write(f"{what} ({done} of {total})\n" if total else f"{what}\n")
+            say(f"{what} ({done} of {total})" if total else what, error=True)
 
     return report

@@ -175,3 +175,19 @@ def test_what_is_no_data(tmp_path: Path) -> None:
             open_data(name)
         assert str(caught.value).startswith(f"data {name}: ")
         assert "\n" not in str(caught.value)
+
+
+def test_an_array_of_zeros_that_unpacks_to_gigabytes(tmp_path: Path) -> None:
+    header = (
+        b"\x93NUMPY\x01\x00v\x00"
+        + b"{'descr': '|u1', 'fortran_order': False, 'shape': (400000, 1, 28, 28), }".ljust(117)
+        + b"\n"
+    )
+    with zipfile.ZipFile(tmp_path / "x.npz", "w", zipfile.ZIP_DEFLATED) as archive:
+        with archive.open("x.npy", "w", force_zip64=True) as file:
+            file.write(header)
+            for _ in range(400):
+                file.write(bytes(784_000))
+        archive.writestr("y.npy", header.replace(b"(400000, 1, 28, 28)", b"(400000,)          ") + bytes(range(2)) * 200_000)
+    with pytest.raises(BadInput, match=r"data .*x\.npz: refused, its record 'x\.npy' claims to unpack to 313,600,128 bytes"):
+        open_data(str(tmp_path / "x.npz"))

@@ -6,6 +6,7 @@ import contextlib
 import gc
 import io
 import re
+import socket
 import time
 from pathlib import Path
 
@@ -14,9 +15,11 @@ import pytest
 import torch
 from PIL import Image
 
+from compressor import networks
 from compressor.data import Samples, open_data
 from compressor.data._folder import decode
 from compressor.errors import BadInput
+from compressor.sources.scoring import source_for
 from tests import ROOT
 
 
@@ -314,3 +317,25 @@ def test_a_hub_data_set_is_read_as_a_folder_is(tmp_path: Path, monkeypatch) -> N
     monkeypatch.setattr(datasets, "load_dataset", lambda name: load(table) if name == "org/name" else None)
     images = open_data("org/name")
     assert (images.name, images.classes, images.native) == ("org/name", 2, (3, 6, 8))
+
+
+def test_a_table_that_names_an_address_is_not_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor what lies in an archive at one; the library would."""
+    monkeypatch.setattr(socket, "socket", lambda *_, **__: pytest.fail("it was looked up"))
+    for address in ("http://127.0.0.1:9/x.png", "zip://a.png::http://127.0.0.1:9/x.zip", "hf://datasets/x/y/z.png"):
+        with pytest.raises(BadInput, match="not a readable image"):
+            decode([{"bytes": None, "path": address}], ["row 0"])
+
+
+def test_data_that_a_file_remembers_is_not_looked_up_on_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", lambda _, name, **__: asked.append(name) or 1 / 0)
+    model = networks.build("lenet5", data="someone/something")
+    with pytest.raises(
+        BadInput, match=r"data someone/something: not on this machine, and looked up on the hub only .* with data"
+    ):
+        source_for(model, None)
+    assert not asked
+    with pytest.raises(BadInput, match="not on the hub or no network"):
+        source_for(model, "someone/something")
+    assert asked == ["someone/something"], "where the user names it, it is"
