@@ -49,6 +49,8 @@ def check_equivalence(
             its own rounding (measured in float64 where `a` is a torch network); by default 1e-5 between torch networks,
             1e-4 with ONNX Runtime on a CPU, 1e-3 on CUDA without TF32; 5e-3 in float16, 4e-2 in bfloat16.
         provider: where ONNX files run, `cpu` or `cuda`.
+    Raises:
+        BadInput: one of them cannot be run on the inputs, or the reference gives no numbers.
     Returns:
         The outcome, true or false like a boolean, with the tolerance that would have been needed.
     """
@@ -62,6 +64,10 @@ def check_equivalence(
     what = what or f"{_name(a)} = {_name(b)}"
     labels = [f"{what}: {_name(n)}" for n in (a, b)]
     reference, candidate = (_in_batches(run, spread, label) for (run, _), label in zip(compared, labels, strict=True))
+    if not all(bool(torch.isfinite(output).all()) for output in reference):
+        halves = isinstance(a, nn.Module) and precision_of(a) is torch.float16
+        why = f"; float16 ends at {torch.finfo(torch.float16).max:,.0f}: give the network in float32 or bfloat16" if halves else ""
+        raise BadInput(f"{labels[0]}: gives NaN or infinite values on the inputs, which compare with nothing{why}")
     proof = Equivalence.of(what, reference, candidate, tolerance)
     if not proof and (exact := _exact(a, spread)) is not None:
         return Equivalence.of(what, reference, candidate, tolerance, exact)

@@ -149,6 +149,7 @@ def _load(path: Path) -> list[tuple[np.ndarray, np.ndarray]]:
             if not isinstance(archive, np.lib.npyio.NpzFile):
                 raise BadInput(f"data {path}: is not a .npz file; write it with numpy.savez")
             with archive:
+                assert archive.zip is not None
                 check_unpacked(f"data {path}", archive.zip, HARMLESS)
                 names = _layout(path, archive.files)
                 arrays = [_array(path, archive, name) for name in names]

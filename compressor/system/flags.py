@@ -18,7 +18,7 @@ class _Path(click.Path):
     """The name of a file or folder that can be opened."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        path = super().convert(value, param, ctx)
+        path = Path(super().convert(value, param, ctx))  # type: ignore[arg-type]  # which is one
         check_name(path)
         return path
 
