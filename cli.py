@@ -205,9 +205,7 @@ def _to_compare(path: Path, reading: Reading, images: Normalisation) -> nn.Modul
     """A network to compare: files that run by themselves as they are, all others opened."""
     from compressor.sources.open import opened
 
-    if not path.is_file():
-        raise BadInput(f"{path}: no such file")
-    if path.suffix == ".pt2" and not reading.trust_pickle:
+    if path.suffix == ".pt2" and path.is_file() and not reading.trust_pickle:
         raise BadInput(
             f"{path}: torch reads exported programs by unpickling and evaluating them; if you trust it, "
             f"{spelled('trust_pickle', True)}"
@@ -655,7 +653,7 @@ def _finish(
 ) -> dict[str, Any]:  # fmt: skip
     """See how well it does, export what came out and prove the files; all of them appear, with the report, or none."""
     from compressor.benchmarks.report.document import make_document
-    from compressor.model.cost import tensor_bytes
+    from compressor.model.cost import stored_bytes
     from compressor.objective.losses import loss_named
     from compressor.objective.metrics import metric_named
     from compressor.objective.objective import Objective, evaluate
@@ -669,7 +667,7 @@ def _finish(
         qualities = [before or evaluate(dense, objective), evaluate(result.model, objective)]
         if result.pruned is not None:
             stages = {"dense": qualities[0], "as pruned": evaluate(result.pruned, objective), "repaired": qualities[1]}
-    bytes_before = {given: given.stat().st_size if given.is_file() else tensor_bytes(dense)}
+    bytes_before = {given: stored_bytes(given, dense)}
     pictures: dict[Path, str] = {}
     if plots is not None:
         from compressor.benchmarks.report.plots import pictures_of

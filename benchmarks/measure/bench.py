@@ -24,7 +24,16 @@ from compressor.coupling import structure
 from compressor.errors import BadInput, CompressError, UnsupportedNetwork, first_line
 from compressor.exporters.onnx import available, file_bytes, fixed_batch
 from compressor.exporters.onnx import count as count_onnx
-from compressor.model.cost import cost, count, count_training, csr_int32, macs_by_fvcore, macs_by_thop, tensor_bytes
+from compressor.model.cost import (
+    cost,
+    count,
+    count_training,
+    csr_int32,
+    macs_by_fvcore,
+    macs_by_thop,
+    stored_bytes,
+    tensor_bytes,
+)
 from compressor.model.inputs import Inputs, several
 from compressor.model.origin import origin_of
 from compressor.model.precision import working_copy
@@ -162,7 +171,7 @@ def _facts(network: Network, inputs: Inputs) -> dict[str, Any]:
             "network": None,
             "macs": {"total": sum(by_operator.values()), "by_operator": by_operator, "uncounted": list(uncounted)},
         }
-    found = {"path": str(network.path), "bytes": network.path.stat().st_size}
+    found = {"path": str(network.path), "bytes": stored_bytes(network.path, network.module)}
     model = working_copy(network.module, inputs)
     origin, size, counted = origin_of(network.module), cost(model, inputs), count(model, inputs)
     return {

@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.tree import Tree
 from torch import Tensor, nn
 
-from compressor.model.cost import cost
+from compressor.model.cost import cost, stored_bytes
 from compressor.model.inputs import Inputs, precision_of
 from compressor.model.origin import origin_of
 from compressor.system.terminal import printable
@@ -35,7 +35,7 @@ def describe(path: Path, model: nn.Module, found: Structure, working: nn.Module,
     nodes = total_by_layer(found)
     return {
         "schema": SCHEMA,
-        "file": {"path": str(path), "bytes": path.stat().st_size},
+        "file": {"path": str(path), "bytes": stored_bytes(path, model)},
         "network": origin.network if origin else None,
         "class": type(model).__name__,
         "arguments": dict(origin.arguments) if origin else {},

@@ -12,7 +12,7 @@ from __future__ import annotations
 import copy
 import json
 import pickle
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -26,12 +26,13 @@ from torch.nn.modules.conv import _ConvNd
 
 from compressor import networks
 from compressor.checkpoint import unpickle
+from compressor.checkpoint.state_dicts import Reading, are_tensors, check_stored, readings, tensors_of
 from compressor.data import Preprocessing
 from compressor.errors import BadInput, WrongUsage, first_line
 from compressor.model.origin import origin_of, set_origin
 from compressor.options import spelled
 from compressor.surgery.shrink import is_depthwise, refit, remember
-from compressor.system.files import check_name, check_target, staged
+from compressor.system.files import check_name, check_target, parsed, staged
 from compressor.types.origin import InputSpec, Origin
 from compressor.types.plan import Plan
 
@@ -158,7 +159,8 @@ def load(
 
     Args:
         path: a checkpoint of ours (nothing else is needed then), a state dict, bare or inside a dict, or a network pickled
-            as a whole; `.safetensors`, or any other suffix for what `torch.save` wrote.
+            as a whole; `.safetensors`, or any other suffix for what `torch.save` wrote; or the folder of a state dict over
+            several files, with their list (`*.safetensors.index.json`).
         network: builder of a state dict's network: one of `compressor.networks`, `torchvision:resnet50`, `timm:...`,
             `package.module:factory` or `file.py:factory`; not needed where it is one of ours.
         arguments: of the builder.
@@ -172,17 +174,13 @@ def load(
     path = Path(path)
     check_name(path)
     if path.is_dir():
-        raise BadInput(f"{path}: is a folder; name the file in it")
-    if not path.is_file():
+        index = _index_of(path)
+    elif not path.is_file():
         fresh = f"; `compress new {path} -o {path}.pt` makes a fresh one" if str(path) in networks.names() else ""
         raise BadInput(f"{path}: no such file{fresh}")
-    if path.stat().st_size == 0:
+    elif path.stat().st_size == 0:
         raise BadInput(f"{path}: the file is empty")
-    content = (
-        _read_safetensors(path)
-        if path.suffix == ".safetensors"
-        else _found_in(unpickle.read(path, trust=trust_pickle), path, key)
-    )
+    content = _read_shards(index, trust_pickle) if path.is_dir() else _read_one(path, key, trust_pickle)
     if content.header is not None and (arguments or key):
         raise WrongUsage(
             f"{path}: a checkpoint of this tool, which needs neither {spelled('arguments')} nor "
@@ -200,6 +198,43 @@ def load(
         model, origin = _foreign(content, path, network, dict(arguments or {}))
     set_origin(model, replace(origin, inputs=tuple(inputs) or origin.inputs))
     return model.train()
+
+
+def _read_one(path: Path, key: str | None, trust: bool) -> _Content:
+    return _read_safetensors(path) if path.suffix == ".safetensors" else _found_in(unpickle.read(path, trust=trust), path, key)
+
+
+INDEX = (".safetensors.index.json", ".bin.index.json")
+"""How the list of the files ends over which large state dicts are spread."""
+
+
+def _index_of(folder: Path) -> Path:
+    """The list of a folder's files.
+
+    Raises:
+        BadInput: there is none, or several.
+    """
+    found = sorted(file for ending in INDEX for file in folder.glob(f"*{ending}"))
+    if len(found) != 1:
+        which = "name the file in it" if not found else f"it has {len(found)} lists of files ({found[0].name}, ...)"
+        raise BadInput(f"{folder}: is a folder; {which}")
+    return found[0]
+
+
+def _read_shards(index: Path, trust: bool) -> _Content:
+    """A state dict that is spread over files: only such as lie beside their list are read."""
+    listed = parsed(index, json.loads)
+    places = listed.get("weight_map") if isinstance(listed, dict) else None
+    if not isinstance(places, dict) or not all(isinstance(file, str) and Path(file).name == file for file in places.values()):
+        raise BadInput(f"{index}: damaged (no weight_map to files beside it)")
+    state: dict[str, Tensor] = {}
+    for file in sorted(set(places.values())):
+        if not (shard := index.parent / file).is_file():
+            raise BadInput(f"{index}: names {file}, which is not there; copy the whole folder")
+        state |= _read_one(shard, None, trust).state
+    if lost := sorted(set(places) - set(state)):
+        raise BadInput(f"{index}: names {lost[0]}, which is in none of the files")
+    return _Content(None, state)
 
 
 def _ours(content: _Content, path: Path, network: str | None) -> tuple[nn.Module, Origin]:
@@ -249,32 +284,32 @@ def _check_described(named: Origin, state: Mapping[str, Tensor], path: Path) -> 
 def _foreign(content: _Content, path: Path, network: str | None, arguments: dict[str, Any]) -> tuple[nn.Module, Origin]:
     """A state dict of others: its network was named, or is recognised by its tensors."""
     if network is None:
-        for state in _without_prefixes(content.state):
-            for name, found in networks.recognised(state):
-                if all(tensor.partition(".")[0].isdigit() for tensor in state):
+        for reading in readings(content.state):
+            for name, found in networks.recognised(reading.tensors):
+                if all(tensor.partition(".")[0].isdigit() for tensor in reading.tensors):
                     raise BadInput(
                         f"{path}: its tensors would fit {name}, but their names say nothing of what lies between them; "
                         f"if it is that, {spelled('network', name)}, else {spelled('network', 'file.py:factory')}"
                     )
                 model, origin = networks.unfilled(name, found)
-                _fill(model, state, path)
+                _fill(model, reading.tensors, path)
                 takes = networks.size_text(origin.input_shape)
                 note = (
                     f"Recognised by its tensors as {name}, input {takes}; where that is wrong, {spelled('network')} names "
                     "another."
                 )
-                return model, replace(origin, notes=(note,))
+                return model, replace(origin, notes=(note, *reading.notes))
         raise BadInput(
             f"{path}: a state dict of {len(content.state)} tensors, which does not say of which network; name its builder: "
             f"{spelled('network')} vgg16, torchvision:resnet50, timm:resnet50 or file.py:factory"
         )
     model, origin = networks.unfilled(network, arguments)
     expected = model.state_dict().keys()
-    candidates = list(_without_prefixes(content.state))
-    state = max(candidates, key=lambda state: len(expected & state.keys()))
-    _check_arguments(model, state, path, network, arguments)
-    _fill(model, state, path)
-    return model, origin
+    reading = max(readings(content.state), key=lambda reading: len(expected & reading.tensors.keys()), default=Reading({}))
+    check_stored(reading.tensors, expected, path)
+    _check_arguments(model, reading.tensors, path, network, arguments)
+    _fill(model, reading.tensors, path)
+    return model, replace(origin, notes=(*origin.notes, *reading.notes))
 
 
 def _check_arguments(
@@ -304,21 +339,6 @@ def _check_arguments(
                     )
 
 
-LEFTOVERS = ("n_averaged", "total_ops", "total_params")
-"""Entries that averaging and counting tools leave in state dicts."""
-
-
-def _without_prefixes(state: dict[str, Tensor]) -> Iterator[dict[str, Tensor]]:
-    """The state dict as it is, and without the prefixes that all its names share: `module.`, `_orig_mod.`, `model.` ..."""
-    state = {name: tensor for name, tensor in state.items() if name.rpartition(".")[2] not in LEFTOVERS}
-    while state:
-        yield state
-        heads = {name.partition(".")[0] for name in state}
-        if len(heads) > 1 or not all("." in name for name in state):
-            return
-        state = {name.partition(".")[2]: tensor for name, tensor in state.items()}
-
-
 KEYS = ("state_dict", "model", "ema", "model_state_dict", "model_ema", "state_dict_ema", "net", "weights")
 """Entries under which training scripts keep their weights, in the order in which they are looked for."""
 
@@ -332,36 +352,28 @@ def _found_in(content: Any, path: Path, key: str | None) -> _Content:
     header = content.get(KEY)
     if isinstance(header, str):
         masks, state = content.get("masks", {}), content.get("state_dict")
-        if not _are_tensors(masks):
+        if not are_tensors(masks):
             raise BadInput(f"{path}: damaged checkpoint (its masks are no tensors)")
         if isinstance(module := content.get("model"), nn.Module):
             return _Content(header, {}, module, masks)
-        if not _are_tensors(state):
+        if not are_tensors(state):
             raise BadInput(f"{path}: damaged checkpoint (no state_dict of tensors)")
         tensors: dict[str, Tensor] = dict(state or {})
         return _Content(header, tensors, None, masks)
     found = [name for name in ([key] if key else KEYS) if _holds_weights(content.get(name))]
     if found:
         inner = content[found[0]]
-        return _found_in(inner, path, None) if isinstance(inner, nn.Module) else _Content(None, _tensors(inner))
+        return _found_in(inner, path, None) if isinstance(inner, nn.Module) else _Content(None, tensors_of(inner))
     if key or not _holds_weights(content):
         has = ", ".join(map(str, list(content)[:8])) or "nothing"
         raise BadInput(
             f"{path}: no weights under {key or ', '.join(KEYS[:3])}; it holds {has}; name the entry with {spelled('key')}"
         )
-    return _Content(None, _tensors(content))
-
-
-def _are_tensors(value: Any) -> bool:
-    return isinstance(value, Mapping) and all(isinstance(n, str) and isinstance(t, Tensor) for n, t in value.items())
+    return _Content(None, tensors_of(content))
 
 
 def _holds_weights(value: Any) -> bool:
-    return isinstance(value, nn.Module) or (isinstance(value, Mapping) and bool(_tensors(value)))
-
-
-def _tensors(value: Mapping[Any, Any]) -> dict[str, Tensor]:
-    return {name: t for name, t in value.items() if isinstance(name, str) and isinstance(t, Tensor)}
+    return isinstance(value, nn.Module) or (isinstance(value, Mapping) and bool(tensors_of(value)))
 
 
 def _bare(model: nn.Module) -> nn.Module:

@@ -120,6 +120,8 @@ def _frozen_layer(flow: Flow, node: fx.Node, arguments: list[Any]) -> Any:
     reason = "its weight is computed, not stored"
     if is_parametrized(flow.modules.get(owner_of(node)) or nn.Identity(), "weight"):
         reason += "; torch.nn.utils.parametrize.remove_parametrizations(layer, 'weight') stores it"
+    elif hasattr(flow.modules.get(owner_of(node)), "weight_orig"):
+        reason += "; torch.nn.utils.remove_spectral_norm(layer), or torch.nn.utils.prune.remove(layer, 'weight'), stores it"
     if (owner := owner_of(node)) in flow.layers:
         flow.frozen_layers.setdefault(owner, f"{flow.where}: {reason}")
     flow.freeze(arguments, reason)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -60,6 +61,17 @@ def cost(model: nn.Module, inputs: Inputs) -> Cost:
 def tensor_bytes(model: nn.Module) -> int:
     """Parameters and buffers as they lie in memory."""
     return sum(t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers()))
+
+
+def stored_bytes(path: Path, model: nn.Module) -> int:
+    """Bytes of a network's file, or folder; of its tensors alone where the file holds much else, as an optimizer's state."""
+    files = [path] if path.is_file() else [file for file in path.glob("*") if file.is_file()]
+    found, tensors = sum(file.stat().st_size for file in files), tensor_bytes(model)
+    return found if files and found <= BESIDE * tensors + 100_000 else tensors
+
+
+BESIDE = 1.2
+"""Times the bytes of its tensors that a network's file has at most: names, masks and plans are few."""
 
 
 def macs(model: nn.Module, inputs: Inputs) -> int:

@@ -176,11 +176,11 @@ def unfilled(spec: str, arguments: Mapping[str, Any]) -> tuple[nn.Module, Origin
 
 def recognised(state: Mapping[str, Tensor]) -> Iterator[tuple[str, dict[str, Any]]]:
     """The networks of ours whose tensors have the names and shapes in `state`, with the arguments that make them so."""
-    matrices = [t for t in state.values() if t.dim() > 1]
-    if not matrices:
-        return
     for name in names():
         channels, size, _ = default_input(name)
+        matrices = [state[tensor] for tensor in _tensors_of(name) if tensor in state and state[tensor].dim() > 1]
+        if not matrices:
+            continue
         for image_size in dict.fromkeys((size, 28, 32, 64, 224)):
             flat = matrices[0].dim() == 2  # then the image's size is in the shapes
             if not _names_fit(name, state):
@@ -196,12 +196,13 @@ def recognised(state: Mapping[str, Tensor]) -> Iterator[tuple[str, dict[str, Any
 
 
 @functools.cache
-def _tensors_of(name: str) -> frozenset[str]:
-    return frozenset(_shapes(skeleton(name)[0].state_dict()))
+def _tensors_of(name: str) -> tuple[str, ...]:
+    """In the order in which the network has them; files may have another."""
+    return tuple(_shapes(skeleton(name)[0].state_dict()))
 
 
 def _names_fit(name: str, state: Mapping[str, Tensor]) -> bool:
-    return _tensors_of(name) == _shapes(state).keys()
+    return set(_tensors_of(name)) == _shapes(state).keys()
 
 
 def _shapes(state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:

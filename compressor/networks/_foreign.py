@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import traceback
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -114,13 +116,26 @@ def inputs_of(model: nn.Module) -> tuple[InputSpec, ...]:
     return ()
 
 
+def _not_imported(library: str, error: Exception) -> str:
+    """Which library it is that cannot be imported, the one that was asked for or one that it needs, and the way out."""
+    if isinstance(error, ModuleNotFoundError):
+        lacks = (error.name or library).partition(".")[0]
+        needs = f"{library} needs {lacks}, which is" if lacks != library else f"{library} is"
+        return f"{needs} not installed; pip install {lacks}"
+    raising = [frame.filename for frame in traceback.extract_tb(error.__traceback__)]
+    within = [name for name in LIBRARIES if any(f"/{name}/" in Path(file).as_posix() for file in raising)]
+    broken = "torchvision" if "torchvision" in within else library  # which timm imports
+    needs = f"{library} needs {broken}, which" if broken != library else library
+    why = first_line(error)
+    return f"{needs} cannot be imported ({why}); install the {broken} that was built for torch {torch.__version__}"
+
+
 def _of_library(library: str, name: str) -> Any:
     try:
         with quiet():
             module = importlib.import_module("torchvision.models" if library == "torchvision" else library)
     except Exception as error:  # a library that does not fit the installed torch may raise anything
-        advice = f"pip install {library}" if isinstance(error, ModuleNotFoundError) else f"install the {library} of this torch"
-        raise MissingEnvironment(f"{library} cannot be imported ({first_line(error)}); {advice}") from error
+        raise MissingEnvironment(_not_imported(library, error)) from error
     known = module.list_models()
     if name.partition(".")[0] not in known:  # timm's `resnet18.a1_in1k` names weights too
         hint = nearest(name, known, f"{module.__name__}.list_models() names them", 3)

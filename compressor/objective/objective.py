@@ -103,7 +103,7 @@ class Objective:
         found = list(tensors_in(outputs))
         if not isinstance(batch, (tuple, list)) or len(batch) < 2 or not found:
             return None
-        if self.loss not in (cross_entropy, nll_logits) and (len(batch), len(found)) != (2, 1):
+        if self.loss not in (cross_entropy, nll_logits):  # of one of the user's own nobody knows what its targets mean
             return None
         logits, target = found[0], batch[1]
         if not isinstance(target, Tensor) or target.dim() != 1 or target.is_floating_point():
@@ -119,7 +119,8 @@ class Quality:
 
     Attributes:
         loss: mean over the samples.
-        accuracy: share of samples whose arg-max is the label; None where targets are not one label per sample.
+        accuracy: share of samples whose arg-max is the label; None where targets are not one label per sample, or nobody knows,
+            as with a loss of the user's own.
         samples: number of samples seen.
         classes: that it tells apart; None with the accuracy.
         metric: of the user's choice.

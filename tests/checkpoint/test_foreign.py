@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -9,13 +11,16 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import prune
 
 from compressor import compress, load, networks, save
 from compressor.errors import BadInput, CompressError, WrongUsage
+from compressor.model.cost import stored_bytes
 from compressor.model.origin import origin_of
 from compressor.sources.scoring import source_for
 from compressor.types.origin import InputSpec
 from tests.blocks import same_state
+from tests.command import run
 
 FACTORY = """
 import torch
@@ -291,3 +296,123 @@ def test_a_header_cannot_name_code_as_its_data(tmp_path: Path, monkeypatch) -> N
     with pytest.raises(BadInput, match="yields no batch"):
         source_for(model, "evilmod:go")
     assert (tmp_path / "trace").exists()
+
+
+def test_a_loss_that_was_saved_with_its_network_is_left_out(factory: str, dense: nn.Module, tmp_path: Path) -> None:
+    """As Lightning saves a module that holds both."""
+    lightning = {f"net.{n}": t for n, t in dense.state_dict().items()} | {"criterion.weight": torch.ones(10)}
+    torch.save({"state_dict": lightning, "epoch": 3, "pytorch-lightning_version": "2"}, tmp_path / "x.ckpt")
+    for network in (None, "lenet5"):
+        found = load(tmp_path / "x.ckpt", network=network)
+        assert same_state(found, dense)
+        assert "Not of the network, and left out: criterion.weight." in found.origin.notes
+    half = {f"one.{n}": t for n, t in dense.state_dict().items()} | {f"two.{n}": t for n, t in dense.state_dict().items()}
+    torch.save(half, tmp_path / "two.pt")
+    with pytest.raises(BadInput, match="does not say of which network"):
+        load(tmp_path / "two.pt")
+
+
+def test_masks_of_torch_are_read_as_zeros(dense: nn.Module, tmp_path: Path) -> None:
+    for layer in (dense.features[0], dense.classifier[-1]):
+        prune.random_unstructured(layer, "weight", 0.5)
+    torch.save({"model": dense.state_dict()}, tmp_path / "masked.pt")
+    found = load(tmp_path / "masked.pt")
+    assert "2 weights were read with the masks of torch.nn.utils.prune, as zeros." in found.origin.notes
+    assert torch.equal(found.classifier[-1].weight, dense.classifier[-1].weight)
+    assert int((found.features[0].weight == 0).sum()) == int((dense.features[0].weight_mask == 0).sum())
+
+
+@pytest.mark.parametrize("suffix", ["safetensors", "bin"])
+def test_a_state_dict_over_several_files_is_named_by_its_folder(suffix: str, dense: nn.Module, tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    state, folder = dense.state_dict(), tmp_path / "sharded"
+    folder.mkdir()
+    files = {name: f"model-0000{1 + n % 2}-of-00002.{suffix}" for n, name in enumerate(state)}
+    for file in set(files.values()):
+        part = {name: t.clone() for name, t in state.items() if files[name] == file}
+        save_file(part, folder / file) if suffix == "safetensors" else torch.save(part, folder / file)
+    index = folder / f"model.{suffix}.index.json"
+    index.write_text(json.dumps({"metadata": {}, "weight_map": files}))
+    assert same_state(load(folder), dense)
+    assert run("show", "sharded", cwd=tmp_path).returncode == 0
+    assert run("snapit", "sharded", "--sparsity", "0.5", "-o", "x.pt", cwd=tmp_path).returncode == 0
+    for broken, words in (
+        ({"weight_map": files | {"x": "../../etc/passwd"}}, "no weight_map to files beside it"),
+        ({"weight_map": files | {"x": f"none.{suffix}"}}, "which is not there"),
+        ({"weight_map": files | {"x": next(iter(files.values()))}}, "x, which is in none of the files"),
+        ([], "no weight_map"),
+    ):
+        index.write_text(json.dumps(broken))
+        with pytest.raises(BadInput, match=words):
+            load(folder)
+    index.unlink()
+    with pytest.raises(BadInput, match="is a folder; name the file in it"):
+        load(folder)
+
+
+@pytest.mark.parametrize(
+    ("wrap", "way"),
+    [
+        (nn.utils.parametrizations.weight_norm, r"torch\.nn\.utils\.parametrize\.remove_parametrizations"),
+        (nn.utils.parametrizations.spectral_norm, r"torch\.nn\.utils\.parametrize\.remove_parametrizations"),
+        (nn.utils.weight_norm, r"torch\.nn\.utils\.remove_weight_norm"),
+        (nn.utils.spectral_norm, r"torch\.nn\.utils\.remove_spectral_norm"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:.*weight_norm.* is deprecated")
+def test_weights_that_are_computed_get_the_remedy(wrap, way: str, dense: nn.Module, tmp_path: Path) -> None:
+    wrap(dense.features[0])
+    torch.save(dense.state_dict(), tmp_path / "x.pt")
+    with pytest.raises(BadInput, match=rf"is what a weight is computed from; store the weight .*{way}"):
+        load(tmp_path / "x.pt", network="lenet5")
+
+
+def test_a_builder_of_ones_own_takes_pretrained(tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text(f"{FACTORY}\ndef own(pretrained=True):\n    assert not pretrained\n    return Net()\n")
+    spec = f"{tmp_path / 'own.py'}:own"
+    torch.save(load_module(spec).state_dict(), tmp_path / "x.pt")
+    assert load(tmp_path / "x.pt", network=spec, arguments={"pretrained": False}).origin.arguments == {"pretrained": False}
+    with pytest.raises(WrongUsage, match="weights are never fetched"):
+        load(tmp_path / "x.pt", network=spec, arguments={"pretrained": True})
+
+
+def load_module(spec: str) -> nn.Module:
+    return networks.unfilled(spec, {"pretrained": False})[0]
+
+
+def test_an_optimizers_state_counts_for_nothing(dense: nn.Module, tmp_path: Path) -> None:
+    optimizer = torch.optim.Adam(dense.parameters())
+    for parameter in dense.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    torch.save({"state_dict": dense.state_dict()}, tmp_path / "bare.pt")
+    torch.save({"state_dict": dense.state_dict(), "optimizer": optimizer.state_dict()}, tmp_path / "both.pt")
+    bare, both = (stored_bytes(tmp_path / name, dense) for name in ("bare.pt", "both.pt"))
+    assert bare == (tmp_path / "bare.pt").stat().st_size
+    assert both == sum(t.nbytes for t in dense.state_dict().values()) < (tmp_path / "both.pt").stat().st_size / 2
+    done = run("show", "both.pt", "--json", cwd=tmp_path)
+    assert json.loads(done.stdout)["file"]["bytes"] == both
+
+
+@pytest.mark.parametrize("library", ["torchvision", "timm"])
+def test_a_library_that_cannot_be_imported_is_named_as_what_it_is(library: str, tmp_path: Path) -> None:
+    """timm imports torchvision, and a torchvision of another torch breaks both."""
+    broken = tmp_path / "torchvision"
+    broken.mkdir()
+    (broken / "__init__.py").write_text("raise RuntimeError('operator torchvision::nms does not exist')")
+    (tmp_path / "timm").mkdir()
+    (tmp_path / "timm" / "__init__.py").write_text("import torchvision")
+    done = subprocess.run(
+        [sys.executable, "-m", "compressor", "new", f"{library}:resnet18", "-o", "x.pt"], capture_output=True, text=True,
+        cwd=tmp_path, env={**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])},
+    )  # fmt: skip
+    needs = "timm needs torchvision, which" if library == "timm" else "torchvision"
+    assert f"{needs} cannot be imported (operator torchvision::nms does not exist); install the torchvision" in done.stderr
+    assert done.returncode == 3
+    (broken / "__init__.py").write_text("import nowhere_at_all")
+    done = subprocess.run(
+        [sys.executable, "-m", "compressor", "new", f"{library}:resnet18", "-o", "x.pt"], capture_output=True, text=True,
+        cwd=tmp_path, env={**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])},
+    )  # fmt: skip
+    assert f"{library} needs nowhere_at_all, which is not installed; pip install nowhere_at_all" in done.stderr
