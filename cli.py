@@ -7,7 +7,9 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Callable, Mapping
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,11 +17,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from compressor import __version__
-from compressor.errors import BadInput, CompressError, WrongUsage
+from compressor.errors import BadInput, CompressError, WrongUsage, nearest
 from compressor.method import make, method_named, summaries
-from compressor.options import names_of, options_of, speaking, spelled
+from compressor.options import names_of, options_of, pairs_of, speaking, spelled
 from compressor.settings import (
     AUTO,
+    DATA_FORMS,
     DENSE,
     Building,
     Data,
@@ -43,7 +46,7 @@ from compressor.settings import (
     refuse_without_method,
     refuse_without_teacher,
 )
-from compressor.system.files import parsed
+from compressor.system.files import CHECKPOINTS, WRITTEN, check_target, parsed
 from compressor.system.flags import PATH, flag_of, takes
 from compressor.system.progress import Progress, shown_progress
 from compressor.system.terminal import one_line, say
@@ -54,6 +57,7 @@ if TYPE_CHECKING:
 
     from compressor.exporters.delivery import Written
     from compressor.objective.objective import Quality
+    from compressor.proof.equivalence import Equivalence
     from compressor.pruning.course import Trained
     from compressor.pruning.result import Result
     from compressor.sources.scoring import Source
@@ -78,6 +82,13 @@ class Commands(click.Group):
     def main(self, *args: Any, **kwargs: Any) -> Any:
         with speaking(as_flag):
             return super().main(*args, **kwargs)
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
+        known = self.list_commands(ctx)
+        if args and not args[0].startswith("-") and args[0] not in known:
+            hint = nearest(args[0], known, "`compress --help` lists commands and methods", 3)
+            raise WrongUsage(f"no command or method {args[0]!r}: {hint}")
+        return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Methods: compress METHOD MODEL --sparsity S -o OUT"):
@@ -118,11 +129,13 @@ class Job:
 
     def check(self, *read: Path) -> None:
         """Refuse targets that cannot be written, and set the process up."""
-        from compressor.exporters import SUFFIXES
+        _check_targets((self.given, *read), self.files.outputs, WRITTEN, self.files.report, self.plan)
+        _check_there(self.given, *read)
+        _check_data(self.task.data)
+
         from compressor.objective.losses import loss_named
         from compressor.objective.metrics import metric_named
 
-        _check_targets((self.given, *read), self.files.outputs, SUFFIXES, self.files.report, self.plan)
         _prepare(self.machine)
         loss_named(self.task.loss)
         metric_named(self.task.metric)
@@ -147,13 +160,12 @@ class Job:
 @takes(images=Normalisation, seed=Seed, building=Building)
 def new(name: str, output: Path, data: str, images: Normalisation, seed: Seed, building: Building, **sizes: Any) -> None:
     """Make a fresh network: one of the papers by NAME, or a builder's, torchvision:resnet18, net.py:make."""
+    check_target(output, CHECKPOINTS)
     from compressor import networks
-    from compressor.checkpoint.checkpoint import SUFFIXES, save
+    from compressor.checkpoint.checkpoint import save
     from compressor.model.origin import origin_of
     from compressor.sources.open import fresh
-    from compressor.system.files import check_target
 
-    check_target(output, SUFFIXES)
     model = fresh(name, data, building, images, seed.seed, **sizes)
     save(model, output)
     origin = origin_of(model)
@@ -173,7 +185,20 @@ def verify(
     a: Path, b: Path, tolerance: float | None, samples: int, reading: Reading, task: Data, images: Normalisation,
     machine: Machine, screen: Screen,
 ) -> None:  # fmt: skip
-    """Check that two networks compute the same: exit 0 if so, 1 if not."""
+    """Check that two networks compute the same: exit 0 if so, 1 if not, 2 where that could not be found out."""
+    with _as_diff():
+        _check_there(a, b)
+        _check_data(task.data)
+        proof = _compared(a, b, tolerance, samples, reading, task, images, machine, screen)
+    if not proof:
+        raise click.exceptions.Exit(1)
+
+
+def _compared(
+    a: Path, b: Path, tolerance: float | None, samples: int, reading: Reading, task: Data, images: Normalisation,
+    machine: Machine, screen: Screen,
+) -> Equivalence:  # fmt: skip
+    """Compare, and show the outcome."""
     from compressor.benchmarks.measure.networks import source_of
     from compressor.benchmarks.measure.runs import SCHEMA
     from compressor.exporters.equivalence import check_equivalence
@@ -197,8 +222,27 @@ def verify(
         say(proof_line(proof.as_dict()))
         for remark in remarks:
             say(remark)
-    if not proof:
-        raise click.exceptions.Exit(1)
+    return proof
+
+
+@contextmanager
+def _as_diff() -> Iterator[None]:
+    """Exit codes as those of `diff`: 1 is for what differs and nothing else."""
+    try:
+        yield
+    except CompressError as error:
+        error.exit_code = max(error.exit_code, TROUBLE)
+        raise
+    except OSError as error:
+        trouble = BadInput(f"{error.filename or 'a file'}: {error.strerror or error}")
+        trouble.exit_code = TROUBLE
+        raise trouble from error
+    except Exception:  # noqa: BLE001 - a crash is no difference
+        traceback.print_exc()
+        raise click.exceptions.Exit(TROUBLE) from None
+
+
+TROUBLE = 2
 
 
 def _to_compare(path: Path, reading: Reading, images: Normalisation) -> nn.Module | Path:
@@ -219,6 +263,7 @@ def _to_compare(path: Path, reading: Reading, images: Normalisation) -> nn.Modul
 @click.option("--attention", type=click.Choice(("heads", "dims")), default="heads", show_default=True, help="see a method's")
 def show(model: Path, reading: Reading, screen: Json, attention: Any) -> None:
     """Show a network: its layers, which of them are coupled, what stays whole and why."""
+    _check_there(model)
     from compressor.benchmarks.report.network import describe, show_structure
     from compressor.coupling.validate import feasible
     from compressor.model.precision import working_copy
@@ -258,12 +303,14 @@ def bench(
 
     for path in (dense, *smalls):
         _check_targets((path,), outputs, PAGES)
+        _check_there(path)
+    _check_data(task.data)
     _prepare(machine)
     from compressor.benchmarks.measure.bench import bench as measure
     from compressor.benchmarks.measure.networks import BATCH, open_network, source_of
     from compressor.objective.losses import loss_named
     from compressor.objective.metrics import metric_named
-    from compressor.sources.open import adapt, pairs_of
+    from compressor.sources.open import adapt
 
     loss_named(task.loss)
     metric_named(task.metric)
@@ -362,8 +409,6 @@ def train(
     said: frozenset[str],
 ) -> None:  # fmt: skip
     """Train NETWORK, a fresh one by its name or builder, or a file; with --method, prune it before, during or after."""
-    from compressor.sources.open import fresh_or_opened, pairs_of, remember_data
-
     own = {name: getattr(numbers, name) for name in names_of(Recipe) if name in said}
     options = pairs_of(method_option, "method_option")
     asked: dict[str, Any] = {}
@@ -380,6 +425,8 @@ def train(
         refuse_without_teacher(said)
     job = Job(model, task, files, machine, screen)
     job.check()
+    from compressor.sources.open import fresh_or_opened, remember_data
+
     folder = _run_folder(running, files.outputs, screen.quiet)
     dense = fresh_or_opened(model, task.data, machine.seed, reading, images).to(machine.device)
     if task.data is not None:
@@ -429,6 +476,7 @@ def _check_target_said(pruning: Pruning) -> None:
 @takes(screen=Screen)
 def sweep(file: Path, folder: Path, jobs: int, screen: Screen) -> None:
     """Run networks x methods x sparsities x seeds; what is done already is not done again."""
+    _check_there(file)
     from compressor.benchmarks.experiments.sweep import read_sweep, run_sweep
 
     trials = read_sweep(file)
@@ -508,8 +556,6 @@ def _prune_by_state(method: str | None, method_option: tuple[str, ...], **values
 
     compress prune resnet.pt --target-macs 0.5 --data DATA -o small.onnx
     """
-    from compressor.sources.open import pairs_of
-
     options = dict(pairs_of(method_option, "method_option"))
     if method is None and options:
         raise WrongUsage(f"{spelled('method_option', method_option[0])} is a method's: name that with {spelled('method')}")
@@ -712,8 +758,6 @@ def _check_targets(
     plan: Path | None = None,
 ) -> None:  # fmt: skip
     """Refuse targets that cannot be written, or that are read, too."""
-    from compressor.system.files import check_target
-
     for target in outputs:
         check_target(target, suffixes)
     told = [path for path in (report, plan) if path is not None]
@@ -722,6 +766,22 @@ def _check_targets(
     everything = [*read, *outputs, *told]
     if len({p.resolve() for p in everything}) < len(everything):
         raise WrongUsage("the model, the outputs, the plan and the report must be different files")
+
+
+def _check_there(*paths: Path) -> None:
+    """Refuse files that are not there, before anything is imported that takes long; a builder is no file."""
+    for path in paths:
+        is_file = path.suffix and ":" not in str(path)
+        if is_file and not path.exists():
+            raise BadInput(f"{path}: no such file")
+
+
+def _check_data(data: str | None) -> None:
+    """Refuse data that are named by a path which leads nowhere."""
+    is_path = data is not None and (data.endswith(".npz") or data.startswith((".", "/", "~")))
+    if data is not None and is_path and ":" not in data and not Path(data).exists():
+        what = "no such file" if data.endswith(".npz") else f"no such folder; name {DATA_FORMS}"
+        raise BadInput(f"data {data}: {what}")
 
 
 def _prepare(machine: Machine) -> None:
@@ -752,6 +812,12 @@ def _stop(number: int, frame: Any) -> None:
     raise _Stopped(number)  # unwinds, so that temporary files are removed
 
 
+HELP: tuple[type[click.ClickException], ...] = tuple(
+    kind for kind in (getattr(click.exceptions, "NoArgsIsHelpError", None),) if kind
+)
+"""What newer versions of click raise for a command without arguments: its message is the help."""
+
+
 def main() -> None:
     """Entry point: every expected failure is one line on stderr and an exit code (see `compressor.errors`)."""
     signal.signal(signal.SIGTERM, _stop)
@@ -761,7 +827,11 @@ def main() -> None:
     except CompressError as error:
         code = _fail(str(error), error.exit_code)
     except click.ClickException as error:
-        code = _fail(error.format_message(), error.exit_code)
+        code = error.exit_code
+        if isinstance(error, HELP):
+            say(error.format_message())
+        else:
+            _fail(error.format_message(), code)
     except (KeyboardInterrupt, click.Abort):
         trains = "train" in sys.argv[1:2] or any(word.startswith("--finetune") for word in sys.argv)
         resumable = "; the same command with --resume goes on from the last epoch" if trains else ""

@@ -9,11 +9,12 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
+import json
 import math
 import numbers
 import types
 import typing
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -236,3 +237,22 @@ def declares(*owners: type) -> Callable[[Function], Function]:
         return function
 
     return shown
+
+
+def pairs_of(texts: Sequence[str], option: str = "arguments") -> Mapping[str, Any]:
+    """`key=value` of each text; the value as JSON where it is (numbers, true, lists), else as text.
+
+    Raises:
+        WrongUsage: a text is written otherwise.
+    """
+    return dict(_pair(text, option) for text in texts)
+
+
+def _pair(text: str, option: str) -> tuple[str, Any]:
+    key, equals, value = text.partition("=")
+    if not equals or not key.isidentifier():
+        raise WrongUsage(f"{spelled(option, text)}: write KEY=VALUE")
+    try:
+        return key, json.loads(value)
+    except (ValueError, RecursionError):
+        return key, value

@@ -31,6 +31,17 @@ Ablation = Literal["shuffle", "reinit", "invert"]
 Stage = Literal["before", "during", "after"]
 """When the pruning events come: before the first epoch of training, one by one between epochs, or at a late epoch."""
 
+Scope = Literal["global", "layer"]
+"""What is ranked together: all nodes, or those of each layer."""
+
+GatePlace = Literal["read", "post-norm", "pre-norm"]
+"""Where the gates of an elasticity are: at the readers, behind the norm, before it."""
+
+Aggregate = Literal["signed", "batch", "sample"]
+"""How gradients of samples are added: with their signs, or as magnitudes of each batch, or of each sample."""
+
+DATA_FORMS = "a folder of class folders or parquet files, a .npz file, file.py:factory, a data set of the hub, or `digits`"
+
 State = Literal["fresh", "trained"]
 """What a network is, before it is pruned."""
 

@@ -8,7 +8,6 @@ from pathlib import Path
 
 from torch import nn
 
-from compressor.checkpoint.checkpoint import SUFFIXES as CHECKPOINTS
 from compressor.checkpoint.checkpoint import load
 from compressor.checkpoint.checkpoint import write as write_checkpoint
 from compressor.errors import CompressError, NotEquivalent
@@ -17,14 +16,12 @@ from compressor.model.inputs import Inputs, as_inputs, scaled
 from compressor.model.origin import origin_of
 from compressor.options import spelled
 from compressor.proof.equivalence import Equivalence
-from compressor.system.files import check_target, staged
+from compressor.system.files import WRITTEN, check_target, staged
 
-__all__ = ["SUFFIXES", "check_equivalence", "checked", "export", "write_proven"]
+__all__ = ["check_equivalence", "checked", "export", "write_proven"]
 
 SCALES = (1, 100, 10_000)
 """Factors on the inputs of a proof, tried in turn until the output depends on them."""
-
-SUFFIXES = (".onnx", ".pt2", *CHECKPOINTS)
 
 
 def export(
@@ -61,7 +58,7 @@ def checked(paths: Sequence[str | Path]) -> list[Path]:
     """
     targets = [Path(path) for path in paths]
     for target in targets:
-        check_target(target, SUFFIXES)
+        check_target(target, WRITTEN)
     return targets
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -67,6 +68,46 @@ def test_a_command_imports_nothing_that_it_does_not_use(name: str, ended: dict[s
     code, modules = ended[name]
     assert code == 0
     assert modules.isdisjoint(COMMANDS[name][1]), sorted(modules.intersection(COMMANDS[name][1]))
+
+
+QUESTIONS = {
+    "no such file": ("snapit", "none.pt", "--sparsity", "0.5", "-o", "x.pt"),
+    "no such plan": ("apply", "none.json", "there.pt", "-o", "x.pt"),
+    "no such sweep": ("sweep", "none.toml", "-o", "folder"),
+    "nothing to compare": ("verify", "there.pt", "none.onnx"),
+    "nothing to measure": ("bench", "there.pt", "none.onnx"),
+    "nothing to show": ("show", "none.pt"),
+    "nothing to train": ("train", "none.pt", "-o", "x.pt"),
+    "no such data": ("prune", "there.pt", "--sparsity", "0.5", "-o", "x.pt", "--data", "./none"),
+    "an unknown suffix": ("snapit", "there.pt", "--sparsity", "0.5", "-o", "x.foo"),
+    "no such folder": ("new", "lenet5", "-o", "none/x.pt"),
+    "a missing option": ("l-obs", "there.pt", "--sparsity", "0.5"),
+    "no target": ("snapit", "there.pt", "-o", "x.pt"),
+    "a number that is none": ("snapit", "there.pt", "--sparsity", "half", "-o", "x.pt"),
+    "a number out of its range": ("hrank", "there.pt", "--sparsity", "93", "-o", "x.pt"),
+    "a method's number": ("snapit", "there.pt", "--sparsity", "0.5", "--steps", "-1", "-o", "x.pt"),
+    "a recipe's number": ("train", "there.pt", "--epochs", "-1", "-o", "x.pt"),
+    "no such option": ("obd", "there.pt", "--sparsty", "0.5", "-o", "x.pt"),
+    "no such command": ("snapt", "there.pt"),
+    "no such method": ("prune", "there.pt", "--method", "snapt", "--sparsity", "0.5", "-o", "x.pt"),
+    "nothing": (),
+}
+
+
+def test_what_needs_no_torch_is_answered_without(tmp_path: Path) -> None:
+    """Importing it takes a second and a half, in which nobody should wait for a typing error."""
+    (tmp_path / "there.pt").write_bytes(b"x")
+    done = subprocess.run(
+        [sys.executable, "-c", IN_TURN, json.dumps(QUESTIONS)],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    ends = {name: (code, modules) for name, code, modules in map(json.loads, re.findall(r"^\[.*\]$", done.stderr, re.M))}
+    assert ends.keys() == QUESTIONS.keys(), done.stderr
+    assert not [name for name, (code, _) in ends.items() if not code]
+    assert not [name for name, (_, modules) in ends.items() if "torch" in modules or "numpy" in modules]
 
 
 def test_what_prunes_is_really_seen(ended: dict[str, tuple[int, set[str]]]) -> None:

@@ -32,11 +32,10 @@ from compressor.errors import BadInput, WrongUsage, first_line
 from compressor.model.origin import origin_of, set_origin
 from compressor.options import spelled
 from compressor.surgery.shrink import is_depthwise, refit, remember
-from compressor.system.files import check_name, check_target, parsed, staged
+from compressor.system.files import CHECKPOINTS, check_name, check_target, parsed, staged
 from compressor.types.origin import InputSpec, Origin
 from compressor.types.plan import Plan
 
-SUFFIXES = (".pt", ".safetensors")
 KEY = "compressor"
 SCHEMA = 1
 MASKS = "compressor.masks/"
@@ -60,7 +59,7 @@ def save(model: nn.Module, path: str | Path, *, network: str | None = None, argu
         WrongUsage: another suffix, or a builder that cannot be called or makes another network.
     """
     path = Path(path)
-    check_target(path, SUFFIXES)
+    check_target(path, CHECKPOINTS)
     if network is not None:
         _name_builder(model, network, arguments)
     elif arguments:

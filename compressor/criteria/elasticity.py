@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,12 +21,9 @@ from compressor.model.speed import best_layouts, fold_norms
 from compressor.objective.batches import size_of
 from compressor.objective.objective import Objective
 from compressor.options import spelled
-from compressor.settings import Unit
+from compressor.settings import Aggregate, GatePlace, Unit
 from compressor.types.scores import Scores
 from compressor.types.structure import Slice, Structure
-
-GatePlace = Literal["read", "post-norm", "pre-norm"]
-Aggregate = Literal["signed", "batch", "sample"]
 
 LEAST_LOSS = 1e-30
 """A loss of exactly 0 would make every elasticity infinite; the ranking does not depend on it."""

@@ -14,6 +14,7 @@ from compressor.data._hold import held_bytes, hold
 from compressor.data._images import USUAL, Images, Preprocessing, Split
 from compressor.data._random import own_randomness, seed_all
 from compressor.errors import BadInput
+from compressor.settings import DATA_FORMS
 from compressor.system.user_code import is_named
 
 __all__ = [
@@ -37,8 +38,6 @@ __all__ = [
     "seed_all",
 ]
 
-FORMS = "a folder of class folders or parquet files, a .npz file, file.py:factory, a data set of the hub, or `digits`"
-
 
 def open_data(name: str, fetch: bool = True) -> Images | Arrays | Batches:
     """The data set behind `--data`.
@@ -59,7 +58,7 @@ def open_data(name: str, fetch: bool = True) -> Images | Arrays | Batches:
     try:
         is_folder, is_file = path.is_dir(), path.is_file()
     except (OSError, ValueError) as error:  # a name too long, or with a NUL in it
-        raise BadInput(f"data {name[:80]!r}: no such folder; name {FORMS}") from error
+        raise BadInput(f"data {name[:80]!r}: no such folder; name {DATA_FORMS}") from error
     if name and is_folder:
         from compressor.data._folder import folder
 
@@ -69,7 +68,7 @@ def open_data(name: str, fetch: bool = True) -> Images | Arrays | Batches:
 
         return npz(path)
     if is_file:
-        raise BadInput(f"data {name}: is a file of an unknown kind; name {FORMS}")
+        raise BadInput(f"data {name}: is a file of an unknown kind; name {DATA_FORMS}")
     if is_named(name):
         from compressor.data._batches import batches
 
@@ -80,7 +79,7 @@ def open_data(name: str, fetch: bool = True) -> Images | Arrays | Batches:
         if not fetch:
             raise BadInput(f"data {name}: not on this machine, and looked up on the hub only for those who name it themselves")
         return hub(name)
-    raise BadInput(f"data {name}: no such folder; name {FORMS}")
+    raise BadInput(f"data {name}: no such folder; name {DATA_FORMS}")
 
 
 @dataclass

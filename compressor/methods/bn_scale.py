@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-from torch import nn
-
-from compressor.criteria.magnitude import norm_scales, without_norm
 from compressor.method import Method
-from compressor.objective.objective import Objective
 from compressor.settings import Stage, State
-from compressor.types.scores import Scores
-from compressor.types.structure import Structure
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from compressor.objective.objective import Objective
+    from compressor.types.scores import Scores
+    from compressor.types.structure import Structure
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,8 +30,12 @@ class BnScale(Method):
 
     def score(self, model: nn.Module, structure: Structure, objective: Objective) -> Scores:
         """|gamma|."""
+        from compressor.criteria.magnitude import norm_scales
+
         return norm_scales(model, structure)
 
     def cannot_score(self, model: nn.Module, structure: Structure) -> dict[str, str]:
         """Groups without a batch norm."""
+        from compressor.criteria.magnitude import without_norm
+
         return without_norm(model, structure)

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
-from torch import nn
-
-from compressor.criteria.combined import combined_elasticity
 from compressor.method import Method
-from compressor.objective.objective import Objective
 from compressor.settings import State
-from compressor.types.scores import Scores
-from compressor.types.structure import Structure
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from compressor.objective.objective import Objective
+    from compressor.types.scores import Scores
+    from compressor.types.structure import Structure
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,4 +30,6 @@ class Cnip(Method):
 
     def score(self, model: nn.Module, structure: Structure, objective: Objective) -> Scores:
         """The lowest of a weight's and its two nodes' elasticities."""
+        from compressor.criteria.combined import combined_elasticity
+
         return combined_elasticity(model, structure, objective)

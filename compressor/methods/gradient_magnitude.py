@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-from torch import nn
-
-from compressor.criteria.elasticity import sensitivity
 from compressor.method import Method
-from compressor.objective.objective import Objective
 from compressor.options import option
-from compressor.selection.select import Scope, within
-from compressor.settings import Stage, State, Unit
-from compressor.types.scores import Scores
-from compressor.types.structure import Structure
+from compressor.settings import Scope, Stage, State, Unit
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from compressor.objective.objective import Objective
+    from compressor.types.scores import Scores
+    from compressor.types.structure import Structure
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,4 +29,7 @@ class GradientMagnitude(Method):
 
     def score(self, model: nn.Module, structure: Structure, objective: Objective) -> Scores:
         """|theta dL/dtheta|."""
+        from compressor.criteria.elasticity import sensitivity
+        from compressor.selection.select import within
+
         return within(self.scope, sensitivity(model, structure, objective, self.unit))

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
-from torch import nn
-
-from compressor.criteria.hessian import gradient_flow
 from compressor.method import Method
-from compressor.objective.objective import Objective
 from compressor.options import option
 from compressor.settings import State, Unit
-from compressor.types.scores import Scores
-from compressor.types.structure import Structure
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from compressor.objective.objective import Objective
+    from compressor.types.scores import Scores
+    from compressor.types.structure import Structure
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,5 +32,7 @@ class Grasp(Method):
 
     def score(self, model: nn.Module, structure: Structure, objective: Objective) -> Scores:
         """theta * H g, or its negative."""
+        from compressor.criteria.hessian import gradient_flow
+
         scores = gradient_flow(model, structure, objective, self.unit)
         return scores if self.sign == "original" else scores.negative()

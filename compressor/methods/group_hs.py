@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-from torch import Tensor, nn
-
-from compressor.criteria.magnitude import node_magnitude
-from compressor.criteria.penalties import group_hoyer_square, penalised
 from compressor.method import Method
-from compressor.objective.objective import Objective
 from compressor.options import option
 from compressor.settings import Stage
-from compressor.types.scores import Scores
-from compressor.types.structure import Structure
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from compressor.objective.objective import Objective
+    from compressor.types.scores import Scores
+    from compressor.types.structure import Structure
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,8 +31,12 @@ class GroupHs(Method):
 
     def score(self, model: nn.Module, structure: Structure, objective: Objective) -> Scores:
         """Sum of |w| over the weights that make a node."""
+        from compressor.criteria.magnitude import node_magnitude
+
         return node_magnitude(model, structure)
 
     def penalty(self, model: nn.Module, structure: Structure) -> Tensor:
         """Of all weights of convolutions, linear layers and recurrent cells."""
+        from compressor.criteria.penalties import group_hoyer_square, penalised
+
         return self.strength * group_hoyer_square(penalised(model))

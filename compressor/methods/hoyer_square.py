@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
-from torch import Tensor, nn
-
-from compressor.criteria.magnitude import weight_magnitude
-from compressor.criteria.penalties import hoyer_square, penalised
 from compressor.method import Method
-from compressor.objective.objective import Objective
 from compressor.options import option
 from compressor.settings import Stage
-from compressor.types.scores import Scores
-from compressor.types.structure import Structure
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from compressor.objective.objective import Objective
+    from compressor.types.scores import Scores
+    from compressor.types.structure import Structure
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,8 +32,12 @@ class HoyerSquare(Method):
 
     def score(self, model: nn.Module, structure: Structure, objective: Objective) -> Scores:
         """|w|."""
+        from compressor.criteria.magnitude import weight_magnitude
+
         return weight_magnitude(model)
 
     def penalty(self, model: nn.Module, structure: Structure) -> Tensor:
         """Of all weights of convolutions, linear layers and recurrent cells."""
+        from compressor.criteria.penalties import hoyer_square, penalised
+
         return self.strength * hoyer_square(penalised(model))

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-from torch import nn
-
-from compressor.criteria.rank import map_ranks, without_maps
 from compressor.method import Method
-from compressor.objective.objective import Objective
-from compressor.selection.select import per_part
 from compressor.settings import Stage, State
-from compressor.types.scores import Scores
-from compressor.types.structure import Structure
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from compressor.objective.objective import Objective
+    from compressor.types.scores import Scores
+    from compressor.types.structure import Structure
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,8 +31,13 @@ class Hrank(Method):
 
     def score(self, model: nn.Module, structure: Structure, objective: Objective) -> Scores:
         """Place by mean rank."""
+        from compressor.criteria.rank import map_ranks
+        from compressor.selection.select import per_part
+
         return per_part(map_ranks(model, structure, objective))
 
     def cannot_score(self, model: nn.Module, structure: Structure) -> dict[str, str]:
         """Groups whose maps no layer reads."""
+        from compressor.criteria.rank import without_maps
+
         return without_maps(model, structure)

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
-from torch import nn
-
-from compressor.criteria.magnitude import weight_magnitude
 from compressor.method import Method
-from compressor.objective.objective import Objective
 from compressor.options import option
 from compressor.selection.schedule import exponential
 from compressor.settings import Stage
-from compressor.types.scores import Scores
-from compressor.types.structure import Structure
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from compressor.objective.objective import Objective
+    from compressor.types.scores import Scores
+    from compressor.types.structure import Structure
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +35,8 @@ class Imp(Method):
 
     def score(self, model: nn.Module, structure: Structure, objective: Objective) -> Scores:
         """|w|."""
+        from compressor.criteria.magnitude import weight_magnitude
+
         return weight_magnitude(model)
 
     def targets(self, sparsity: float) -> tuple[float, ...]:

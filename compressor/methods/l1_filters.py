@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-from torch import nn
-
-from compressor.criteria.magnitude import node_magnitude
 from compressor.method import Method
-from compressor.objective.objective import Objective
-from compressor.selection.select import per_part
 from compressor.settings import Stage, State
-from compressor.types.scores import Scores
-from compressor.types.structure import Structure
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from compressor.objective.objective import Objective
+    from compressor.types.scores import Scores
+    from compressor.types.structure import Structure
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,4 +32,7 @@ class L1Filters(Method):
 
     def score(self, model: nn.Module, structure: Structure, objective: Objective) -> Scores:
         """Place by L1 norm."""
+        from compressor.criteria.magnitude import node_magnitude
+        from compressor.selection.select import per_part
+
         return per_part(node_magnitude(model, structure))

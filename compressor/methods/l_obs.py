@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
-from torch import nn
-
-from compressor.criteria.reconstruction import reconstruction
 from compressor.method import Method, option
-from compressor.objective.objective import Objective
-from compressor.selection.select import within
 from compressor.settings import Stage, State
-from compressor.types.scores import Scores
-from compressor.types.structure import Structure
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from compressor.objective.objective import Objective
+    from compressor.types.scores import Scores
+    from compressor.types.structure import Structure
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,4 +32,7 @@ class LObs(Method):
 
     def score(self, model: nn.Module, structure: Structure, objective: Objective) -> Scores:
         """The error of the readers, each as a share of what it gives."""
+        from compressor.criteria.reconstruction import reconstruction
+        from compressor.selection.select import within
+
         return within(self.scope, reconstruction(model, structure, objective))

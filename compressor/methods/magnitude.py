@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-from torch import nn
-
-from compressor.criteria.magnitude import magnitude
 from compressor.method import Method
-from compressor.objective.objective import Objective
 from compressor.options import option
-from compressor.selection.select import Scope, within
-from compressor.settings import Stage, State, Unit
-from compressor.types.scores import Scores
-from compressor.types.structure import Structure
+from compressor.settings import Scope, Stage, State, Unit
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from compressor.objective.objective import Objective
+    from compressor.types.scores import Scores
+    from compressor.types.structure import Structure
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,4 +30,7 @@ class Magnitude(Method):
 
     def score(self, model: nn.Module, structure: Structure, objective: Objective) -> Scores:
         """|w|."""
+        from compressor.criteria.magnitude import magnitude
+        from compressor.selection.select import within
+
         return within(self.scope, magnitude(model, structure, self.unit))

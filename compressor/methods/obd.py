@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-from torch import nn
-
-from compressor.criteria.hessian import damage
 from compressor.method import Method
-from compressor.objective.objective import Objective
 from compressor.options import option
 from compressor.settings import Stage, State, Unit
-from compressor.types.scores import Scores
-from compressor.types.structure import Structure
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from compressor.objective.objective import Objective
+    from compressor.types.scores import Scores
+    from compressor.types.structure import Structure
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,4 +32,6 @@ class Obd(Method):
 
     def score(self, model: nn.Module, structure: Structure, objective: Objective) -> Scores:
         """theta^2 h / 2."""
+        from compressor.criteria.hessian import damage
+
         return damage(model, structure, objective, self.unit, self.probes)

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
-
-import torch
-from torch import nn
+from typing import TYPE_CHECKING, ClassVar
 
 from compressor.method import Method
-from compressor.model.weights import maskable
-from compressor.objective.objective import Objective
 from compressor.options import option
-from compressor.selection.select import Scope
-from compressor.settings import Unit
-from compressor.types.scores import Scores
-from compressor.types.structure import Structure
+from compressor.settings import Scope, Unit
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from compressor.objective.objective import Objective
+    from compressor.types.scores import Scores
+    from compressor.types.structure import Structure
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +32,11 @@ class Random(Method):
 
     def score(self, model: nn.Module, structure: Structure, objective: Objective) -> Scores:
         """(position in a random permutation + 1/2) / size."""
+        import torch
+
+        from compressor.model.weights import maskable
+        from compressor.types.scores import Scores
+
         generator = torch.Generator().manual_seed(objective.seed)
         sizes: dict[str, tuple[int, ...]] = {g.name: (g.width,) for g in structure.prunable}
         if self.unit == "weight":

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from torch import Tensor, nn
-
-from compressor.criteria.penalties import norm_scales_l1
 from compressor.methods.bn_scale import BnScale
 from compressor.options import option
-from compressor.types.structure import Structure
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from compressor.types.structure import Structure
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,4 +22,6 @@ class Slimming(BnScale):
 
     def penalty(self, model: nn.Module, structure: Structure) -> Tensor:
         """Of the batch norms behind layers that may lose nodes (eq. 1)."""
+        from compressor.criteria.penalties import norm_scales_l1
+
         return self.strength * norm_scales_l1(model, structure)

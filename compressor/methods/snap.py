@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-from torch import nn
-
-from compressor.criteria.elasticity import Aggregate, GatePlace, node_elasticity
 from compressor.method import Method
-from compressor.objective.objective import Objective
 from compressor.options import option
-from compressor.selection.select import Scope, within
-from compressor.settings import State
-from compressor.types.scores import Scores
-from compressor.types.structure import Structure
+from compressor.settings import Aggregate, GatePlace, Scope, State
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from compressor.objective.objective import Objective
+    from compressor.types.scores import Scores
+    from compressor.types.structure import Structure
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,5 +32,8 @@ class Snap(Method):
 
     def score(self, model: nn.Module, structure: Structure, objective: Objective) -> Scores:
         """Node elasticity."""
+        from compressor.criteria.elasticity import node_elasticity
+        from compressor.selection.select import within
+
         scores = node_elasticity(model, structure, objective, gate=self.gate, aggregate=self.aggregate)
         return within(self.scope, scores)

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-from torch import nn
-
-from compressor.criteria.synaptic_flow import synaptic_flow
 from compressor.method import Method
-from compressor.objective.objective import Objective
 from compressor.options import option
 from compressor.selection.schedule import exponential
 from compressor.settings import State, Unit
-from compressor.types.scores import Scores
-from compressor.types.structure import Structure
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from compressor.objective.objective import Objective
+    from compressor.types.scores import Scores
+    from compressor.types.structure import Structure
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +34,8 @@ class SynFlow(Method):
 
     def score(self, model: nn.Module, structure: Structure, objective: Objective) -> Scores:
         """Synaptic flow."""
+        from compressor.criteria.synaptic_flow import synaptic_flow
+
         return synaptic_flow(model, structure, objective.example_inputs(), self.unit)
 
     def targets(self, sparsity: float) -> tuple[float, ...]:

@@ -9,14 +9,13 @@ import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from compressor.errors import UnreachableSparsity
 from compressor.selection.budget import Meter
-from compressor.settings import check_sparsity
+from compressor.settings import Scope, check_sparsity
 from compressor.types.scores import Scores
 from compressor.types.structure import Group, Structure, total_by_layer
 
@@ -186,9 +185,6 @@ def per_part(scores: Scores) -> Scores:
     Equal scores take their places from the end.
     """
     return replace(scores, values={name: _places(value) for name, value in scores.values.items()})
-
-
-Scope = Literal["global", "layer"]
 
 
 def within(scope: Scope, scores: Scores) -> Scores:

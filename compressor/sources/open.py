@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from compressor.checkpoint.checkpoint import load
 from compressor.data import Preprocessing
 from compressor.errors import WrongUsage, nearest
 from compressor.model.origin import origin_of, set_origin
-from compressor.options import options_of, spelled
+from compressor.options import options_of, pairs_of, spelled
 from compressor.settings import Building, Normalisation, Reading
 from compressor.sources.fresh import fresh_network
 from compressor.types import InputSpec, Origin
@@ -101,22 +100,3 @@ def remembered_name(data: str) -> str:
 def specs_of(texts: Sequence[str]) -> tuple[InputSpec, ...]:
     """Inputs as they are written on the command line."""
     return tuple(map(InputSpec.parse, texts))
-
-
-def pairs_of(texts: Sequence[str], option: str = "arguments") -> Mapping[str, Any]:
-    """`key=value` of each text; the value as JSON where it is (numbers, true, lists), else as text.
-
-    Raises:
-        WrongUsage: a text is written otherwise.
-    """
-    return dict(_pair(text, option) for text in texts)
-
-
-def _pair(text: str, option: str) -> tuple[str, Any]:
-    key, equals, value = text.partition("=")
-    if not equals or not key.isidentifier():
-        raise WrongUsage(f"{spelled(option, text)}: write KEY=VALUE")
-    try:
-        return key, json.loads(value)
-    except (ValueError, RecursionError):
-        return key, value

@@ -21,6 +21,12 @@ from typing import TypeVar
 
 from compressor.errors import BadInput, CompressError, WrongUsage
 
+CHECKPOINTS = (".pt", ".safetensors")
+"""Files that hold a network for this tool."""
+
+WRITTEN = (".onnx", ".pt2", *CHECKPOINTS)
+"""Files that a network is written to."""
+
 
 def check_name(path: Path) -> None:
     """Refuse the name of a file that libraries cannot open.

@@ -204,7 +204,7 @@ def test_bad_targets_and_data(folder: Path, tmp_path: Path) -> None:
         (("-o", tmp_path / "x.onnx", "--gate", "front"), 2, "--gate"),
     ):
         refused(run("snapit", net, "--sparsity", "0.5", *arguments), code, words)
-    refused(run("snappit", net, "--sparsity", "0.5"), 2, "No such command")
+    refused(run("snappit", net, "--sparsity", "0.5"), 2, "no command or method 'snappit': did you mean snapit")
     assert [p.name for p in tmp_path.iterdir()] == ["empty"]
 
 

@@ -170,7 +170,7 @@ def test_a_factory_with_npz_and_every_output(folder: Path, tmp_path: Path) -> No
     same = run("verify", tmp_path / "again.onnx", tmp_path / "small.pt2", "--input", "3x8x8", "--trust-pickle", cwd=folder)
     assert same.returncode == 0, same.stdout + same.stderr
     untrusted = run("verify", tmp_path / "again.onnx", tmp_path / "small.pt2", "--input", "3x8x8", cwd=folder)
-    assert untrusted.returncode == 1
+    assert untrusted.returncode == 2
     assert "if you trust it, --trust-pickle" in untrusted.stderr
     refused = run("apply", tmp_path / "plan.json", "half.ckpt", "-o", tmp_path / "no.onnx", cwd=folder)
     assert refused.returncode == 1
@@ -239,7 +239,7 @@ def test_a_plan_is_replayed_with_the_loss_of_its_data(folder: Path, tmp_path: Pa
 def test_networks_of_different_inputs_are_not_compared(folder: Path) -> None:
     save(networks.build("lenet5"), folder / "lenet5.pt")
     done = run("verify", "ours.pt", "lenet5.pt", cwd=folder)
-    assert (done.returncode, done.stdout) == (1, "")
+    assert (done.returncode, done.stdout) == (2, "")
     assert "ours.pt = lenet5.pt: Classifier: does not run on the inputs" in done.stderr
     assert len(done.stderr.splitlines()) == 1
 
