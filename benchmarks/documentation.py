@@ -14,10 +14,11 @@ from statistics import mean
 from typing import Any
 
 from compressor import method
-from compressor.benchmarks.experiments.cells import Cell, cells_of, normal_interval
+from compressor.benchmarks.experiments.cells import Cell, cells_of
 from compressor.benchmarks.experiments.documents import Study
 from compressor.benchmarks.experiments.records import STUDY_FILE, read_study
 from compressor.benchmarks.experiments.tables import document_of, paper_row_asked
+from compressor.benchmarks.measure.intervals import normal_interval
 from compressor.benchmarks.render import render
 from compressor.benchmarks.studies import accuracy, leftover, main_job, methods, peers, widths
 from compressor.benchmarks.studies.results import RESULTS
@@ -219,6 +220,7 @@ def _known(cell: Cell, name: str) -> float:
 TABLES: Mapping[str, Callable[[], str]] = {
     "methods": method.table,
     "accuracy": lambda: accuracy.table(_raw("accuracy")),
+    "accuracy, paired": lambda: accuracy.paired(_raw("accuracy")),
     "main-job": lambda: main_job.table(_raw("main_job")),
     "widths": lambda: widths.table(_raw("widths")["rows"]),
     "leftover": lambda: leftover.table(_raw("leftover")["onnxruntime"]),

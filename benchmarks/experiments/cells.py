@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from statistics import mean, stdev
+from statistics import mean
 from typing import Any, cast
 
 from compressor.benchmarks.experiments.documents import DenseReport, ExperimentsDocument, PrunedReport, Record, ShownTrial
 from compressor.benchmarks.measure.bench_document import BenchDocument, Memory
+from compressor.benchmarks.measure.intervals import t_interval
 from compressor.benchmarks.measure.runs import TRAIN_STEP
 from compressor.benchmarks.measure.typed import LARGEST
 from compressor.benchmarks.report.compare import comparisons, dense_of, smalls_of
@@ -69,20 +69,6 @@ class Cell:
         name, factor = self.judge
         values = self.values.get(name)
         return (abs(factor) * mean(values), abs(factor) * (t_interval(values) or 0.0)) if values else None
-
-
-def normal_interval(values: Sequence[float]) -> float | None:
-    """1.96 sigma / sqrt(n), half the width of the interval that the papers print; None for a single value."""
-    return 1.96 * stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None
-
-
-def t_interval(values: Sequence[float]) -> float | None:
-    """Half the width of the 95 % interval by Student's t, which is right for few values; None for a single one."""
-    from scipy import stats  # takes a second
-
-    if len(values) < 2:
-        return None
-    return float(stats.t.ppf(0.975, len(values) - 1)) * stdev(values) / math.sqrt(len(values))
 
 
 def harmonic_mean(one: float, other: float) -> float:

@@ -16,9 +16,7 @@ from compressor.benchmarks.experiments.cells import (
     cells_of,
     data_name,
     name_of,
-    normal_interval,
     standing,
-    t_interval,
 )
 from compressor.benchmarks.experiments.documents import (
     EXPERIMENTS,
@@ -31,6 +29,7 @@ from compressor.benchmarks.experiments.documents import (
 )
 from compressor.benchmarks.experiments.records import line_of, study_of
 from compressor.benchmarks.measure.bench_document import Environment
+from compressor.benchmarks.measure.intervals import normal_interval, t_interval
 from compressor.benchmarks.report.page import markdown_table, page
 
 Row = list[str]
