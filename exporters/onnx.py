@@ -159,9 +159,8 @@ class Session:
 
         options, feed = onnxruntime.RunOptions(), self._feed(inputs)
         with ThreadPoolExecutor(1) as worker:  # in another thread, so that this one hears an interrupt
-            running = worker.submit(self._session.run, None, feed, options)
             try:
-                return [torch.from_numpy(y) for y in running.result(LONGEST)]
+                return [torch.from_numpy(y) for y in worker.submit(self._session.run, None, feed, options).result(LONGEST)]
             except TimeoutError as error:
                 raise BadInput(f"{self.path}: does not end within {LONGEST} s") from error
             finally:

@@ -136,6 +136,7 @@ BAD = {
 def test_bad_input_is_one_line(case: str, folder: Path) -> None:
     arguments, code, words = BAD[case]
     (folder / "damaged.json.onnx").write_bytes(b"no")
+    (folder / "small.pt2").write_bytes(b"no")
     if "cuda" in arguments and torch.cuda.is_available():
         pytest.skip("there is a CUDA device")
     done = run("bench", "dense.pt", *arguments, "--rounds", "2", "--no-memory", cwd=folder)
