@@ -31,6 +31,9 @@ Ablation = Literal["shuffle", "reinit", "invert"]
 Stage = Literal["before", "during", "after"]
 """When the pruning events come: before the first epoch of training, one by one between epochs, or at a late epoch."""
 
+Allocation = Literal["global", "layer", "isomorphic", "sensitivity"]
+"""How much goes from which layer: as one ranking of all has it, the same share of each, one for each kind, or as measured."""
+
 Scope = Literal["global", "layer"]
 """What is ranked together: all nodes, or those of each layer."""
 
@@ -137,6 +140,9 @@ class Pruning(Declared):
     target_params: Amount | None = option(None, "parameters left, likewise: 0.05, 500K", metavar="LEFT")
     target_size: Amount | None = option(None, "bytes of tensors left, likewise: 0.05, 500KB", metavar="LEFT")
     target_nodes: Amount | None = option(None, "nodes left, likewise: 0.3, 200", metavar="LEFT")
+    allocate: Allocation | None = option(
+        None, "how much goes from which layer: by one ranking, as much of each, one ranking for each kind, or by measurement"
+    )
     per: Resource | None = option(None, "rank nodes by their score per multiply-add, parameter or byte that goes with them")
     round_to: int | Literal["auto"] = option(
         1, "widths are multiples of N, of N/2 where few stay; auto is fastest", least=1, most=1024, metavar="N|auto"

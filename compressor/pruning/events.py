@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from compressor.coupling.validate import OF_ITS_CODE, Failure, all_at_fault, on_meta
+from compressor.criteria.sensitivity import sensitivity
 from compressor.data import length_of
 from compressor.errors import BadInput, UnreachableSparsity, UnsupportedNetwork, first_line
 from compressor.method import Method
@@ -27,9 +28,10 @@ from compressor.options import spelled
 from compressor.proof.equivalence import TORCH_TOLERANCE, Equivalence
 from compressor.proof.reference import over_channels
 from compressor.pruning.controls import shuffled_nodes, shuffled_weights
+from compressor.selection.allocate import Curve, by_curves, by_kind
 from compressor.selection.budget import Meter, prices
 from compressor.selection.schedule import exponential
-from compressor.selection.select import Selection, highest_reachable, select, select_weights
+from compressor.selection.select import Selection, highest_reachable, per_part, select, select_weights
 from compressor.settings import Ablation, Pruning, Resource
 from compressor.surgery.dead_nodes import removable, sync_constant_running_means, without_dead
 from compressor.surgery.network import GroupedNetwork
@@ -94,6 +96,25 @@ class Aim:
         values = {g.name: scores.values[g.name] / meter.price(g) for g in network.structure.prunable}
         return dataclasses.replace(scores, values=values)
 
+    def allocated(
+        self, scores: Scores, network: GroupedNetwork, meter: Meter, share: float, curves: Mapping[str, Curve]
+    ) -> Scores:
+        """The scores as the allocation wants them cut.
+
+        Args:
+            meter: of the network.
+            share: that is to be gone.
+            curves: what allocates by sensitivity.
+        """
+        structure = network.structure
+        if self.settings.allocate == "layer":
+            return per_part(scores)
+        if self.settings.allocate == "isomorphic":
+            return by_kind(scores, structure)
+        if self.settings.allocate == "sensitivity":
+            return by_curves(scores, structure, curves, meter, share, self.floor)
+        return scores
+
     def _metered(self, network: GroupedNetwork, unit: Resource, total: float = 0.0) -> Meter:
         return Meter(network.structure, unit, prices(unit, network.model, network.inputs, self.came), total)
 
@@ -107,6 +128,7 @@ class PruningState:
         kept: weight -> booleans of its shape, where single weights are removed.
         curves: of the first event's scores, see `Scores.curves`.
         ways: through the masked network.
+        sensitivities: group -> what the dense network loses as its nodes go, where that allocates.
     """
 
     network: GroupedNetwork
@@ -116,6 +138,7 @@ class PruningState:
     kept: Mapping[str, Tensor] = field(default_factory=dict)
     curves: Mapping[str, Tensor] = field(default_factory=dict)
     ways: Paths | None = None
+    sensitivities: Mapping[str, Curve] = field(default_factory=dict)
 
     @property
     def model(self) -> nn.Module:
@@ -228,7 +251,7 @@ class NodeEvents(Events):
         target, counted, what = self._counted(number)
         last = self.trained and number == len(self.targets) - 1
         aim = self.aim if last else dataclasses.replace(self.aim, exact=True)
-        return event(state, self.method, counted, target, aim, what)
+        return event(state, self.method, counted, target, aim, what, self.progress)
 
     def settle(self, state: PruningState) -> PruningState:
         if self.share > 0 and not state.plan.events:
@@ -315,17 +338,25 @@ def _without_dead(state: PruningState, whole: GroupedNetwork, ways: Paths, floor
     return dataclasses.replace(state, network=small, plan=plan, ways=ways)
 
 
-def event(state: PruningState, method: Method, objective: Objective, target: float, aim: Aim, what: str) -> PruningState:
+def event(
+    state: PruningState, method: Method, objective: Objective, target: float, aim: Aim, what: str, progress: Progress
+) -> PruningState:
     """Score, select, shrink; an event that would remove nothing is skipped."""
     left, meter = state.network, aim.meter(state.network)
     if meter.amount <= meter.wanted(target):
         return state
     scores = _scored(method, state, objective, what, aim)
-    ranked = aim.ranked(scores, left)
+    ranked, sensitivities = aim.ranked(scores, left), state.sensitivities
+    if aim.settings.allocate == "sensitivity" and not sensitivities:
+        sensitivities = sensitivity(left, ranked, objective, progress)
+    ranked = aim.allocated(ranked, left, meter, target, sensitivities)
     selection = _cut(ranked, left, target, meter, aim)
     plan = state.plan.event(selection.kept, target, tie=selection.tie, loss=scores.loss)
     ranks = _ranked_on(state, ranked)
-    return PruningState(left.shrink(selection.kept), plan, ranks, scores.samples, curves=state.curves or scores.curves())
+    return PruningState(
+        left.shrink(selection.kept), plan, ranks, scores.samples, curves=state.curves or scores.curves(),
+        sensitivities=sensitivities,
+    )  # fmt: skip
 
 
 def weight_event(

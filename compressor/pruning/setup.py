@@ -197,7 +197,9 @@ def prepare(
     return Setup(method if isinstance(method, str) else type(chosen).__name__, model, events, plan, notes, clock, traced)
 
 
-FOR_NODES = ("target_nodes", "target_macs", "target_params", "target_size", "per", "round_to", "repair", "repair_samples")
+FOR_NODES = (
+    "target_nodes", "target_macs", "target_params", "target_size", "allocate", "per", "round_to", "repair", "repair_samples",
+)  # fmt: skip
 FOR_WEIGHTS = ("allow_disconnect",)
 """Options that have an effect on the one unit only."""
 
@@ -215,7 +217,16 @@ def check_effect(asked_for: Pruning, method: Method) -> None:
                 f"{spelled(o.name, getattr(asked_for, o.name))} is for methods that remove {what}, this one removes "
                 f"{method.unit}s; leave it out"
             )
-
+    if asked_for.allocate in ("global", "isomorphic") and not method.across_layers:
+        raise WrongUsage(
+            f"{spelled('allocate', asked_for.allocate)}: this method ranks nodes within each layer, and its scores of "
+            "different layers cannot be compared; give layer or sensitivity, or leave it out"
+        )
+    if asked_for.allocate == "sensitivity" and asked_for.per is not None:
+        raise WrongUsage(
+            f"{spelled('per', asked_for.per)} ranks nodes of different layers, which "
+            f"{spelled('allocate', 'sensitivity')} does by measurement; leave one of them out"
+        )
     if not asked_for.repairs and asked_for.repair_samples != Pruning().repair_samples:
         raise WrongUsage(
             f"{spelled('repair_samples', asked_for.repair_samples)} is for a repair: give "

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import math
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from compressor.coupling.label_flow import Untraceable
 from compressor.errors import UnsupportedNetwork
 from compressor.model.inputs import Inputs, each, run, samples, tensors
 from compressor.model.observe import observed, outputs_of, tensors_in
+from compressor.objective.distance import distance
 from compressor.options import spelled
 from compressor.repair.least_squares import FEWEST, MEMORY, LayerRefit, least_squares
 from compressor.repair.norms import correct, norms_of, statistics
@@ -127,36 +127,14 @@ def repaired(
                 there["least squares, then norms"] = _corrected(fitted, dense, stay, was, groups)
     elif not was:
         why = f"it has no batch norms to correct; {spelled('repair', 'least-squares')} refits layers"
-    distance = {way: distance_of(m, aside, target) for way, m in there.items()}
-    best = min(distance, key=lambda way: distance[way])
+    distances = {way: distance([outputs_of(m, inputs) for inputs in aside], target) for way, m in there.items()}
+    best = min(distances, key=lambda way: distances[way])
     found = there[best]
     record = Repair(
-        how, best, size, held, noise, distance, tuple(layers) if best.startswith("least") else (), why,
+        how, best, size, held, noise, distances, tuple(layers) if best.startswith("least") else (), why,
         time.perf_counter() - started,
     )  # fmt: skip
     return (copy.deepcopy(small) if found is small else found), record
-
-
-def distance_of(model: nn.Module, chunks: Sequence[Inputs], target: Sequence[Sequence[Tensor]]) -> float:
-    """The squared distance of a network's outputs to others, as a share of their variance over samples; mean over outputs.
-
-    Args:
-        target: for each chunk, the outputs to compare with; those that are no real numbers are left out.
-    Returns:
-        Infinity where an output is not finite.
-    """
-    found: dict[int, list[tuple[Tensor, Tensor]]] = {}
-    for inputs, wanted in zip(chunks, target, strict=True):
-        for place, (y, d) in enumerate(zip(outputs_of(model, inputs), wanted, strict=True)):
-            if d.is_floating_point() and d.dim() and d.shape == y.shape:
-                found.setdefault(place, []).append((y.double(), d.double()))
-    shares = []
-    for pairs in found.values():
-        y, d = (torch.cat(part) for part in zip(*pairs, strict=True))
-        spread = (d - d.mean(0, keepdim=True)).square().sum()
-        share = float((y - d).square().sum() / spread.clamp_min(torch.finfo(torch.float32).tiny))
-        shares.append(share if math.isfinite(share) else math.inf)
-    return sum(shares) / len(shares) if shares else 0.0
 
 
 def _corrected(

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from compressor.coupling.validate import feasible
-from compressor.criteria import reconstruction as criterion
-from compressor.criteria.reconstruction import RIDGE, WIDE, reconstruction
+from compressor.criteria import readers
+from compressor.criteria.readers import RIDGE, WIDE
+from compressor.criteria.reconstruction import reconstruction
 from compressor.model.affine import affine_of, draw
 from compressor.objective.objective import Objective
 from compressor.proof.prove import randomised
@@ -58,7 +59,7 @@ def test_costs_are_the_closed_form_and_each_next_node_is_the_cheapest() -> None:
 @pytest.mark.parametrize("wide", [WIDE, 0])
 def test_a_copy_of_a_node_costs_nothing(wide: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also where the columns of a layer are taken apart."""
-    monkeypatch.setattr(criterion, "WIDE", wide)
+    monkeypatch.setattr(readers, "WIDE", wide)
     model, x = Two(), torch.randn(400, 4)
     with torch.no_grad():
         for tensor in (model[0].weight, model[0].bias):
@@ -83,7 +84,7 @@ def test_a_layer_too_wide_for_its_second_moments_is_scored_tap_by_tap() -> None:
 @pytest.mark.parametrize("wide", [WIDE, 0])
 @pytest.mark.parametrize("name", sorted(BLOCKS))
 def test_every_coupling_is_scored(name: str, wide: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(criterion, "WIDE", wide)
+    monkeypatch.setattr(readers, "WIDE", wide)
     torch.manual_seed(0)
     model = randomised(BLOCKS[name]()).eval()
     before = {n: t.clone() for n, t in model.state_dict().items()}
