@@ -84,9 +84,13 @@ class Bench:
         return train(model, data, recipe, colour=True, seed=seed, example_inputs=self.inputs).model
 
 
+ALLOCATED = ("l-obs, global", "l-obs, layer", "l-obs, isomorphic")
+"""The method that is chosen for trained networks, with other allocations than its own; global: per multiply-add."""
+
+
 def ours() -> list[str]:
-    """What `compress prune` does, and each of our methods that removes nodes."""
-    return [AUTO, *node_methods()]
+    """What `compress prune` does, that with other allocations, and each of our methods that removes nodes."""
+    return [AUTO, *ALLOCATED, *node_methods()]
 
 
 def node_methods() -> list[str]:
@@ -99,10 +103,13 @@ def node_methods() -> list[str]:
     return found
 
 
-def by_ours(bench: Bench, method: str, budget: float, seed: int) -> dict[str, Any]:
-    """One method of ours."""
+def by_ours(bench: Bench, pruner: str, budget: float, seed: int) -> dict[str, Any]:
+    """One method of ours, with an allocation behind a comma, or its own."""
+    method, _, allocation = pruner.partition(", ")
     own = () if method == AUTO else options_of(method_named(method))
     units: dict[str, Any] = {"unit": "node"} if any(o.name == "unit" for o in own) else {}
+    if allocation:
+        units |= {"allocate": allocation} | ({"per": "macs"} if allocation == "global" else {})
     start = time.perf_counter()
     result = compress(
         bench.model, method, bench.drawn(SCORED, seed), target_macs=budget, repair="least-squares",
