@@ -84,8 +84,8 @@ class Bench:
         return train(model, data, recipe, colour=True, seed=seed, example_inputs=self.inputs).model
 
 
-ALLOCATED = ("l-obs, global", "l-obs, layer", "l-obs, isomorphic")
-"""The method that is chosen for trained networks, with other allocations than its own; global: per multiply-add."""
+ALLOCATED = ("l-obs, sensitivity", "l-obs, layer", "l-obs, isomorphic")
+"""The method that is chosen for trained networks, with other allocations than its own, which is global per multiply-add."""
 
 
 def ours() -> list[str]:
@@ -109,7 +109,7 @@ def by_ours(bench: Bench, pruner: str, budget: float, seed: int) -> dict[str, An
     own = () if method == AUTO else options_of(method_named(method))
     units: dict[str, Any] = {"unit": "node"} if any(o.name == "unit" for o in own) else {}
     if allocation:
-        units |= {"allocate": allocation} | ({"per": "macs"} if allocation == "global" else {})
+        units["allocate"] = allocation
     start = time.perf_counter()
     result = compress(
         bench.model, method, bench.drawn(SCORED, seed), target_macs=budget, repair="least-squares",

@@ -8,20 +8,22 @@ import torch
 from torch import Tensor, nn
 
 from compressor.criteria.readers import Read, reads_of
+from compressor.errors import BadInput
 from compressor.model.affine import affine_of
 from compressor.model.cost import count
 from compressor.model.observe import observed, tensors_in
 from compressor.objective.batches import Batch, size_of
 from compressor.objective.distance import distance
 from compressor.objective.objective import Objective
+from compressor.options import spelled
 from compressor.selection.allocate import Curve
 from compressor.surgery.network import GroupedNetwork
 from compressor.system.progress import Progress
 from compressor.types.scores import Scores
 from compressor.types.structure import Group
 
-POINTS = 7
-"""Shares at which each group is measured: eighths."""
+POINTS = 9
+"""Widths at which each group is measured: eighths, a sixteenth, and one node."""
 
 MOST, LEAST = 256, 32
 """Samples that a network runs on for each point; fewer where that would take more than `WORK` multiply-adds in all."""
@@ -37,17 +39,22 @@ def sensitivity(
     Args:
         scores: higher = stays longer.
         objective: labels are not needed.
+    Raises:
+        BadInput: there are no data.
     """
     groups = network.structure.prunable
     reads, _ = reads_of(network.model, network.structure, objective)
     batches = _some(network, objective, len(groups))
+    if not batches:
+        raise BadInput(f"{spelled('allocate', 'sensitivity')} measures on data; give {spelled('data')}")
     wanted = _outputs(network.model, batches, objective)
     curves = {}
     for number, group in enumerate(groups):
         progress("measuring each layer's sensitivity", number, len(groups))
         order = scores.values[group.name].argsort(stable=True)
         points = {group.width: 0.0}
-        for gone in {round(group.width * n / (POINTS + 1)) for n in range(1, POINTS + 1)} - {0, group.width}:
+        shares = (*(n / 8 for n in range(1, 8)), 15 / 16)
+        for gone in {*(round(group.width * share) for share in shares), group.width - 1} - {0, group.width}:
             small = _without(network, group, order[:gone], reads[group.name])
             points[group.width - gone] = distance(_outputs(small, batches, objective), wanted)
         widths = tuple(sorted(points))

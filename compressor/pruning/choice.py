@@ -74,8 +74,7 @@ def chosen(
 ) -> tuple[str, Pruning, Note]:
     """The method for a network, the settings with its repair, and the sentence that says so. Arguments as in `state_of`.
 
-    How much goes from which layer of a trained network its layers' measured sensitivity says; without data, what nodes give for
-    what they cost of the budget.
+    Nodes of a trained network are ranked by what they give for what they cost of the budget.
 
     Args:
         data: there are some.
@@ -85,12 +84,11 @@ def chosen(
     method, repair = best_for(seen.state, data), REPAIRS[seen.state]
     found: dict[str, Any] = {} if settings.repair is not None else {"repair": repair}
     unit = settings.budget.unit if settings.budget is not None else "nodes"
-    if seen.state == "trained" and settings.allocate is None and data:
-        found["allocate"] = "sensitivity"
-    elif seen.state == "trained" and settings.per is None and unit != "nodes" and method_named(method).across_layers:
+    is_free = settings.per is None and settings.allocate in (None, "global")
+    if seen.state == "trained" and is_free and unit != "nodes" and method_named(method).across_layers:
         found["per"] = unit
     settings = dataclasses.replace(settings, state=seen.state, **found)
-    values = {"method": method, "per": found.get("per"), "allocate": found.get("allocate"), "repair": settings.repair}
+    values = {"method": method, "per": found.get("per"), "repair": settings.repair}
     return method, settings, note(Fact.CHOSEN, state=seen.state, why=seen.why, **values)
 
 

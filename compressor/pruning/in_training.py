@@ -6,7 +6,7 @@ import copy
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -30,6 +30,7 @@ from compressor.pruning.repairs import mended
 from compressor.pruning.result import Result
 from compressor.pruning.setup import Setup, refreshed
 from compressor.repair import Repair
+from compressor.selection.allocate import Curve
 from compressor.selection.schedule import placed, spread
 from compressor.settings import Timing
 from compressor.surgery.shrink import sliced
@@ -61,6 +62,7 @@ class _Content:
     proofs: list[Equivalence]
     snapshot: _Snapshot | None
     repair: Repair | None = None
+    sensitivities: dict[str, Tensor] = field(default_factory=dict)
 
 
 OF_EVENTS = 500_009
@@ -231,6 +233,7 @@ class InTraining:
             "curves": dict(s.curves), "ranks": dict(s.ranks), "proofs": [dataclasses.asdict(p) for p in self.proofs],
             "snapshot": None if self.snapshot is None else dataclasses.asdict(self.snapshot),
             "repair": None if self.repair is None else self.repair.as_dict(),
+            "sensitivities": {name: curve.packed() for name, curve in s.sensitivities.items()},
         }  # fmt: skip
 
     def restore(self, held: Mapping[str, Any]) -> None:
@@ -238,7 +241,8 @@ class InTraining:
         kept, e = held_as(_Content, held), self.events
         plan = Plan.from_json(kept.plan)
         left = e.network.shrink(plan.kept) if plan.events else e.network
-        self.state = PruningState(left, plan, kept.ranks, kept.samples, kept.kept, kept.curves)
+        found = {name: Curve.of(packed) for name, packed in kept.sensitivities.items()}
+        self.state = PruningState(left, plan, kept.ranks, kept.samples, kept.kept, kept.curves, sensitivities=found)
         self.passed, self.trained_since = kept.passed, True
         self.proofs, self.snapshot, self.repair = tuple(kept.proofs), kept.snapshot, kept.repair
 

@@ -38,6 +38,15 @@ class Curve:
     widths: tuple[int, ...]
     losses: tuple[float, ...]
 
+    def packed(self) -> Tensor:
+        """As a tensor `(2, points)`, for files."""
+        return torch.tensor([self.widths, self.losses], dtype=torch.float64)
+
+    @classmethod
+    def of(cls, packed: Tensor) -> Curve:
+        """From what `packed` gives."""
+        return cls(tuple(map(int, packed[0])), tuple(map(float, packed[1])))
+
     def at(self, widths: Sequence[int]) -> list[float]:
         """The losses at other widths, between those of the nearest."""
         return [float(loss) for loss in np.interp(widths, self.widths, self.losses)]

@@ -141,6 +141,14 @@ RUNS = {
     "plain": {},
     "before": {"method": "snapit", "sparsity": 0.6, "steps": 0},
     "during": {"method": "snapit", "sparsity": 0.6, "steps": 0, "stage": "during", "interval": 1},
+    "by sensitivity": {
+        "method": "snapit",
+        "sparsity": 0.6,
+        "steps": 1,
+        "stage": "during",
+        "interval": 1,
+        "allocate": "sensitivity",
+    },
     "after": {"method": "l1-filters", "sparsity": 0.5, "prune_at": 2},
     "weights": {"method": "snipit", "sparsity": 0.9, "steps": 0, "stage": "during", "interval": 1},
     "rewound": {"method": "imp", "sparsity": 0.9, "steps": 2, "interval": 1},
@@ -151,7 +159,9 @@ class Stopped(Exception):
     pass
 
 
-@pytest.mark.parametrize(("name", "stop"), [*((name, 3) for name in RUNS), ("during", 1), ("weights", 1), ("rewound", 1)])
+@pytest.mark.parametrize(
+    ("name", "stop"), [*((name, 3) for name in RUNS), ("during", 1), ("by sensitivity", 1), ("weights", 1), ("rewound", 1)]
+)
 def test_a_run_that_stopped_goes_on_to_the_same_weights(few, lenet5, tmp_path, name, stop) -> None:
     how = {"test": few[1], "folder": tmp_path / "run", **RUNS[name]}
     whole = train(lenet5, few[0], QUICK, **{**how, "folder": tmp_path / "whole"})

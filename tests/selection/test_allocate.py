@@ -12,7 +12,7 @@ from torch import nn
 from compressor import compress
 from compressor.coupling.validate import feasible
 from compressor.criteria.sensitivity import sensitivity
-from compressor.errors import UnreachableSparsity, WrongUsage
+from compressor.errors import BadInput, UnreachableSparsity, WrongUsage
 from compressor.model.cost import count
 from compressor.objective.objective import Objective
 from compressor.proof.prove import randomised
@@ -167,3 +167,8 @@ def test_what_an_allocation_cannot_do_is_said() -> None:
             compress(network.model, method, data, 0.5, example_inputs=X, **how)
     with pytest.raises(UnreachableSparsity, match="the lowest is"):
         compress(network.model, "snap", data, target_macs=0.0001, allocate="sensitivity", example_inputs=X)
+
+
+def test_sensitivity_needs_data() -> None:
+    with pytest.raises(BadInput, match="allocate='sensitivity' measures on data; give data"):
+        compress(net().model, "magnitude", None, 0.5, allocate="sensitivity", example_inputs=X, unit="node")
