@@ -8,14 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from compressor.criteria.readers import Read, reads_of
-from compressor.errors import BadInput
 from compressor.model.affine import affine_of
 from compressor.model.cost import count
 from compressor.model.observe import observed, tensors_in
 from compressor.objective.batches import Batch, size_of
 from compressor.objective.distance import distance
 from compressor.objective.objective import Objective
-from compressor.options import spelled
 from compressor.selection.allocate import Curve
 from compressor.surgery.network import GroupedNetwork
 from compressor.system.progress import Progress
@@ -39,14 +37,10 @@ def sensitivity(
     Args:
         scores: higher = stays longer.
         objective: labels are not needed.
-    Raises:
-        BadInput: there are no data.
     """
     groups = network.structure.prunable
     reads, _ = reads_of(network.model, network.structure, objective)
     batches = _some(network, objective, len(groups))
-    if not batches:
-        raise BadInput(f"{spelled('allocate', 'sensitivity')} measures on data; give {spelled('data')}")
     wanted = _outputs(network.model, batches, objective)
     curves = {}
     for number, group in enumerate(groups):

@@ -244,6 +244,8 @@ class NodeEvents(Events):
     """The nodes that the method scores lowest go."""
 
     def begin(self, plan: Plan) -> PruningState:
+        if self.aim.settings.allocate == "sensitivity" and self.objective.data == ():
+            raise BadInput(f"{spelled('allocate', 'sensitivity')} measures on data; give {spelled('data')}")
         ranks = {g.name: torch.zeros(g.width, dtype=torch.float64) for g in self.found.prunable}
         return PruningState(self.network, plan, ranks)
 
