@@ -97,8 +97,7 @@ def read(path: Path, *, trust: bool = False) -> Any:
     try:
         is_zip = zipfile.is_zipfile(path)
         pickles = list(_of_zip(path) if is_zip else _of_legacy(path))
-        names = sorted({name for content in pickles for name in _names(path, content)})
-        allowed = [] if trust else _allowed(path, names)
+        allowed = [] if trust else _allowed(path, sorted({name for content in pickles for name in _names(path, content)}))
         with _stored(path) if is_zip else path.open("rb") as file, quiet(), torch.serialization.safe_globals(allowed):
             content = torch.load(file, map_location="cpu", weights_only=not trust, mmap=is_zip)
     except BadInput:

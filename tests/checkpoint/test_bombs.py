@@ -18,7 +18,8 @@ from torch import nn
 
 from compressor import load, networks, save
 from compressor.benchmarks.studies.zoo import import_torchvision
-from compressor.errors import CompressError
+from compressor.checkpoint import unpickle
+from compressor.errors import BadInput, CompressError
 from tests.checkpoint.test_unpickle import Call, with_pickle
 from tests.command import isolated
 
@@ -139,3 +140,11 @@ def test_the_bombs_are_live(tmp_path: Path) -> None:
     """torch's own reader takes the memory: else the test above would prove nothing."""
     with_pickle(tmp_path / "x.pt", b"\x80\x02cbuiltins\nbytearray\n\x8a\x05" + (10**8).to_bytes(5, "little") + b"\x85R.")
     assert len(torch.load(tmp_path / "x.pt", weights_only=True)) == 10**8
+
+
+def test_values_of_a_trusted_file_are_not_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(unpickle, "LARGEST_VALUES", 1000)
+    torch.save({"values": list(range(1000))}, tmp_path / "x.pt")
+    with pytest.raises(BadInput, match="take more than 1,000 bytes"):
+        unpickle.read(tmp_path / "x.pt")
+    assert unpickle.read(tmp_path / "x.pt", trust=True) == {"values": list(range(1000))}
