@@ -125,12 +125,18 @@ def test_a_loop_without_end_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 def test_a_loop_without_end_hears_an_interrupt(tmp_path: Path) -> None:
     path, whole = endless(tmp_path / "x.onnx"), written(tmp_path / "y.onnx", [PRODUCT], [WEIGHT])
-    process = subprocess.Popen([*COMMAND, "verify", whole, path], stderr=subprocess.PIPE, text=True)
-    wait_for(lambda: "onnxruntime" in Path(f"/proc/{process.pid}/maps").read_text(), process)
-    time.sleep(2)  # by then it runs
-    process.send_signal(signal.SIGINT)
-    assert "interrupted" in process.communicate(timeout=60)[1]
-    assert process.returncode == 130
+    process = subprocess.Popen(
+        [*COMMAND, "verify", whole, path], stderr=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # what runs in a shell's background ignores it
+    )  # fmt: skip
+    try:
+        wait_for(lambda: "onnxruntime" in Path(f"/proc/{process.pid}/maps").read_text(), process)
+        time.sleep(2)  # by then it runs
+        process.send_signal(signal.SIGINT)
+        assert "interrupted" in process.communicate(timeout=60)[1]
+        assert process.returncode == 130
+    finally:
+        process.kill()
 
 
 def test_operators_named_to_reach_the_terminal(tmp_path: Path) -> None:
