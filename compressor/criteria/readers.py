@@ -1,4 +1,4 @@
-"""The convolutions and linear layers that read a group's nodes, what they meet there, and their best refit without some."""
+"""The convolutions and linear layers that read a group's nodes and what they meet there."""
 
 from __future__ import annotations
 
@@ -75,28 +75,6 @@ class Read:
         found = found / self.met.moments.rows
         ridge = RIDGE * found.diagonal(dim1=1, dim2=2).mean(1).clamp_min(torch.finfo(found.dtype).tiny)
         return found + ridge[:, None, None] * torch.eye(found.shape[1], dtype=found.dtype, device=found.device)
-
-    def refitted(self, stay: Tensor) -> tuple[Tensor, Tensor]:
-        """The best refit without some of the nodes: the weight, zero at their columns, and what is added to the bias.
-
-        Args:
-            stay: booleans `(width,)`.
-        """
-        weight, mean = self.weight.double(), self.met.moments.x / self.met.moments.rows
-        found = weight.clone()
-        shift = torch.zeros(len(weight), dtype=torch.float64, device=weight.device)
-        every = torch.arange(weight.shape[1], device=weight.device)
-        for place, second in enumerate(self.second()):
-            own = every if self.met.columns is None else self.columns[:, place]
-            keep = stay
-            if self.met.columns is None:
-                keep = torch.ones(len(own), dtype=torch.bool, device=weight.device)
-                keep[self.columns[~stay].flatten()] = False
-            fitted = torch.linalg.solve(second[keep][:, keep], second[keep] @ weight[:, own].T).T
-            found[:, own[~keep]] = 0
-            found[:, own[keep]] = fitted
-            shift += weight[:, own] @ mean[place] - fitted @ mean[place][keep]
-        return found, shift
 
 
 def reads_of(model: nn.Module, structure: Structure, objective: Objective) -> tuple[dict[str, list[Read]], int]:

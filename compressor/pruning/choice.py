@@ -70,14 +70,17 @@ def state_of(model: nn.Module, said: State | None, quality: Callable[[], Quality
 
 
 def chosen(
-    model: nn.Module, settings: Pruning, data: bool, quality: Callable[[], Quality | None] = lambda: None
-) -> tuple[str, Pruning, Note]:
+    model: nn.Module, settings: Pruning, data: bool, quality: Callable[[], Quality | None] = lambda: None,
+    measurable: Callable[[], bool] = lambda: False,
+) -> tuple[str, Pruning, Note]:  # fmt: skip
     """The method for a network, the settings with its repair, and the sentence that says so. Arguments as in `state_of`.
 
-    Nodes of a trained network are ranked by what they give for what they cost of the budget.
+    From each layer of a trained network goes what it can spare as measured; where that cannot be measured, nodes are ranked by
+    what they give for what they cost of the budget.
 
     Args:
         data: there are some.
+        measurable: what goes into the network can be told from them.
     """
     check_weights(model)
     seen = state_of(model, settings.state, quality)
@@ -85,10 +88,12 @@ def chosen(
     found: dict[str, Any] = {} if settings.repair is not None else {"repair": repair}
     unit = settings.budget.unit if settings.budget is not None else "nodes"
     is_free = settings.per is None and settings.allocate in (None, "global")
-    if seen.state == "trained" and is_free and unit != "nodes" and method_named(method).across_layers:
+    if seen.state == "trained" and settings.per is None and settings.allocate is None and measurable():
+        found["allocate"] = "sensitivity"
+    elif seen.state == "trained" and is_free and unit != "nodes" and method_named(method).across_layers:
         found["per"] = unit
     settings = dataclasses.replace(settings, state=seen.state, **found)
-    values = {"method": method, "per": found.get("per"), "repair": settings.repair}
+    values = {"method": method, "per": found.get("per"), "allocate": found.get("allocate"), "repair": settings.repair}
     return method, settings, note(Fact.CHOSEN, state=seen.state, why=seen.why, **values)
 
 

@@ -34,6 +34,7 @@ from compressor.pruning.setup import (
     prepare,
     settings_of,
 )
+from compressor.pruning.unlabelled import tells_inputs
 from compressor.settings import AUTO, Budget, Pruning
 from compressor.system.progress import Progress
 from compressor.types.scores import Scores
@@ -83,7 +84,10 @@ def compress(
     told: list[Note] = []
     forgiving = method == AUTO and settings.repair is None
     if method == AUTO:
-        method, settings, why = chosen(model, settings, data is not None, lambda: _quality(model, data, loss, forward, seed))
+        method, settings, why = chosen(
+            model, settings, data is not None, lambda: _quality(model, data, loss, forward, seed),
+            lambda: tells_inputs(model, data, forward, device_of(model)),
+        )  # fmt: skip
         told.append(why)
     setup = prepare(
         model, method, data, settings, options, loss=loss, forward=forward, example_inputs=example_inputs, seed=seed,

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from compressor.coupling.validate import OF_ITS_CODE, Failure, all_at_fault, on_meta
-from compressor.criteria.sensitivity import sensitivity
 from compressor.data import length_of
 from compressor.errors import BadInput, UnreachableSparsity, UnsupportedNetwork, first_line
 from compressor.method import Method
@@ -20,19 +19,20 @@ from compressor.model.cost import count, count_shapes
 from compressor.model.inputs import unlike
 from compressor.model.observe import outputs_of
 from compressor.model.origin import planned_masks
-from compressor.model.speed import multiple_of
 from compressor.model.weights import maskable, masked, present
 from compressor.objective.batches import Batch
 from compressor.objective.objective import Objective
 from compressor.options import spelled
 from compressor.proof.equivalence import TORCH_TOLERANCE, Equivalence
 from compressor.proof.reference import over_channels
+from compressor.pruning.aim import Aim
 from compressor.pruning.controls import shuffled_nodes, shuffled_weights
-from compressor.selection.allocate import Curve, by_curves, by_kind
-from compressor.selection.budget import Meter, prices
+from compressor.pruning.unlabelled import unlabelled
+from compressor.repair.sensitivity import MOST, sensitivity
+from compressor.selection.allocate import Curve
+from compressor.selection.budget import Meter
 from compressor.selection.schedule import exponential
-from compressor.selection.select import Selection, highest_reachable, per_part, select, select_weights
-from compressor.settings import Ablation, Pruning, Resource
+from compressor.selection.select import Selection, highest_reachable, select, select_weights
 from compressor.surgery.dead_nodes import removable, sync_constant_running_means, without_dead
 from compressor.surgery.network import GroupedNetwork
 from compressor.surgery.paths import Paths, paths
@@ -40,83 +40,6 @@ from compressor.system.progress import Progress
 from compressor.types.plan import Plan
 from compressor.types.scores import Scores
 from compressor.types.structure import Group, Kept, Structure
-
-
-@dataclass(frozen=True)
-class Aim:
-    """What the events of one pruning have in common.
-
-    Attributes:
-        settings: what is asked.
-        came: the network as it came.
-        total: of the unit, in the dense network.
-        exact: widths are not rounded yet: that comes at the end.
-    """
-
-    settings: Pruning
-    came: nn.Module
-    total: float = 0.0
-    exact: bool = False
-
-    @property
-    def unit(self) -> Resource:
-        """What is counted."""
-        budget = self.settings.budget
-        return "nodes" if budget is None else budget.unit
-
-    @property
-    def round_to(self) -> int:
-        """What widths are multiples of."""
-        return 1 if self.exact else multiple_of(self.settings)
-
-    @property
-    def floor(self) -> int:
-        """Nodes that every group keeps."""
-        return self.settings.floor
-
-    @property
-    def per(self) -> Resource | None:
-        """What scores are divided by, if anything."""
-        return self.settings.per
-
-    @property
-    def ablation(self) -> Ablation | None:
-        """The control that is run in place of the method itself."""
-        return self.settings.ablation
-
-    def meter(self, network: GroupedNetwork) -> Meter:
-        """A meter of what a network needs now."""
-        return self._metered(network, self.unit, self.total)
-
-    def ranked(self, scores: Scores, network: GroupedNetwork) -> Scores:
-        """The scores, per unit of what goes with each node where that was asked for."""
-        if self.per is None:
-            return scores
-        meter = self._metered(network, self.per)
-        values = {g.name: scores.values[g.name] / meter.price(g) for g in network.structure.prunable}
-        return dataclasses.replace(scores, values=values)
-
-    def allocated(
-        self, scores: Scores, network: GroupedNetwork, meter: Meter, share: float, curves: Mapping[str, Curve]
-    ) -> Scores:
-        """The scores as the allocation wants them cut.
-
-        Args:
-            meter: of the network.
-            share: that is to be gone.
-            curves: what allocates by sensitivity.
-        """
-        structure = network.structure
-        if self.settings.allocate == "layer":
-            return per_part(scores)
-        if self.settings.allocate == "isomorphic":
-            return by_kind(scores, structure)
-        if self.settings.allocate == "sensitivity":
-            return by_curves(scores, structure, curves, meter, share, self.floor)
-        return scores
-
-    def _metered(self, network: GroupedNetwork, unit: Resource, total: float = 0.0) -> Meter:
-        return Meter(network.structure, unit, prices(unit, network.model, network.inputs, self.came), total)
 
 
 @dataclass(frozen=True)
@@ -350,7 +273,7 @@ def event(
     scores = _scored(method, state, objective, what, aim)
     ranked, sensitivities = aim.ranked(scores, left), state.sensitivities
     if aim.settings.allocate == "sensitivity" and not sensitivities:
-        sensitivities = sensitivity(left, ranked, objective, progress)
+        sensitivities = sensitivity(left, ranked, unlabelled(left, objective, MOST), seed=objective.seed, progress=progress)
     ranked = aim.allocated(ranked, left, meter, target, sensitivities)
     selection = _cut(ranked, left, target, meter, aim)
     plan = state.plan.event(selection.kept, target, tie=selection.tie, loss=scores.loss)

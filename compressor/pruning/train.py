@@ -29,6 +29,7 @@ from compressor.pruning.facts import Note
 from compressor.pruning.in_training import InTraining
 from compressor.pruning.run_identity import identity_of, of_before, unsaid_of
 from compressor.pruning.setup import device_of, example_for, prepare, settings_of
+from compressor.pruning.unlabelled import tells_inputs
 from compressor.settings import AUTO, DENSE, Budget, Pruning, Teaching, Timing, refuse_without_method, refuse_without_teacher
 from compressor.system.progress import Progress
 from compressor.training.history import Row
@@ -104,7 +105,11 @@ def train(
     told: list[Note] = []
     forgiving = method == AUTO and settings.repair is None
     if method == AUTO:
-        method, settings, why = chosen(model, settings, True, lambda: _quality(model, test, loss, forward, seed))
+        scored = _to_score(data, seed) if scoring is None else scoring
+        method, settings, why = chosen(
+            model, settings, True, lambda: _quality(model, test, loss, forward, seed),
+            lambda: tells_inputs(model, scored, forward, device_of(model)),
+        )  # fmt: skip
         told.append(why)
     if method is None:
         refuse_without_method(

@@ -12,7 +12,6 @@ import dataclasses
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -24,21 +23,16 @@ from compressor.model.inputs import Inputs, each, run, samples, tensors
 from compressor.model.observe import observed, outputs_of, tensors_in
 from compressor.objective.distance import distance
 from compressor.options import spelled
-from compressor.repair.least_squares import FEWEST, MEMORY, LayerRefit, least_squares
+from compressor.repair.chunks import CHUNK, cut, fitting, taken
+from compressor.repair.least_squares import FEWEST, LayerRefit, least_squares
 from compressor.repair.norms import correct, norms_of, statistics
 from compressor.settings import Repairing
 from compressor.system.progress import Progress
 
 __all__ = ["Repair", "repaired"]
 
-CHUNK = 32
-"""Samples that run together while layers are refitted."""
-
 BATCH = 128
 """Samples that run together while norms are corrected."""
-
-ALIVE = 6
-"""Largest activations that a sample needs at a time, both networks together, as a guess."""
 
 ASIDE = 8
 """One sample of so many is kept aside to judge by."""
@@ -97,19 +91,21 @@ def repaired(
         UnsupportedNetwork: the dense network's forward pass is random.
     """
     started = time.perf_counter()
-    whole = _taken(batches, most)
+    whole = taken(batches, most)
     size = samples(whole)
-    chunk, batch = _sizes(dense, whole)
+    fits = fitting(dense, whole)
+    chunk = max(1, min(CHUNK, fits // FEWEST, size // (ASIDE + FEWEST)))
+    batch = max(2, min(BATCH, fits))
     _check_repeats(dense, each(whole, lambda x: x[:chunk]))
     held = max(1, size // ASIDE) if size >= LEAST else 0
     shown, rest = each(whole, lambda x: x[: size - held]), each(whole, lambda x: x[size - held :])
-    aside = _cut(rest if held else whole, batch)
+    aside = cut(rest if held else whole, batch)
     target = [outputs_of(dense, inputs) for inputs in aside]
     there: dict[Way, nn.Module] = {"as pruned": small}
     layers: list[LayerRefit] = []
     why = ""
     progress("correcting the norms", 0, 0)
-    groups = _cut(shown, batch)
+    groups = cut(shown, batch)
     was = statistics(dense, groups) if norms_of(dense) and samples(shown) > 1 else {}
     if was:
         there["norms"] = _corrected(small, dense, stay, was, groups)
@@ -118,7 +114,7 @@ def repaired(
     elif how == "least-squares":
         fitted = copy.deepcopy(small)
         try:
-            layers = least_squares(dense, fitted, stay, _cut(shown, chunk, whole=True), seed, progress)
+            layers = least_squares(dense, fitted, stay, cut(shown, chunk, whole=True), seed, progress)
         except (Untraceable, UnsupportedNetwork) as error:
             why = f"layers cannot be refitted: {error}"
         else:
@@ -143,52 +139,6 @@ def _corrected(
     fixed = copy.deepcopy(small)
     correct(fixed, dense, stay, was, statistics(small, groups))
     return fixed
-
-
-def _taken(batches: Iterable[Inputs], most: int) -> Inputs:
-    """The first samples of the batches as one batch; those of another shape than the first one's are left out."""
-    taken: list[Inputs] = []
-    count = 0
-    for inputs in batches:
-        if taken and [x.shape[1:] for x in tensors(inputs)] != [x.shape[1:] for x in tensors(taken[0])]:
-            continue  # such as a longer text: one program runs on samples of one shape
-        taken.append(inputs)
-        count += samples(inputs)
-        if count >= most:
-            break
-    joined = [torch.cat(part)[:most] for part in zip(*map(tensors, taken), strict=True)]
-    first = taken[0]
-    return dict(zip(first, joined, strict=True)) if isinstance(first, Mapping) else tuple(joined)
-
-
-def _cut(inputs: Inputs, size: int, whole: bool = False) -> list[Inputs]:
-    """Chunks of `size` samples; what is left over comes last, or where all are to be `whole`, not at all."""
-    count = samples(inputs)
-    starts = [*range(0, count - count % size if whole else count, size)]
-    if len(starts) > 1 and count - starts[-1] == 1:
-        starts.pop()  # a batch norm has nothing to normalise in a single sample
-    ends = [*starts[1:], count if not whole else starts[-1] + size] if starts else []
-    return [each(inputs, partial(_part, start=start, stop=stop)) for start, stop in zip(starts, ends, strict=True)]
-
-
-def _part(x: Tensor, start: int, stop: int) -> Tensor:
-    return x[start:stop]
-
-
-def _sizes(model: nn.Module, inputs: Inputs) -> tuple[int, int]:
-    """How many samples run together while layers are refitted, and while norms are corrected."""
-    largest = 1
-
-    def seen(_: nn.Module, __: Any, outputs: Any) -> None:
-        nonlocal largest
-        largest = max(largest, sum(t.numel() * t.element_size() for t in tensors_in(outputs)))
-
-    with observed(model) as twin, torch.no_grad():
-        for module in twin.modules():
-            module.register_forward_hook(seen)
-        run(twin, each(inputs, lambda x: x[:1]))
-    fits = max(1, MEMORY // (ALIVE * largest))
-    return max(1, min(CHUNK, fits // FEWEST, samples(inputs) // (ASIDE + FEWEST))), max(2, min(BATCH, fits))
 
 
 def _check_repeats(model: nn.Module, inputs: Inputs) -> None:

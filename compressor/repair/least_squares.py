@@ -20,23 +20,32 @@ from compressor.errors import UnsupportedNetwork
 from compressor.model.affine import draw
 from compressor.model.inputs import Inputs
 from compressor.model.moments import Moments, Rows
+from compressor.repair.chunks import MEMORY
 from compressor.repair.layers import Layer, arguments, layers_of
 from compressor.repair.skips import Skip, skips_of
 from compressor.repair.solve import Refit, refit, refit_dual
 from compressor.repair.walk import Program, Run, correspond
 from compressor.system.progress import Progress
 
-MEMORY = 2**29
-"""Bytes of activations that wait at a time."""
 
-ROWS = 16_384
-"""Rows of a layer's least squares, where its Gram matrix is cheap."""
+@dataclass(frozen=True)
+class Limits:
+    """Rows of a layer's least squares.
 
-WORK = 2**36
-"""Multiply-adds that a Gram matrix may take; a layer of more columns gets fewer rows, but `FEWER` at least."""
+    Attributes:
+        most: where its Gram matrix is cheap.
+        work: multiply-adds that a Gram matrix may take; a layer of more columns gets fewer rows.
+        fewer: of the widest layers, which are solved by the rows' inner products where they are fewer than the columns.
+    """
 
-FEWER = 4_096
-"""Rows of the widest layers, which are solved by the rows' inner products where they are fewer than the columns."""
+    most: int = 16_384
+    work: int = 2**36
+    fewer: int = 4_096
+
+    def rows(self, columns: int) -> int:
+        """Of a layer of so many columns."""
+        return min(self.most, max(self.fewer, self.work // columns**2))
+
 
 FEWEST = 4
 """Chunks that wait at a layer: every fourth is kept aside for the choice of its ridge."""
@@ -58,11 +67,23 @@ class LayerRefit:
 
 
 @dataclass
-class _Chunk:
+class Chunk:
+    """Some samples on their way through both programs.
+
+    Attributes:
+        start: how far they are in both before a walk begins; None: nowhere.
+        met: by the dense network's layer that it waits at.
+    """
+
     inputs: Inputs
+    start: Run | None = None
     dense: Run | None = None
     small: Run | None = None
-    met: Tensor | None = None  # by the dense network's layer that it waits at
+    met: Tensor | None = None
+
+    def begin(self, program: Program) -> Run:
+        """These samples before a program's first operator, or where they are to start."""
+        return program.begin(self.inputs) if self.start is None else self.start.fork(program)
 
     def bytes(self) -> int:
         return sum(run.bytes for run in (self.dense, self.small) if run is not None)
@@ -90,23 +111,45 @@ def least_squares(
         Untraceable: one of the networks cannot be exported.
         UnsupportedNetwork: they do not run the same operators.
     """
-    return _Walk(dense, small, stay, chunks, seed, progress).all()
+    whole, program = Program(dense, chunks[0]), Program(small, chunks[0])
+    if not correspond(whole, program):
+        raise UnsupportedNetwork("the small network does not run the dense one's operators one by one")
+    walk = Walk(whole, program, stay, [Chunk(inputs) for inputs in chunks], seed, progress)
+    found = walk.all()
+    program.put(small, walk.changed)
+    return found
 
 
-class _Walk:
+class Walk:
+    """Two programs that run in step, the one's layers refitted to what the other's give.
+
+    Attributes:
+        found: weight -> what became of its layer.
+        changed: tensors of the small program that are other ones now.
+    """
+
     def __init__(
-        self, dense: nn.Module, small: nn.Module, stay: Mapping[tuple[str, int], Tensor], chunks: Sequence[Inputs], seed: int,
-        progress: Progress,
+        self, dense: Program, small: Program, stay: Mapping[tuple[str, int], Tensor], chunks: Sequence[Chunk], seed: int,
+        progress: Progress = lambda *_: None, *, zero: Mapping[tuple[str, int], Tensor] | None = None,
+        limits: Limits = Limits(),
     ) -> None:  # fmt: skip
-        self.model, self.stay, self.progress = small, stay, progress
-        self.dense, self.small = Program(dense, chunks[0]), Program(small, chunks[0])
-        if not correspond(self.dense, self.small):
-            raise UnsupportedNetwork("the small network does not run the dense one's operators one by one")
-        self.chunks = [_Chunk(inputs) for inputs in chunks]
+        """Begin.
+
+        Args:
+            stay: as in `least_squares`.
+            zero: entries of the small program's tensors that stay zero, where nodes were not cut out but silenced; only layers
+                behind those are refitted, and all chunks wait at each.
+            limits: of the rows of each layer.
+        """
+        self.stay, self.progress, self.zero, self.limits = stay, progress, zero, limits
+        self.dense, self.small, self.chunks = dense, small, chunks
         self.generator = torch.Generator().manual_seed(seed)
         self.stored = self.small.stored
         layers = layers_of(self.small)
         self.skips = skips_of(self.small.nodes, layers, self.stored)
+        if zero is not None:
+            behind = small.behind({name for name, _ in zero})
+            layers = [a for a in layers if a.x in behind or (a.node in self.skips and self.skips[a.node].other in behind)]
         calls: dict[str, list[Layer]] = defaultdict(list)
         for layer in layers:
             calls[layer.weight].append(layer)
@@ -115,6 +158,7 @@ class _Walk:
             uses[name] += sum(node in user.all_input_nodes for user in node.users)
         self.calls = {name: its for name, its in calls.items() if len(its) == uses[name] and self._same_use(its, uses)}
         self.uses = uses
+        self.waiting: dict[int, int] = {}
         self.found: dict[str, LayerRefit] = {}
         self.changed: set[str] = set()
 
@@ -129,7 +173,8 @@ class _Walk:
         ends = [self.small.number[layer.node] for its in self.calls.values() for layer in its]
         if not ends:
             return []
-        self._measure(sorted(ends))
+        if self.zero is None:
+            self._measure(sorted(ends))
         shared = [name for name, its in self.calls.items() if len(its) > 1]
         if shared:  # what they meet is known only behind them: they are fitted in a walk of their own
             before = {name: t.clone() for name, t in self.small.tensors.items()}
@@ -139,12 +184,11 @@ class _Walk:
             for name, its in sums.items():
                 self._set(self.calls[name][0], its)
         self._walk(once=set(self.calls) - set(shared))
-        self.small.put(self.model, self.changed)
         return [self.found[name] for name in self.calls if name in self.found]
 
     def _measure(self, ends: Sequence[int]) -> None:
         """How many chunks may wait at each layer, from what one holds there; and never fewer at a later one."""
-        probe = _Chunk(self.chunks[0].inputs)
+        probe = Chunk(self.chunks[0].inputs)
         held = []
         for end in ends:
             self._wait(probe, end)
@@ -154,14 +198,14 @@ class _Walk:
             end: min(len(self.chunks), max(FEWEST, MEMORY // max(1, size))) for end, size in zip(ends, most, strict=True)
         }
 
-    def _wait(self, chunk: _Chunk, end: int, shared: bool = False) -> None:
+    def _wait(self, chunk: Chunk, end: int, shared: bool = False) -> None:
         """Run a chunk up to an operator in the small network, and through it in the dense one.
 
         Args:
             shared: the operator's weight has others, too: what it meets in the dense network is kept.
         """
-        chunk.dense = chunk.dense or self.dense.begin(chunk.inputs)
-        chunk.small = chunk.small or self.small.begin(chunk.inputs)
+        chunk.dense = chunk.dense or chunk.begin(self.dense)
+        chunk.small = chunk.small or chunk.begin(self.small)
         chunk.small.until(end)
         chunk.dense.until(end)
         node = self.dense.nodes[end]
@@ -176,7 +220,7 @@ class _Walk:
         order = [(self.small.number[layer.node], layer) for name in (*once, *gather) for layer in self.calls[name]]
         for count, (end, layer) in enumerate(sorted(order, key=operator.itemgetter(0))):
             self.progress(f"refitting {layer.weight.rpartition('.')[0] or layer.weight}", count, len(order))
-            awake = self.chunks[: self.waiting[end]]
+            awake = self.chunks[: self.waiting.get(end)]
             for chunk in awake:
                 self._wait(chunk, end, len(self.calls[layer.weight]) > 1)
             its = sums[layer.weight] if layer.weight in gather else _Sums()
@@ -184,10 +228,10 @@ class _Walk:
                 self._set(layer, its)
         return sums
 
-    def _gather(self, layer: Layer, awake: Sequence[_Chunk], its: _Sums) -> bool:
+    def _gather(self, layer: Layer, awake: Sequence[Chunk], its: _Sums) -> bool:
         """Add a layer's rows; False where the rows of both networks are not the same places."""
         matrix = layer.matrix(self.small.tensors[layer.weight].double())
-        most = min(ROWS, max(FEWER, WORK // matrix.shape[2] ** 2))
+        most = self.limits.rows(matrix.shape[2])
         total = prod(layer.positions(layer.node.meta["val"])) * len(awake)
         was = self._in_dense(layer.node)
         dual = min(most, total) < matrix.shape[2]
@@ -240,7 +284,7 @@ class _Walk:
         given = was if stay is None else was.index_select(dim, stay.to(was.device))
         return given if given.shape == now.shape else now
 
-    def _lost(self, layer: Layer, skip: Skip, gain: Tensor | None, chunk: _Chunk, places: Sequence[Tensor]) -> Tensor:
+    def _lost(self, layer: Layer, skip: Skip, gain: Tensor | None, chunk: Chunk, places: Sequence[Tensor]) -> Tensor:
         """What the other summand lost, `(rows, outputs)`, as one of the layer's outputs would have to make up for it."""
         assert chunk.dense is not None
         assert chunk.small is not None
@@ -272,6 +316,8 @@ class _Walk:
         if offset is not None:
             shift = found.shift.flatten().to(offset.dtype)
             offset.add_(shift if layer.bias is not None else -shift)
+        if self.zero is not None:
+            self.small.clear({key: index for key, index in self.zero.items() if key[0] in (layer.weight, layer.bias)})
         self.found[layer.weight] = LayerRefit(
             layer.weight, found.change.shape[2], found.rows, found.ridge, found.before, found.after
         )

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import operator
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -69,6 +70,31 @@ class Program:
         """Some samples before the first operator."""
         return Run(self, inputs)
 
+    def with_zeros(self, zero: Mapping[tuple[str, int], Tensor]) -> Program:
+        """The same operators on tensors of its own, of which some entries are zero.
+
+        Args:
+            zero: (tensor, dimension) -> indices of those entries.
+        """
+        twin = copy.copy(self)
+        twin.tensors = {name: tensor.clone() for name, tensor in self.tensors.items()}
+        twin.clear(zero)
+        twin._fixed = {node: twin.tensors[self.stored[node]] if node in self.stored else v for node, v in self._fixed.items()}
+        return twin
+
+    def clear(self, zero: Mapping[tuple[str, int], Tensor]) -> None:
+        """Set some entries to zero, in place. Arguments as in `with_zeros`."""
+        for (name, dim), index in zero.items():
+            self.tensors[name].index_fill_(dim, index.to(self.tensors[name].device), 0)
+
+    def behind(self, names: Collection[str]) -> set[fx.Node]:
+        """The operators whose outcome depends on some of the tensors."""
+        found: set[fx.Node] = set()
+        for node in self.nodes:
+            if any(given in found or self.stored.get(given) in names for given in node.all_input_nodes):
+                found.add(node)
+        return found
+
     def put(self, model: nn.Module, names: Iterable[str]) -> None:
         """Give some of the tensors, in place, to a network of the same shapes."""
         there = tensors_of(model)
@@ -89,6 +115,12 @@ class Run:
         given = [x.clone() for x in tensors(inputs)]  # a network may write into what it is given
         self._values: dict[fx.Node, Any] = {node: given[place] for node, place in program._given.items()}
 
+    def fork(self, program: Program) -> Run:
+        """As far as this one is, to go on through a program of the same operators; neither notices the other."""
+        other, values = copy.copy(self), copy.deepcopy(list(self._values.values()))  # together: views stay views
+        other.program, other._values = program, dict(zip(self._values, values, strict=True))
+        return other
+
     def until(self, number: int) -> None:
         """Run all operators before that of a number."""
         p = self.program
@@ -108,6 +140,12 @@ class Run:
     def value(self, node: fx.Node) -> Any:
         """What an operator gave, while it is still needed."""
         return self._values[node] if node in self._values else self.program._fixed[node]
+
+    def outputs(self) -> list[Tensor]:
+        """Run to the end: what the program gives."""
+        last = self.program.nodes[-1]
+        self.until(self.program.number[last])
+        return list(tensors_in([self.value(node) for node in last.all_input_nodes]))
 
     @property
     def bytes(self) -> int:

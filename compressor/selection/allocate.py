@@ -48,8 +48,8 @@ class Curve:
         return cls(tuple(map(int, packed[0])), tuple(map(float, packed[1])))
 
     def at(self, widths: Sequence[int]) -> list[float]:
-        """The losses at other widths, between those of the nearest."""
-        return [float(loss) for loss in np.interp(widths, self.widths, self.losses)]
+        """The losses at other widths: their square roots, which are distances, lie on lines between those of the nearest."""
+        return [float(root) ** 2 for root in np.interp(widths, self.widths, np.sqrt(self.losses))]
 
 
 def by_kind(scores: Scores, structure: Structure) -> Scores:

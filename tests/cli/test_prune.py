@@ -36,7 +36,7 @@ def test_one_command_keeps_the_accuracy(trained: Path) -> None:
     assert report["accuracy"]["small"] == repaired
     assert report["repair"]["kept"].startswith("least squares")
     assert report["asked"]["repair"] == "least-squares"
-    assert (report["method"], report["asked"]["per"]) == ("l-obs", "macs")
+    assert (report["method"], report["asked"]["allocate"]) == ("l-obs", "sensitivity")
     assert all(proof["equivalent"] for proof in report["equivalence"])
     [weights] = [proof["what"] for proof in report["equivalence"] if proof["kind"] == "weights"]
     assert weights.endswith("bit for bit, when they were cut; repaired since")

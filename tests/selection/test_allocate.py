@@ -11,17 +11,14 @@ from torch import nn
 
 from compressor import compress
 from compressor.coupling.validate import feasible
-from compressor.criteria.sensitivity import sensitivity
 from compressor.errors import BadInput, UnreachableSparsity, WrongUsage
 from compressor.model.cost import count
-from compressor.objective.objective import Objective
 from compressor.proof.prove import randomised
 from compressor.selection.allocate import Curve, by_curves, by_kind, cheapest
 from compressor.selection.budget import Meter, prices
 from compressor.selection.select import select
 from compressor.surgery.network import GroupedNetwork
 from compressor.types.scores import Scores
-from tests.blocks import BLOCKS
 
 X = (torch.randn(16, 3, 8, 8, generator=torch.Generator().manual_seed(0)),)
 
@@ -99,45 +96,6 @@ def test_each_kind_of_group_loses_the_same_share() -> None:
     [first, second, last] = [places[g.name] for g in network.structure.prunable]
     assert first.max() < second.min(), "of one kind: a ranking of both"
     assert (last.min(), last.max()) == (1 / 16, 15 / 16), "read by a linear layer: a kind of its own"
-
-
-@pytest.mark.parametrize("name", sorted(BLOCKS))
-def test_every_coupling_has_a_curve(name: str) -> None:
-    """From 0, where all nodes stay; the network itself is left as it was."""
-    torch.manual_seed(0)
-    model = randomised(BLOCKS[name]()).eval()
-    x = (torch.randn(40, 3, 8, 8),)
-    network = GroupedNetwork(model, feasible(model, X, "heads"), X)
-    before = {n: t.clone() for n, t in model.state_dict().items()}
-    scores = Scores({g.name: torch.rand(g.width) for g in network.structure.prunable})
-    curves = sensitivity(network, scores, Objective([x], forward=lambda m, batch: m(*batch)))
-    assert curves.keys() == scores.values.keys()
-    for group in network.structure.prunable:
-        assert curves[group.name].widths[-1] == group.width
-        assert curves[group.name].losses[-1] == 0
-        assert all(loss >= 0 for loss in curves[group.name].losses)
-    assert all(torch.equal(t, model.state_dict()[n]) for n, t in before.items())
-
-
-def test_a_copy_costs_nothing_and_what_nobody_reads_costs_nothing() -> None:
-    """The case with a known answer: the readers are refitted, a node that another one stands in for is not missed."""
-    network = net((6, 5, 4))
-    first, second = network.model[0], network.model[3]
-    with torch.no_grad():
-        first.weight[3:], first.bias[3:] = first.weight[:3], first.bias[:3]
-        for tensor in (
-            network.model[1].weight,
-            network.model[1].bias,
-            network.model[1].running_mean,
-            network.model[1].running_var,
-        ):
-            tensor[3:] = tensor[:3]
-    scores = Scores({g.name: torch.arange(float(g.width)) for g in network.structure.prunable})
-    data = [(torch.randn(64, 3, 8, 8),) for _ in range(4)]
-    curves = sensitivity(network, scores, Objective(data, forward=lambda m, batch: m(*batch)))
-    [copies, others, _] = [curves[g.name] for g in network.structure.prunable]
-    assert copies.at([3])[0] < 1e-4 < others.at([3])[0]
-    assert second.weight.shape[1] == 6
 
 
 @pytest.mark.parametrize("allocate", ["global", "layer", "isomorphic", "sensitivity"])
