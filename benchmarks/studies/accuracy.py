@@ -84,8 +84,8 @@ class Bench:
         return train(model, data, recipe, colour=True, seed=seed, example_inputs=self.inputs).model
 
 
-ALLOCATED = ("l-obs, sensitivity", "l-obs, layer", "l-obs, isomorphic")
-"""The method that is chosen for trained networks, with other allocations than its own, which is global per multiply-add."""
+ALLOCATED = ("l-obs, per macs", "l-obs, layer", "l-obs, isomorphic")
+"""The method that is chosen for trained networks, with other allocations than the one chosen, which is by sensitivity."""
 
 
 def ours() -> list[str]:
@@ -108,7 +108,9 @@ def by_ours(bench: Bench, pruner: str, budget: float, seed: int) -> dict[str, An
     method, _, allocation = pruner.partition(", ")
     own = () if method == AUTO else options_of(method_named(method))
     units: dict[str, Any] = {"unit": "node"} if any(o.name == "unit" for o in own) else {}
-    if allocation:
+    if allocation == "per macs":
+        units["per"] = "macs"
+    elif allocation:
         units["allocate"] = allocation
     start = time.perf_counter()
     result = compress(

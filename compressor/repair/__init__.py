@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from compressor.coupling.label_flow import Untraceable
 from compressor.errors import UnsupportedNetwork
-from compressor.model.inputs import Inputs, each, run, samples, tensors
+from compressor.model.inputs import Inputs, each, run, samples
 from compressor.model.observe import observed, outputs_of, tensors_in
 from compressor.objective.distance import distance
 from compressor.options import spelled

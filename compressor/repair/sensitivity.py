@@ -1,8 +1,8 @@
 """What a network loses as the nodes of one group go, the weakest first, and the layers behind them are refitted.
 
-The nodes are silenced, not cut out: their entries of parameters are zero, so that one export of the network serves all. What runs
-in front of a group runs once for all of its widths. A norm over channels takes the zeros in; the refit of what reads it makes up
-for that.
+The nodes are silenced, not cut out: their entries of parameters are zero, so that one export of the network serves all. What
+runs in front of a group runs once for all of its widths. A norm over channels takes the zeros in; the refit of what reads it
+makes up for that.
 """
 
 from __future__ import annotations
