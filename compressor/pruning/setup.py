@@ -26,9 +26,9 @@ from compressor.objective.losses import Loss, loss_named
 from compressor.objective.objective import Objective
 from compressor.options import divided, options_of, spelled
 from compressor.proof.equivalence import Equivalence
+from compressor.pruning.aim import Aim
 from compressor.pruning.choice import state_of
 from compressor.pruning.controls import afresh
-from compressor.pruning.aim import Aim
 from compressor.pruning.events import Events, NodeEvents, PruningState, WeightEvents
 from compressor.pruning.facts import Fact, Note, note
 from compressor.pruning.proofs import same_operators, since
