@@ -46,7 +46,7 @@ from compressor.settings import (
     refuse_without_method,
     refuse_without_teacher,
 )
-from compressor.system.files import CHECKPOINTS, WRITTEN, check_target, parsed
+from compressor.system.files import CHECKPOINTS, WRITTEN, check_target, parsed, staged
 from compressor.system.flags import PATH, flag_of, takes
 from compressor.system.progress import Progress, shown_progress
 from compressor.system.terminal import one_line, say
@@ -282,6 +282,70 @@ def show(model: Path, reading: Reading, screen: Json, attention: Any) -> None:
         _print_json(document)
     else:
         show_structure(document)
+
+
+@cli.command()
+@click.argument("model", type=PATH)
+@click.option("-o", "--output", "outputs", multiple=True, type=PATH, help=".json for --sensitivity, or .svg; may be repeated")
+@click.option("--method", default=AUTO, metavar="METHOD", help="say by it which nodes go first; l-obs by default")
+@click.option("--method-option", multiple=True, metavar="KEY=VALUE", help="option of the method; may be repeated")
+@click.option("--as-cut", is_flag=True, help="measure what is cut, without refitting the layers behind")
+@click.option("--attention", type=click.Choice(("heads", "dims")), default="heads", show_default=True, help="see a method's")
+@takes(scoring=MicroBatches, task=Task, reading=Reading, images=Normalisation, machine=Machine, screen=Screen)
+def sensitivity(
+    model: Path, outputs: tuple[Path, ...], method: str, method_option: tuple[str, ...], as_cut: bool, attention: Any,
+    scoring: MicroBatches, task: Task, reading: Reading, images: Normalisation, machine: Machine, screen: Screen,
+) -> None:  # fmt: skip
+    """Measure how much each layer of MODEL can spare, each alone; labels are not needed.
+
+    compress sensitivity resnet.pt --data DATA -o curves.json -o curves.svg
+
+    compress prune resnet.pt --target-macs 0.5 --data DATA --sensitivity curves.json -o small.onnx
+    """
+    options = pairs_of(method_option, "method_option")
+    if method != AUTO:
+        make(method, options)
+    _check_targets((model,), outputs, (".json", ".svg"))
+    _check_there(model)
+    _check_data(task.data)
+    _prepare(machine)
+    from compressor.objective.losses import loss_named
+    from compressor.pruning.sensitivity import sensitivity as measure
+    from compressor.sources.open import opened
+    from compressor.sources.scoring import source_for
+    from compressor.system.environment import environment
+
+    loss_named(task.loss)
+    dense = opened(model, reading, images).to(machine.device)
+    source = source_for(
+        dense, task.data, loss=task.loss, count=scoring.samples, batch_size=scoring.score_batch, seed=machine.seed
+    )
+    if source.test is None:
+        raise BadInput(f"no data to measure on: name some with {spelled('data')}")
+    with shown_progress(screen.quiet) as progress:
+        found = measure(
+            dense, source.train, method, refits=not as_cut, attention=attention, loss=task.loss, example_inputs=source.inputs,
+            seed=machine.seed, progress=progress, **dict(options),
+        )  # fmt: skip
+    where = {"model": str(model), "data": source.name, "seed": machine.seed, "environment": environment(machine.device)}
+    document = {**found.as_dict(), "sensitive": list(found.sensitive), "spare": list(found.spare), **where}
+    with staged(*outputs) as files:
+        for file in files:
+            if file.suffix == ".svg":
+                from compressor.benchmarks.report.plots import sensitivity_plot
+
+                file.write_text(sensitivity_plot(found), encoding="utf-8")
+            else:
+                file.write_text(json.dumps(document, indent=1), encoding="utf-8")
+    if screen.json:
+        _print_json(document)
+    elif not screen.quiet:
+        from compressor.benchmarks.report.sensitivity import show_sensitivity
+
+        show_sensitivity(found, document)
+        curves = next((f" {spelled('sensitivity', path)}" for path in outputs if path.suffix == ".json"), "")
+        data = f" --data {source.name}"
+        say(f"next: compress prune {model} {spelled('target_macs', 0.5)}{data}{curves} -o small.onnx")
 
 
 @cli.command()
@@ -797,7 +861,6 @@ def _print_json(document: Mapping[str, Any]) -> None:
 def _write_pages(paths: tuple[Path, ...], document: Mapping[str, Any]) -> None:
     """A benchmark's document in every form asked for: all of them or none."""
     from compressor.benchmarks.render import render
-    from compressor.system.files import staged
 
     with staged(*paths) as files:
         for file in files:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from compressor.pruning.compress import compress, score
     from compressor.pruning.replay import apply_plan
     from compressor.pruning.result import Result, Summary
+    from compressor.pruning.sensitivity import sensitivity
     from compressor.pruning.train import train
     from compressor.settings import Budget, Pruning
     from compressor.training.recipe import Recipe
@@ -51,6 +52,7 @@ _HOMES = {
     "data": ("Columns",),
     "pruning.train": ("train",),
     "pruning.result": ("Result", "Summary"),
+    "pruning.sensitivity": ("sensitivity",),
     "settings": ("Budget", "Pruning"),
     "types": ("Group", "Plan", "Scores", "Structure"),
 }
@@ -79,6 +81,7 @@ __all__ = [
     "option",
     "save",
     "score",
+    "sensitivity",
     "structure",
     "train",
 ]

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 FOLDER_VARIABLE = "COMPRESSOR_METHODS"
 ENTRY_POINTS = "compressor.methods"
-RESERVED = frozenset(["new", "show", "apply", "verify", "bench", "train", "sweep", "report", "prune", AUTO])
+RESERVED = frozenset(["new", "show", "apply", "verify", "bench", "train", "sweep", "report", "prune", "sensitivity", AUTO])
 
 
 @dataclass(frozen=True, kw_only=True)

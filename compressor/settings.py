@@ -143,6 +143,9 @@ class Pruning(Declared):
     allocate: Allocation | None = option(
         None, "how much goes from which layer: by one ranking, as much of each, one ranking for each kind, or by measurement"
     )
+    sensitivity: str | None = option(
+        None, "allocate by the curves in this file of `compress sensitivity`, in place of measuring them", metavar="FILE"
+    )
     per: Resource | None = option(None, "rank nodes by their score per multiply-add, parameter or byte that goes with them")
     round_to: int | Literal["auto"] = option(
         1, "widths are multiples of N, of N/2 where few stay; auto is fastest", least=1, most=1024, metavar="N|auto"
@@ -169,6 +172,11 @@ class Pruning(Declared):
         if self.sparsity is not None:
             check_sparsity(self.sparsity)
         self.budget  # noqa: B018 - it is read, so that a mistake shows now
+
+    @property
+    def by_sensitivity(self) -> bool:
+        """Whether curves say how much goes from which layer."""
+        return self.allocate == "sensitivity" or self.sensitivity is not None
 
     @property
     def repairs(self) -> bool:

@@ -78,25 +78,31 @@ def show_structure(d: dict[str, Any]) -> None:
     """Write a described network to stdout, as a tree."""
     what = d["network"] or d["class"]
     tree = Tree(
-        _plain(
+        plain(
             f"{d['file']['path']}: {what}, input {', '.join(d['inputs'])}, {d['precision']}, {d['parameters']:,} parameters, "
             f"{d['macs']:,} MACs, {d['nodes']:,} nodes, {d['prunable_nodes']:,} of them can be removed"
         )
     )
     for group in d["groups"]:
         state = f"stays whole: {group['frozen']}" if group["frozen"] else f"{group['width']:,} can be removed"
-        branch = tree.add(_plain(f"{group['name']}  {group['width']:,} nodes  {state}"))
+        branch = tree.add(plain(f"{group['name']}  {group['width']:,} nodes  {state}"))
         for role, words in ROLES.items():
             layers = [layer or "the network itself" for layer in group[role] if layer != group["name"]]
             if layers:
-                branch.add(_plain(f"{words} {', '.join(layers)}"))
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else WIDE)
-    console.print(tree)
+                branch.add(plain(f"{words} {', '.join(layers)}"))
+    out = console()
+    out.print(tree)
     for note in d["notes"]:
-        console.print(_plain(note))
+        out.print(plain(note))
     if d["untraceable"]:
-        console.print(_plain(f"The groups come from {d['found_by']}."))
+        out.print(plain(f"The groups come from {d['found_by']}."))
 
 
-def _plain(text: str) -> str:
+def console() -> Console:
+    """Standard output, as wide as it is needed where it is no terminal."""
+    return Console(highlight=False, width=None if sys.stdout.isatty() else WIDE)
+
+
+def plain(text: str) -> str:
+    """Text of a file's or of a layer's, that is no markup."""
     return escape(printable(text))

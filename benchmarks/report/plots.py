@@ -21,6 +21,7 @@ from compressor.benchmarks.measure.bench_document import BenchDocument, Memory
 from compressor.benchmarks.measure.latency import quartiles
 from compressor.benchmarks.measure.runs import INFERENCE, TRAIN_STEP
 from compressor.benchmarks.report.compare import ENGINE_NAMES, Comparison, comparisons, dense_of, mac_reduction, smalls_of
+from compressor.types.curves import LITTLE, Sensitivity
 
 if TYPE_CHECKING:
     from compressor.pruning.result import Result
@@ -69,6 +70,28 @@ def pruning_plots(
             draw(figure)
             found[name] = svg(figure, name)
     return found
+
+
+def sensitivity_plot(found: Sensitivity) -> str:
+    """SVG of what the outputs lose as the nodes of each group go, a line for each, on a log scale."""
+    with mpl.rc_context({**STYLE, "svg.hashsalt": "sensitivity"}):
+        figure = Figure(layout="constrained")
+        figure.set_size_inches(8, 5)
+        axes = figure.subplots()
+        curves = {name: curve for name, curve in found.curves.items() if curve.width > 1}
+        colours = mpl.colormaps["viridis"](torch.linspace(0, 0.95, len(curves)).numpy())
+        for (name, curve), colour in zip(curves.items(), colours, strict=True):
+            points = [(100 * (1 - w / curve.width), y) for w, y in zip(curve.widths, curve.losses, strict=True) if y > 0]
+            axes.plot(*zip(*points, strict=True), color=colour, label=name, marker="o", markersize=3) if points else None
+        axes.axhline(LITTLE, color=DENSE, linestyle="--", linewidth=1)
+        axes.set(
+            xlabel="nodes of the layer that are gone, the weakest first, %", yscale="log", xlim=(0, 100),
+            ylabel="squared distance to the dense outputs, of their variance",
+        )  # fmt: skip
+        axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        if len(curves) <= MOST_NAMES:
+            axes.legend(fontsize=7, ncols=2)
+        return svg(figure, "sensitivity")
 
 
 def pictures_of(result: Result, folder: Path) -> dict[Path, str]:

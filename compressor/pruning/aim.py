@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from torch import nn
 
 from compressor.model.speed import multiple_of
-from compressor.selection.allocate import Curve, by_curves, by_kind
+from compressor.selection.allocate import by_curves, by_kind
 from compressor.selection.budget import Meter, prices
 from compressor.selection.select import per_part
 from compressor.settings import Ablation, Pruning, Resource
 from compressor.surgery.network import GroupedNetwork
+from compressor.types.curves import Curve
 from compressor.types.scores import Scores
 
 
@@ -59,6 +60,11 @@ class Aim:
         """The control that is run in place of the method itself."""
         return self.settings.ablation
 
+    @property
+    def by_sensitivity(self) -> bool:
+        """Whether curves say how much goes from which layer."""
+        return self.settings.by_sensitivity
+
     def meter(self, network: GroupedNetwork) -> Meter:
         """A meter of what a network needs now."""
         return self._metered(network, self.unit, self.total)
@@ -86,7 +92,7 @@ class Aim:
             return per_part(scores)
         if self.settings.allocate == "isomorphic":
             return by_kind(scores, structure)
-        if self.settings.allocate == "sensitivity":
+        if self.by_sensitivity:
             return by_curves(scores, structure, curves, meter, share, self.floor)
         return scores
 

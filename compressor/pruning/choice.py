@@ -87,8 +87,9 @@ def chosen(
     method, repair = best_for(seen.state, data), REPAIRS[seen.state]
     found: dict[str, Any] = {} if settings.repair is not None else {"repair": repair}
     unit = settings.budget.unit if settings.budget is not None else "nodes"
-    is_free = settings.per is None and settings.allocate in (None, "global")
-    if seen.state == "trained" and settings.per is None and settings.allocate is None and measurable():
+    is_open = settings.per is None and settings.allocate is None and settings.sensitivity is None
+    is_free = settings.per is None and settings.sensitivity is None and settings.allocate in (None, "global")
+    if seen.state == "trained" and is_open and measurable():
         found["allocate"] = "sensitivity"
     elif seen.state == "trained" and is_free and unit != "nodes" and method_named(method).across_layers:
         found["per"] = unit

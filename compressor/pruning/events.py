@@ -7,6 +7,7 @@ import dataclasses
 import itertools
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -29,14 +30,15 @@ from compressor.pruning.aim import Aim
 from compressor.pruning.controls import shuffled_nodes, shuffled_weights
 from compressor.pruning.unlabelled import unlabelled
 from compressor.repair.sensitivity import MOST, sensitivity
-from compressor.selection.allocate import Curve
 from compressor.selection.budget import Meter
 from compressor.selection.schedule import exponential
 from compressor.selection.select import Selection, highest_reachable, select, select_weights
 from compressor.surgery.dead_nodes import removable, sync_constant_running_means, without_dead
 from compressor.surgery.network import GroupedNetwork
 from compressor.surgery.paths import Paths, paths
+from compressor.system.files import parsed
 from compressor.system.progress import Progress
+from compressor.types.curves import Curve, Sensitivity
 from compressor.types.plan import Plan
 from compressor.types.scores import Scores
 from compressor.types.structure import Group, Kept, Structure
@@ -167,10 +169,16 @@ class NodeEvents(Events):
     """The nodes that the method scores lowest go."""
 
     def begin(self, plan: Plan) -> PruningState:
-        if self.aim.settings.allocate == "sensitivity" and self.objective.data == ():
-            raise BadInput(f"{spelled('allocate', 'sensitivity')} measures on data; give {spelled('data')}")
         ranks = {g.name: torch.zeros(g.width, dtype=torch.float64) for g in self.found.prunable}
-        return PruningState(self.network, plan, ranks)
+        return PruningState(self.network, plan, ranks, sensitivities=self._read())
+
+    def _read(self) -> Mapping[str, Curve]:
+        """The curves that the user gave; none, where they are to be measured or not needed."""
+        if (named := self.aim.settings.sensitivity) is not None:
+            return parsed(Path(named), lambda text: Sensitivity.from_json(text).fitting(self.found))
+        if self.aim.by_sensitivity and self.objective.data == ():
+            raise BadInput(f"{spelled('allocate', 'sensitivity')} measures on data; give {spelled('data')}")
+        return {}
 
     def one(self, state: PruningState, number: int) -> PruningState:
         target, counted, what = self._counted(number)
@@ -272,8 +280,8 @@ def event(
         return state
     scores = _scored(method, state, objective, what, aim)
     ranked, sensitivities = aim.ranked(scores, left), state.sensitivities
-    if aim.settings.allocate == "sensitivity" and not sensitivities:
-        sensitivities = sensitivity(left, ranked, unlabelled(left, objective, MOST), seed=objective.seed, progress=progress)
+    if aim.by_sensitivity and not sensitivities:
+        sensitivities = measured(left, ranked, objective, progress)
     ranked = aim.allocated(ranked, left, meter, target, sensitivities)
     selection = _cut(ranked, left, target, meter, aim)
     plan = state.plan.event(selection.kept, target, tie=selection.tie, loss=scores.loss)
@@ -282,6 +290,14 @@ def event(
         left.shrink(selection.kept), plan, ranks, scores.samples, curves=state.curves or scores.curves(),
         sensitivities=sensitivities,
     )  # fmt: skip
+
+
+def measured(
+    network: GroupedNetwork, scores: Scores, objective: Objective, progress: Progress, *, refits: bool = True
+) -> dict[str, Curve]:
+    """The curves of a network's groups, on the objective's data. Arguments as in `repair.sensitivity`."""
+    shown = unlabelled(network, objective, MOST)
+    return sensitivity(network, scores, shown, refits=refits, seed=objective.seed, progress=progress)
 
 
 def weight_event(

@@ -30,12 +30,12 @@ from compressor.pruning.repairs import mended
 from compressor.pruning.result import Result
 from compressor.pruning.setup import Setup, refreshed
 from compressor.repair import Repair
-from compressor.selection.allocate import Curve
 from compressor.selection.schedule import placed, spread
 from compressor.settings import Timing
 from compressor.surgery.shrink import sliced
 from compressor.training.run import held_as
 from compressor.training.trainer import Moments, Trainer
+from compressor.types.curves import Curve
 from compressor.types.plan import Event, Plan
 from compressor.types.structure import Kept, Structure
 

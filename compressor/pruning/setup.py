@@ -199,7 +199,8 @@ def prepare(
 
 
 FOR_NODES = (
-    "target_nodes", "target_macs", "target_params", "target_size", "allocate", "per", "round_to", "repair", "repair_samples",
+    "target_nodes", "target_macs", "target_params", "target_size", "allocate", "sensitivity",
+    "per", "round_to", "repair", "repair_samples",
 )  # fmt: skip
 FOR_WEIGHTS = ("allow_disconnect",)
 """Options that have an effect on the one unit only."""
@@ -223,7 +224,12 @@ def check_effect(asked_for: Pruning, method: Method) -> None:
             f"{spelled('allocate', asked_for.allocate)}: this method ranks nodes within each layer, and its scores of "
             "different layers cannot be compared; give layer or sensitivity, or leave it out"
         )
-    if asked_for.allocate == "sensitivity" and asked_for.per is not None:
+    if asked_for.sensitivity is not None and asked_for.allocate not in (None, "sensitivity"):
+        raise WrongUsage(
+            f"{spelled('sensitivity')} is for {spelled('allocate', 'sensitivity')}, not for "
+            f"{spelled('allocate', asked_for.allocate)}; leave one of them out"
+        )
+    if asked_for.by_sensitivity and asked_for.per is not None:
         raise WrongUsage(
             f"{spelled('per', asked_for.per)} ranks nodes of different layers, which "
             f"{spelled('allocate', 'sensitivity')} does by measurement; leave one of them out"

@@ -21,9 +21,9 @@ from compressor.objective.distance import distance
 from compressor.repair.chunks import CHUNK, cut, fitting, taken
 from compressor.repair.least_squares import FEWEST, Chunk, Limits, Walk
 from compressor.repair.walk import Program, Run
-from compressor.selection.allocate import Curve
 from compressor.surgery.network import GroupedNetwork
 from compressor.system.progress import Progress
+from compressor.types.curves import Curve
 from compressor.types.scores import Scores
 from compressor.types.structure import Group
 

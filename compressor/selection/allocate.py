@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from compressor.selection.budget import Meter
 from compressor.selection.select import per_part
+from compressor.types.curves import Curve
 from compressor.types.scores import Scores
 from compressor.types.structure import Group, Structure
 
@@ -24,32 +25,6 @@ TURNS = 12
 
 OVER = 1.02
 """Times the budget that a split may need: the cut makes it exact."""
-
-
-@dataclass(frozen=True)
-class Curve:
-    """What a network loses as the nodes of one group go.
-
-    Attributes:
-        widths: nodes left, rising, `(points,)`; all of them last.
-        losses: squared distance to the dense outputs, as a share of their variance; 0 for all of them.
-    """
-
-    widths: tuple[int, ...]
-    losses: tuple[float, ...]
-
-    def packed(self) -> Tensor:
-        """As a tensor `(2, points)`, for files."""
-        return torch.tensor([self.widths, self.losses], dtype=torch.float64)
-
-    @classmethod
-    def of(cls, packed: Tensor) -> Curve:
-        """From what `packed` gives."""
-        return cls(tuple(map(int, packed[0])), tuple(map(float, packed[1])))
-
-    def at(self, widths: Sequence[int]) -> list[float]:
-        """The losses at other widths: their square roots, which are distances, lie on lines between those of the nearest."""
-        return [float(root) ** 2 for root in np.interp(widths, self.widths, np.sqrt(self.losses))]
 
 
 def by_kind(scores: Scores, structure: Structure) -> Scores:

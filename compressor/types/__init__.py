@@ -5,6 +5,7 @@ network), `Scores` (one number per node), `Plan` (what is kept), `Origin` (where
 """
 
 from compressor.settings import Attention
+from compressor.types.curves import Curve, Sensitivity
 from compressor.types.mask import Mask
 from compressor.types.origin import InputSpec, Origin
 from compressor.types.plan import Event, Plan, fingerprint
@@ -25,6 +26,7 @@ __all__ = [
     "OUTPUT",
     "Attention",
     "Cause",
+    "Curve",
     "Event",
     "Group",
     "InputSpec",
@@ -35,6 +37,7 @@ __all__ = [
     "Reason",
     "Role",
     "Scores",
+    "Sensitivity",
     "Slice",
     "Structure",
     "Tie",

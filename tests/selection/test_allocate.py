@@ -14,10 +14,11 @@ from compressor.coupling.validate import feasible
 from compressor.errors import BadInput, UnreachableSparsity, WrongUsage
 from compressor.model.cost import count
 from compressor.proof.prove import randomised
-from compressor.selection.allocate import Curve, by_curves, by_kind, cheapest
+from compressor.selection.allocate import by_curves, by_kind, cheapest
 from compressor.selection.budget import Meter, prices
 from compressor.selection.select import select
 from compressor.surgery.network import GroupedNetwork
+from compressor.types.curves import Curve
 from compressor.types.scores import Scores
 
 X = (torch.randn(16, 3, 8, 8, generator=torch.Generator().manual_seed(0)),)

@@ -50,7 +50,12 @@ HOMES = {
     "fvcore": {"compressor/model/cost.py"},
     "thop": {"compressor/model/cost.py"},
     "click": {"cli.py", "compressor/system/flags.py"},
-    "rich": {"compressor/system/progress.py", "benchmarks/report/terminal.py", "benchmarks/report/network.py"},
+    "rich": {
+        "compressor/system/progress.py",
+        "benchmarks/report/terminal.py",
+        "benchmarks/report/network.py",
+        "benchmarks/report/sensitivity.py",
+    },
     "onnx": {"exporters/onnx.py"},
     "onnxruntime": {"exporters/onnx.py", "benchmarks/studies/leftover.py", "benchmarks/studies/bare_export.py"},
     "jinja2": {"benchmarks/report/page.py"},
