@@ -184,7 +184,10 @@ class NodeEvents(Events):
         target, counted, what = self._counted(number)
         last = self.trained and number == len(self.targets) - 1
         aim = self.aim if last else dataclasses.replace(self.aim, exact=True)
-        return event(state, self.method, counted, target, aim, what, self.progress)
+        return event(state, self.method, counted, target, aim, what, self._measured)
+
+    def _measured(self, network: GroupedNetwork, scores: Scores) -> Mapping[str, Curve]:
+        return measured(network, scores, self.objective, self.progress)
 
     def settle(self, state: PruningState) -> PruningState:
         if self.share > 0 and not state.plan.events:
@@ -272,16 +275,17 @@ def _without_dead(state: PruningState, whole: GroupedNetwork, ways: Paths, floor
 
 
 def event(
-    state: PruningState, method: Method, objective: Objective, target: float, aim: Aim, what: str, progress: Progress
-) -> PruningState:
-    """Score, select, shrink; an event that would remove nothing is skipped."""
+    state: PruningState, method: Method, objective: Objective, target: float, aim: Aim, what: str,
+    curves: Callable[[GroupedNetwork, Scores], Mapping[str, Curve]],
+) -> PruningState:  # fmt: skip
+    """Score, select, shrink; an event that would remove nothing is skipped. Its `curves` are measured at the first event."""
     left, meter = state.network, aim.meter(state.network)
     if meter.amount <= meter.wanted(target):
         return state
     scores = _scored(method, state, objective, what, aim)
     ranked, sensitivities = aim.ranked(scores, left), state.sensitivities
     if aim.by_sensitivity and not sensitivities:
-        sensitivities = measured(left, ranked, objective, progress)
+        sensitivities = curves(left, ranked)
     ranked = aim.allocated(ranked, left, meter, target, sensitivities)
     selection = _cut(ranked, left, target, meter, aim)
     plan = state.plan.event(selection.kept, target, tie=selection.tie, loss=scores.loss)
