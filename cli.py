@@ -38,12 +38,14 @@ from compressor.settings import (
     Running,
     Scoring,
     Screen,
+    Searching,
     Seed,
     Task,
     Teaching,
     Timing,
     as_flag,
     refuse_without_method,
+    refuse_without_search,
     refuse_without_teacher,
 )
 from compressor.system.files import CHECKPOINTS, WRITTEN, check_target, parsed, staged
@@ -60,6 +62,7 @@ if TYPE_CHECKING:
     from compressor.proof.equivalence import Equivalence
     from compressor.pruning.course import Trained
     from compressor.pruning.result import Result
+    from compressor.pruning.search import Search
     from compressor.sources.scoring import Source
     from compressor.sources.training import TrainingData
 
@@ -324,8 +327,8 @@ def sensitivity(
         raise BadInput(f"no data to measure on: name some with {spelled('data')}")
     with shown_progress(screen.quiet) as progress:
         found = measure(
-            dense, source.train, method, refits=not as_cut, attention=attention, loss=task.loss, example_inputs=source.inputs,
-            seed=machine.seed, progress=progress, **dict(options),
+            dense, source.train, method, refits=not as_cut, pruning=Pruning(attention=attention), loss=task.loss,
+            example_inputs=source.inputs, seed=machine.seed, progress=progress, **dict(options),
         )  # fmt: skip
     where = {"model": str(model), "data": source.name, "seed": machine.seed, "environment": environment(machine.device)}
     document = {**found.as_dict(), "sensitive": list(found.sensitive), "spare": list(found.spare), **where}
@@ -630,21 +633,28 @@ def _prune_by_state(method: str | None, method_option: tuple[str, ...], **values
 @click.option("--plots", type=PATH, help="folder for pictures of what is left, .svg")
 @click.option("--finetune", type=click.IntRange(1), metavar="EPOCHS", help="train the small network before it is written")
 @takes(
-    pruning=Pruning, portions=Portions, numbers=Recipe, teaching=Teaching, scoring=MicroBatches, files=FilesAndPlan,
-    running=Running, task=Task, reading=Reading, images=Normalisation, machine=Machine, screen=Screen,
+    pruning=Pruning, searching=Searching, portions=Portions, numbers=Recipe, teaching=Teaching, scoring=MicroBatches,
+    files=FilesAndPlan, running=Running, task=Task, reading=Reading, images=Normalisation, machine=Machine, screen=Screen,
 )  # fmt: skip
 def _prune(
     name: str, options: dict[str, Any], model: Path, plots: Path | None, finetune: int | None, pruning: Pruning,
-    portions: Portions, numbers: Recipe, teaching: Teaching, scoring: MicroBatches, files: FilesAndPlan, running: Running,
-    task: Task, reading: Reading, images: Normalisation, machine: Machine, screen: Screen, said: frozenset[str],
+    searching: Searching, portions: Portions, numbers: Recipe, teaching: Teaching, scoring: MicroBatches, files: FilesAndPlan,
+    running: Running, task: Task, reading: Reading, images: Normalisation, machine: Machine, screen: Screen,
+    said: frozenset[str],
 ) -> None:  # fmt: skip
     """Check everything that can be checked, then load, prune, export and report."""
-    _check_target_said(pruning)
+    searches = searching.max_drop is not None
+    if not searches:
+        refuse_without_search(said)
+        _check_target_said(pruning)
+    elif pruning.has_target:
+        raise WrongUsage(f"{spelled('max_drop', searching.max_drop)} searches for the target itself: give one of both")
     if name != AUTO:
         make(name, options)
     job = Job(model, task, files, machine, screen)
     own = {o: getattr(numbers, o) for o in names_of(Recipe) if o in said}
-    if finetune is None and (of_training := [o for o in (*own, *names_of(Portions, Running, Teaching)) if o in said]):
+    of_a_run = names_of(Portions, Teaching) if searches else names_of(Portions, Running, Teaching)
+    if finetune is None and (of_training := [o for o in (*own, *of_a_run) if o in said]):
         raise WrongUsage(f"{spelled(of_training[0])} is for a training: give {spelled('finetune', 'EPOCHS')}, too")
     if teaching.teacher is None:
         refuse_without_teacher(said)
@@ -660,8 +670,24 @@ def _prune(
     dense = opened(model, reading, images).to(machine.device)
     with shown_progress(screen.quiet) as progress:
         drawn: dict[str, Any] = {"count": scoring.samples, "batch_size": scoring.score_batch, "seed": machine.seed}
-        if finetune is None:
-            source, trained = source_for(dense, task.data, loss=task.loss, **drawn), None
+        search: Search | None = None
+        trained: Trained | None = None
+        if searches:
+            held = _training_data(job, dense, progress, step_size=own.get("batch_size", numbers.batch_size), **drawn)
+            source = held.source
+            before, odd = _judged(job, dense, source, pruning, progress)
+            from compressor.pruning.max_drop import Tuning, smallest_within
+
+            how = None if finetune is None else Tuning(finetune, own, portions.portions, _taught(teaching, dense))
+            found = smallest_within(
+                dense, held, searching, name, pruning, options, loss=task.loss, metric=task.metric, drawn=drawn,
+                folder=_search_folder(running, files.outputs), resume=running.resume, tuning=how,
+                of={"model": str(model)}, progress=progress,
+            )  # fmt: skip
+            result, trained, search = found.result, found.trained, found.search
+            odd = [*found.remarks, *odd]
+        elif finetune is None:
+            source = source_for(dense, task.data, loss=task.loss, **drawn)
             before, odd = _judged(job, dense, source, pruning, progress)
             result = compress(
                 dense, name, source.train, pruning=pruning, loss=task.loss, seed=machine.seed, example_inputs=source.inputs,
@@ -680,10 +706,19 @@ def _prune(
             assert trained.pruning is not None
             result = trained.pruning
         source = replace(source, remarks=(*source.remarks, *odd))
-        document = _finish(job, dense, result, source, progress, plots, trained, before)
+        document = _finish(job, dense, result, source, progress, plots, trained, before, search)
     job.tell(document)
     if not (screen.json or screen.quiet):
         say(_next_command(job, source, trained is not None))
+
+
+def _search_folder(running: Running, outputs: tuple[Path, ...]) -> Path:
+    """Where a search keeps its steps; made where there is none."""
+    folder = running.folder or outputs[0].with_suffix(".search")
+    if not folder.parent.is_dir() or (folder.exists() and not folder.is_dir()):
+        raise BadInput(f"{folder}: cannot be a folder for a search; its parent must be a folder, and it must not be a file")
+    folder.mkdir(exist_ok=True)
+    return folder
 
 
 _PRUNE_OPTIONS: list[click.Parameter] = [
@@ -759,7 +794,7 @@ def _next_command(job: Job, source: Source, trained: bool) -> str:
 
 def _finish(
     job: Job, dense: nn.Module, result: Result, source: Source, progress: Progress, plots: Path | None = None,
-    trained: Trained | None = None, before: Quality | None = None,
+    trained: Trained | None = None, before: Quality | None = None, search: Search | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """See how well it does, export what came out and prove the files; all of them appear, with the report, or none."""
     from compressor.benchmarks.report.document import make_document
@@ -783,11 +818,15 @@ def _finish(
         from compressor.benchmarks.report.plots import pictures_of
 
         pictures = pictures_of(result, plots)
+    if search is not None and plots is not None:
+        from compressor.benchmarks.report.plots import search_plot
+
+        pictures[plots / "search.svg"] = search_plot(search)
 
     def document_of(written: Written) -> dict[str, Any]:
         return make_document(
             result, written.proofs, qualities, bytes_before | written.sizes, source.name, list(source.remarks), machine.device,
-            machine.seed, trained, stages,
+            machine.seed, trained, stages, search,
         )  # fmt: skip
 
     texts: dict[Path, Callable[[object], str]] = {path: _always(text) for path, text in pictures.items()}

@@ -18,11 +18,11 @@ from compressor.benchmarks.experiments.cells import Cell, cells_of
 from compressor.benchmarks.experiments.documents import Study
 from compressor.benchmarks.experiments.records import STUDY_FILE, read_study
 from compressor.benchmarks.experiments.tables import document_of, paper_row_asked
-from compressor.benchmarks.measure.intervals import normal_interval
 from compressor.benchmarks.render import render
 from compressor.benchmarks.studies import accuracy, leftover, main_job, methods, peers, widths
 from compressor.benchmarks.studies.results import RESULTS
 from compressor.errors import BadInput
+from compressor.objective.intervals import normal_interval
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = (ROOT / "README.md",)

@@ -214,6 +214,34 @@ class Pruning(Declared):
         return cls(**given, **aimed)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Searching(Declared):
+    """What is asked of a search for the smallest network, in place of a target."""
+
+    max_drop: float | None = option(
+        None, "search for the smallest network that loses at most so many points of accuracy, in place of a target", least=0.0,
+        metavar="POINTS",
+    )  # fmt: skip
+    minimise: Resource = option("macs", "what the search makes small")
+    val_data: str | None = option(
+        None, "judge by its test part; else by a part of the training data that is kept aside", metavar="DATA"
+    )
+    max_minutes: float | None = option(None, "begin no further step of the search after that", least=0.0)
+
+
+def refuse_without_search(given: Collection[str]) -> None:
+    """Refuse what would have no effect without a search.
+
+    Args:
+        given: names of what was given.
+    Raises:
+        WrongUsage: there is something.
+    """
+    for name in names_of(Searching):
+        if name in given and name != "max_drop":
+            raise WrongUsage(f"{spelled(name)} is for a search: give {spelled('max_drop', 1.0)}, too, or leave it out")
+
+
 def refuse_without_method(given: Sequence[str]) -> None:
     """Refuse what would have no effect on a training that prunes nothing.
 
@@ -390,7 +418,7 @@ class Running(Declared):
 
 
 SHARED: tuple[type, ...] = (
-    Pruning, Timing, Teaching, MicroBatches, Machine, Screen, FilesAndPlan, Reading, Normalisation, Task, Running,
+    Pruning, Searching, Timing, Teaching, MicroBatches, Machine, Screen, FilesAndPlan, Reading, Normalisation, Task, Running,
 )  # fmt: skip
 """All that may be asked whatever the method."""
 

@@ -12,10 +12,10 @@ from typing import Any, cast
 
 from compressor.benchmarks.experiments.documents import DenseReport, ExperimentsDocument, PrunedReport, Record, ShownTrial
 from compressor.benchmarks.measure.bench_document import BenchDocument, Memory
-from compressor.benchmarks.measure.intervals import t_interval
 from compressor.benchmarks.measure.runs import TRAIN_STEP
 from compressor.benchmarks.measure.typed import LARGEST
 from compressor.benchmarks.report.compare import comparisons, dense_of, smalls_of
+from compressor.objective.intervals import t_interval
 
 
 @dataclass(frozen=True)

@@ -29,8 +29,8 @@ from compressor.benchmarks.experiments.documents import (
 )
 from compressor.benchmarks.experiments.records import line_of, study_of
 from compressor.benchmarks.measure.bench_document import Environment
-from compressor.benchmarks.measure.intervals import normal_interval, t_interval
 from compressor.benchmarks.report.page import markdown_table, page
+from compressor.objective.intervals import normal_interval, t_interval
 
 Row = list[str]
 NEAR = 2.0

@@ -13,6 +13,7 @@ from compressor.model.inputs import Inputs, suited
 from compressor.objective.objective import Quality
 from compressor.proof.equivalence import Equivalence
 from compressor.pruning.result import Result
+from compressor.pruning.search import Search
 from compressor.system.environment import environment
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ UNTRAINED = "A pruned network that was not trained afterwards is expected to be 
 def make_document(
     result: Result, proofs: list[Equivalence], qualities: list[Quality] | None, files: Mapping[Path, int], data: str,
     remarks: list[str], device: str, seed: int, trained: Trained | None = None, stages: Mapping[str, Quality] | None = None,
+    search: Search | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """The report as data, ready for JSON: what `Result.as_dict` says, and what became of the files.
 
@@ -36,6 +38,7 @@ def make_document(
         remarks: sentences that come before the result's own notes.
         trained: the training that came with the pruning.
         stages: how well the network does dense, as pruned, and so on, all on the same data.
+        search: that found its size.
     """
     of_pruning = result.as_dict()
     document = {
@@ -48,6 +51,7 @@ def make_document(
         "accuracy": _quality(qualities, "accuracy"),
         "metric": _metric(qualities),
         "stages": [{"stage": name, **asdict(seen)} for name, seen in (stages or {}).items()],
+        "search": None if search is None else asdict(search),
         "equivalence": [*of_pruning["equivalence"], *(proof.as_dict() for proof in proofs)],
         "seed": seed,
         "environment": environment(device),

@@ -25,6 +25,7 @@ from compressor.types.curves import LITTLE, Sensitivity
 
 if TYPE_CHECKING:
     from compressor.pruning.result import Result
+    from compressor.pruning.search import Search
 
 DENSE, SMALL = "#9aa5b1", ("#1663a7", "#d9822b", "#2b8a6b", "#8a4fbf", "#b23b57")
 INCH_OF_ROW = 0.24
@@ -92,6 +93,26 @@ def sensitivity_plot(found: Sensitivity) -> str:
         if len(curves) <= MOST_NAMES:
             axes.legend(fontsize=7, ncols=2)
         return svg(figure, "sensitivity")
+
+
+def search_plot(search: Search) -> str:
+    """SVG of a search's path: what each network does, with the paired interval, against what is left of the resource."""
+    with mpl.rc_context({**STYLE, "svg.hashsalt": "search"}):
+        figure = Figure(layout="constrained")
+        figure.set_size_inches(8, 4.5)
+        axes = figure.subplots()
+        worse = 1 if search.higher_is_better else -1
+        for kept, colour, label in ((True, SMALL[0], "within the drop"), (False, SMALL[1], "not shown to be")):
+            steps = [s for s in search.steps if s.kept is kept and s.left is not None]
+            axes.errorbar(
+                [100 * (s.left or 0) for s in steps], [search.dense - worse * (s.drop or 0) for s in steps],
+                yerr=[s.margin or 0 for s in steps], fmt="o", color=colour, capsize=3, label=label,
+            )  # fmt: skip
+        axes.axhline(search.dense, color=DENSE, linewidth=1, label="dense")
+        axes.axhline(search.dense - worse * search.max_drop, color=DENSE, linestyle="--", linewidth=1, label="allowed")
+        axes.set(xlabel=f"{search.unit} left, %", ylabel=search.metric, xlim=(0, 100))
+        axes.legend(fontsize=8)
+        return svg(figure, "search")
 
 
 def pictures_of(result: Result, folder: Path) -> dict[Path, str]:

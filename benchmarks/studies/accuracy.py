@@ -24,7 +24,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from compressor import compress, load
-from compressor.benchmarks.measure.intervals import t_interval
 from compressor.benchmarks.studies.peers import last_layer
 from compressor.benchmarks.studies.results import RESULTS, write
 from compressor.data import Columns, Rows
@@ -32,6 +31,7 @@ from compressor.errors import CompressError, first_line
 from compressor.method import method_named, options_of, summaries
 from compressor.model.cost import count
 from compressor.objective.calibrate import calibrated
+from compressor.objective.intervals import t_interval
 from compressor.objective.objective import Objective, evaluate
 from compressor.pruning.train import train
 from compressor.settings import AUTO

@@ -94,8 +94,8 @@ class Objective:
             raise BadInput(f"the loss must be one number per batch, a scalar tensor, not {got}")
         return loss
 
-    def hits(self, outputs: Any, batch: Batch) -> Tensor | None:
-        """How many of a batch's labels `(batch,)` are the arg-max of logits `(batch, classes)`, and how many there are, `(2,)`.
+    def right(self, outputs: Any, batch: Batch) -> Tensor | None:
+        """Which of a batch's labels `(batch,)` are the arg-max of logits `(batch, classes)`, as booleans `(labels,)`.
 
         Labels of -100 are none, as in cross-entropy. None where targets are not one label per sample, or where a loss of the
         user's own leaves open which part of the batch, or which output, that would be.
@@ -110,7 +110,12 @@ class Objective:
             return None
         if logits.dim() != 2 or logits.shape[1] < 2:
             return None
-        return torch.stack([torch.eq(logits.argmax(1), target).sum(), (target != IGNORED).sum()])
+        return torch.eq(logits.argmax(1), target)[target != IGNORED]
+
+    def hits(self, outputs: Any, batch: Batch) -> Tensor | None:
+        """How many of a batch's labels are right, and how many there are, `(2,)`; None as in `right`."""
+        right = self.right(outputs, batch)
+        return None if right is None else torch.stack([right.sum(), torch.tensor(len(right), device=right.device)])
 
 
 @dataclass(frozen=True)

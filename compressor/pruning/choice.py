@@ -94,7 +94,7 @@ def chosen(
     elif seen.state == "trained" and is_free and unit != "nodes" and method_named(method).across_layers:
         found["per"] = unit
     settings = dataclasses.replace(settings, state=seen.state, **found)
-    values = {"method": method, "per": found.get("per"), "allocate": found.get("allocate"), "repair": settings.repair}
+    values = {"method": method, "per": found.get("per"), "allocate": settings.by_sensitivity, "repair": settings.repair}
     return method, settings, note(Fact.CHOSEN, state=seen.state, why=seen.why, **values)
 
 

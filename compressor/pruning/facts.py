@@ -65,7 +65,7 @@ def _no_penalty(method: str) -> str:
     )
 
 
-def _chosen(state: str, why: str, method: str, per: str | None, allocate: str | None, repair: str) -> str:
+def _chosen(state: str, why: str, method: str, per: str | None, allocate: bool, repair: str) -> str:
     ranked = f" per {PER[per]}" if per else ", from each layer as much as it was measured to spare" if allocate else ""
     done = "its layers refitted to what they gave before" if repair == "least-squares" else f"repair: {repair}"
     return f"The network is {state}, {why}: pruned by {method}{ranked}, {done}."

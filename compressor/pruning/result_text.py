@@ -26,6 +26,8 @@ def _lines(d: Mapping[str, Any]) -> Iterator[str]:
     if paths := [file["path"] for file in d.get("files", ())]:
         yield f"{paths[0]} -> {', '.join(paths[1:])}"
     yield from _columns([("", "dense", "small", "dense / small"), *_cost_rows(d)], left=(0,))
+    if d.get("search"):
+        yield from search_lines(d["search"])
     if d.get("stages"):
         yield stages_line(d["stages"])
     if d.get("repair"):
@@ -48,6 +50,25 @@ def _lines(d: Mapping[str, Any]) -> Iterator[str]:
         named = ", ".join(f"{layer} ({left})" for layer, left in d["near_collapse"].items())
         yield f"near collapse, fewer than 4 nodes left: {named}; {spelled('floor', 'N')} keeps more"
     yield from d["notes"]
+
+
+def search_lines(search: Mapping[str, Any]) -> Iterator[str]:
+    """The path of a search, the largest network first."""
+    of = f"{search['samples']:,} samples" if search["metric"] in ("accuracy", "top5") else f"{search['samples']:,} pieces"
+    yield (
+        f"\nsearched for the fewest {search['unit']} at a drop of at most {search['max_drop']:g} points of {search['metric']}, "
+        f"by {of}; dense {search['dense']:.2f}"
+    )
+    rows = [("left", "value", "drop", "")]
+    for step in sorted(search["steps"], key=lambda step: -step["keep"]):
+        if step["left"] is None:
+            rows.append((f"{step['keep']:.1%}", "", "", "cannot be reached"))
+            continue
+        verdict = "kept" if step["kept"] else "may lose more" if step["drop"] <= search["max_drop"] else "loses more"
+        rows.append((f"{step['left']:.1%}", f"{step['value']:.2f}", f"{step['drop']:.2f} ± {step['margin']:.2f}", verdict))
+    yield from _columns(rows, left=(3,))
+    if search["stopped"]:
+        yield f"the search was stopped for time: {spelled('resume', True)} goes on with it"
 
 
 def _frozen_lines(frozen: Mapping[str, str], nodes: Mapping[str, int]) -> Iterator[str]:

@@ -14,7 +14,7 @@ from compressor.objective.batches import Batch, call
 from compressor.objective.losses import Loss
 from compressor.pruning.events import measured
 from compressor.pruning.setup import prepare
-from compressor.settings import AUTO, Attention, Pruning
+from compressor.settings import AUTO, Pruning
 from compressor.system.progress import Progress
 from compressor.types.curves import Sensitivity
 
@@ -25,7 +25,7 @@ def sensitivity(
     method: str | Method = AUTO,
     *,
     refits: bool = True,
-    attention: Attention = "heads",
+    pruning: Pruning | None = None,
     loss: str | Loss = "cross-entropy",
     forward: Callable[[nn.Module, Batch], Any] = call,
     example_inputs: Tensor | Inputs | None = None,
@@ -38,13 +38,14 @@ def sensitivity(
     Args:
         method: says which nodes of a group go first; `auto` is the one that is chosen for trained networks.
         refits: refit the layers behind at each point.
-        attention: what the nodes of an attention are.
+        pruning: what may lose nodes, and what the nodes of an attention are.
         options: of the method.
     Other arguments and errors as in `compress`.
     """
     if method == AUTO:
         method = best_for("trained", data=True)
-    asked = Pruning(sparsity=0.5, attention=attention)
+    of = pruning or Pruning()
+    asked = Pruning(sparsity=0.5, attention=of.attention, freeze=of.freeze, only=of.only, floor=of.floor, state=of.state)
     setup = prepare(
         model, method, data, asked, options, loss=loss, forward=forward, example_inputs=example_inputs, seed=seed,
         progress=progress,

@@ -63,7 +63,7 @@ HOMES = {
     "datasets": {"compressor/data/_folder.py"},
     "sklearn": {"compressor/data/_digits.py"},
     "safetensors": {"compressor/checkpoint/checkpoint.py"},
-    "scipy": {"compressor/coupling/labels.py", "benchmarks/measure/intervals.py"},
+    "scipy": {"compressor/coupling/labels.py", "compressor/objective/intervals.py"},
 }
 RUN_BY_HAND = ("accuracy", "leftover", "main_job", "methods", "peers", "second_opinion", "startup", "widths", "zoo")
 """Benchmarks that are commands of their own."""

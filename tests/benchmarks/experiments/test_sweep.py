@@ -29,10 +29,10 @@ from compressor.benchmarks.experiments.cells import cells_of, harmonic_mean
 from compressor.benchmarks.experiments.records import read_records
 from compressor.benchmarks.experiments.sweep import read_sweep, record_path, run_sweep
 from compressor.benchmarks.experiments.tables import differences, experiments_document, paper_row, tables
-from compressor.benchmarks.measure.intervals import normal_interval, t_interval
 from compressor.benchmarks.render import read, render
 from compressor.data import Preprocessing, hold, open_data
 from compressor.errors import BadInput, WrongUsage
+from compressor.objective.intervals import normal_interval, t_interval
 from compressor.system.user_code import object_named
 from tests import ROOT
 from tests.benchmarks import probes
