@@ -14,7 +14,7 @@ import pytest
 from compressor import networks
 from compressor.benchmarks.experiments.sweep import read_sweep
 from compressor.method import table
-from compressor.settings import Pruning, Timing
+from compressor.settings import Pruning, Searching, Timing
 from compressor.settings import table as options_table
 from tests import ROOT
 from tests.command import run
@@ -73,9 +73,12 @@ def test_the_commands_run_in_a_shell_as_they_are(tmp_path: Path) -> None:
 def test_the_commands_on_a_trained_network_run(tmp_path: Path) -> None:
     _, commands, *_ = blocks("sh")
     text = said(commands, tmp_path)
-    assert text.count("repair: least squares") == 2
+    assert text.count("repair: least squares") == 3
     assert "% fine-tuned" in text
-    assert {p.name for p in tmp_path.iterdir()} >= {"dense.pt", "third.onnx", "third.json", "tuned.onnx"}
+    assert "the weakest by l-obs first, the layers behind refitted" in text
+    assert "searched for the fewest macs at a drop of at most 3 points of accuracy" in text
+    made = {"third.onnx", "third.json", "tuned.onnx", "curves.json", "curves.svg", "smallest.onnx"}
+    assert {p.name for p in tmp_path.iterdir()} >= {"dense.pt", *made}
 
 
 def test_the_training_commands_run(tmp_path: Path) -> None:
@@ -104,7 +107,7 @@ def test_every_method_and_network_is_named() -> None:
 
 
 def test_every_option_of_a_pruning_is_told() -> None:
-    assert options_table(Pruning, Timing) in README, options_table(Pruning, Timing)
+    assert options_table(Pruning, Searching, Timing) in README, options_table(Pruning, Searching, Timing)
 
 
 @pytest.mark.parametrize("target", ["demo", "test", "bench", "check", "test-slow"])
