@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar
 
-from compressor.method import Method, option
+from compressor.method import Method
 from compressor.settings import Stage, State
 
 if TYPE_CHECKING:
@@ -28,11 +28,8 @@ class LObs(Method):
     suits: ClassVar[State | None] = "trained"
     best_for: ClassVar[State | None] = "trained"
 
-    scope: Literal["global", "layer"] = option("global", "one ranking of all nodes, or the same share of each layer")
-
     def score(self, model: nn.Module, structure: Structure, objective: Objective) -> Scores:
         """The error of the readers, each as a share of what it gives."""
         from compressor.criteria.reconstruction import reconstruction
-        from compressor.selection.select import within
 
-        return within(self.scope, reconstruction(model, structure, objective))
+        return reconstruction(model, structure, objective)
