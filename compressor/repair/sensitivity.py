@@ -45,6 +45,9 @@ WORK = 5e12
 LIMITS = Limits(most=2048, work=2**31, fewer=1024)
 """With more rows, all curves are lower alike."""
 
+WORST = 1e6
+"""A loss that is larger, or infinite, is this one."""
+
 Without = Callable[[Group, Tensor], float]
 """The distance to the dense outputs of a network that has lost some nodes of a group."""
 
@@ -82,7 +85,7 @@ def sensitivity(
         weakest = scores.values[group.name].argsort(stable=True)
         points = {group.width: 0.0}
         for gone in {*(round(group.width * share) for share in shares), group.width - 1} - {0, group.width}:
-            points[group.width - gone] = without(group, weakest[:gone])
+            points[group.width - gone] = min(WORST, without(group, weakest[:gone]))
         widths = tuple(sorted(points))
         curves[group.name] = Curve(widths, tuple(points[width] for width in widths))
     return {group.name: curves[group.name] for group in groups}

@@ -83,8 +83,8 @@ class Program:
         return twin
 
     def clear(self, zero: Mapping[tuple[str, int], Tensor]) -> None:
-        """Set some entries to zero, in place. Arguments as in `with_zeros`."""
-        for (name, dim), index in zero.items():
+        """Set some entries to zero, in place, of the tensors that the program reads. Arguments as in `with_zeros`."""
+        for (name, dim), index in ((key, index) for key, index in zero.items() if key[0] in self.tensors):
             self.tensors[name].index_fill_(dim, index.to(self.tensors[name].device), 0)
 
     def behind(self, names: Collection[str]) -> set[fx.Node]:
