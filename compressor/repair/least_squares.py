@@ -30,17 +30,19 @@ from compressor.system.progress import Progress
 
 @dataclass(frozen=True)
 class Limits:
-    """Rows of a layer's least squares.
+    """How much a walk may take.
 
     Attributes:
-        most: where its Gram matrix is cheap.
+        layers: refitted: the first that notice, and the last one; None: all.
+        most: rows of a layer's least squares, where its Gram matrix is cheap.
         work: multiply-adds that a Gram matrix may take; a layer of more columns gets fewer rows.
-        fewer: of the widest layers, which are solved by the rows' inner products where they are fewer than the columns.
+        fewer: rows of the widest layers, which are solved by the rows' inner products where they are fewer than the columns.
     """
 
     most: int = 16_384
     work: int = 2**36
     fewer: int = 4_096
+    layers: int | None = None
 
     def rows(self, columns: int) -> int:
         """Of a layer of so many columns."""
@@ -150,6 +152,8 @@ class Walk:
         if zero is not None:
             behind = small.behind({name for name, _ in zero})
             layers = [a for a in layers if a.x in behind or (a.node in self.skips and self.skips[a.node].other in behind)]
+        if limits.layers is not None and len(layers) > limits.layers:
+            layers = [*layers[: limits.layers - 1], layers[-1]]
         calls: dict[str, list[Layer]] = defaultdict(list)
         for layer in layers:
             calls[layer.weight].append(layer)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from compressor.coupling.label_flow import Untraceable
+from compressor.model.affine import affine_of
 from compressor.model.cost import count
 from compressor.model.inputs import Inputs, each, samples
 from compressor.model.observe import outputs_of
@@ -29,7 +30,7 @@ from compressor.types.structure import Group
 
 SHARES, FEWER = (1 / 8, 3 / 8, 5 / 8, 7 / 8), (1 / 2, 7 / 8)
 """Of a group's nodes, gone at the points of its curve; at one more, a single node is left. The fewer where `LEAST` samples take
-more than `WORK`."""
+more than `WORK`, or there are more than `REFITS`."""
 
 FITTED = 2 * FEWEST
 """Chunks that layers are refitted on."""
@@ -42,8 +43,11 @@ MOST, LEAST = 384, 24
 
 WORK = 5e12
 
-LIMITS = Limits(most=2048, work=2**31, fewer=1024)
-"""With more rows, all curves are lower alike."""
+LIMITS = Limits(most=2048, work=2**31, fewer=1024, layers=24)
+"""With more rows, all curves are lower alike; what so many layers could not make up for, more of them hardly can."""
+
+REFITS = 1000
+"""Layers that are refitted in all; with more, curves have the fewer points."""
 
 WORST = 1e6
 """A loss that is larger, or infinite, is this one."""
@@ -67,7 +71,9 @@ def sensitivity(
     groups = network.structure.prunable
     work = 2.0 * count(network.model, network.inputs).macs * len(groups)  # of one sample at one point of each curve, at most
     affordable = int(WORK / max(1.0, work * (len(SHARES) + 1)))
-    shares = SHARES if affordable >= LEAST else FEWER
+    layers = sum(affine_of(module) is not None for module in network.model.modules())
+    refits_in_all = len(groups) * min(LIMITS.layers or layers, layers) * (len(SHARES) + 1)
+    shares = SHARES if affordable >= LEAST and refits_in_all <= 2 * REFITS else FEWER  # half of them lie behind a group
     inputs = taken(batches, max(LEAST, min(MOST, affordable)))
     most = max(LEAST, fitting(network.model, inputs))
     inputs = each(inputs, lambda x: x[:most])
