@@ -69,8 +69,8 @@ def judging_for(
     )
     source = replace(held.source, train=Rows(rest, count, batch_size, seed))
     remark = (
-        f"Judged by {number:,} training samples that were kept aside: a network that was trained on them before knows them by "
-        f"heart, and loses more on new ones; {spelled('val_data', 'DATA')} judges by others."
+        f"Judged by {number:,} training samples that were kept aside: a network does better on samples that it was trained on "
+        f"before, and its drop on them is not its drop on new ones; {spelled('val_data', 'DATA')} judges by others."
     )
     return Judging(replace(held, train=rest, source=source), _whole(aside), held.source.name, (remark,))
 
