@@ -682,7 +682,7 @@ def _prune(
             found = smallest_within(
                 dense, held, searching, name, pruning, options, loss=task.loss, metric=task.metric, drawn=drawn,
                 folder=_search_folder(running, files.outputs), resume=running.resume, tuning=how,
-                of={"model": str(model)}, progress=progress,
+                progress=progress,
             )  # fmt: skip
             result, trained, search = found.result, found.trained, found.search
             odd = [*found.remarks, *odd]
@@ -713,11 +713,10 @@ def _prune(
 
 
 def _search_folder(running: Running, outputs: tuple[Path, ...]) -> Path:
-    """Where a search keeps its steps; made where there is none."""
+    """Where a search keeps its steps."""
     folder = running.folder or outputs[0].with_suffix(".search")
     if not folder.parent.is_dir() or (folder.exists() and not folder.is_dir()):
         raise BadInput(f"{folder}: cannot be a folder for a search; its parent must be a folder, and it must not be a file")
-    folder.mkdir(exist_ok=True)
     return folder
 
 

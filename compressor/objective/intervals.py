@@ -6,10 +6,13 @@ import math
 from collections.abc import Sequence
 from statistics import stdev
 
+NORMAL = 1.96
+"""Deviations to either side that hold 95 % of a normal distribution."""
+
 
 def normal_interval(values: Sequence[float]) -> float | None:
     """1.96 sigma / sqrt(n), half the width of the interval that the papers print; None for a single value."""
-    return 1.96 * stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None
+    return NORMAL * stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None
 
 
 def t_interval(values: Sequence[float]) -> float | None:

@@ -11,15 +11,12 @@ from torch import Tensor, nn
 from compressor.errors import BadInput
 from compressor.model.observe import observed
 from compressor.objective.batches import suited_batch
-from compressor.objective.intervals import t_interval
+from compressor.objective.intervals import NORMAL, t_interval
 from compressor.objective.objective import Objective
 from compressor.options import spelled
 
 SHARES = ("accuracy", "top5")
 """Metrics that are shares: their drop is in points of a hundred."""
-
-NORMAL = 1.96
-"""Deviations to either side that hold 95 % of a normal distribution."""
 
 
 @dataclass(frozen=True)

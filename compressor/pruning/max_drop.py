@@ -12,6 +12,7 @@ from typing import Any
 from torch import nn
 
 from compressor.data import Columns
+from compressor.model.observe import values_of
 from compressor.objective.losses import loss_named
 from compressor.objective.metrics import metric_named
 from compressor.objective.objective import Objective
@@ -27,8 +28,9 @@ from compressor.pruning.unlabelled import tells_inputs
 from compressor.settings import AUTO, TARGETS, Pruning, Searching
 from compressor.sources.judging import judging_for
 from compressor.sources.training import TrainingData
-from compressor.system.files import staged
+from compressor.system.files import file_sha256, staged
 from compressor.system.progress import Progress
+from compressor.training.fingerprint import fingerprint_of, fingerprint_of_data, loss_text
 from compressor.training.recipe import fine_tuning
 
 CURVES = "curves.json"
@@ -64,8 +66,7 @@ class Found:
 def smallest_within(
     dense: nn.Module, held: TrainingData, asked: Searching, method: str, pruning: Pruning, options: Mapping[str, Any], *,
     folder: Path, loss: str = "cross-entropy", metric: str | None = None, drawn: Mapping[str, Any] | None = None,
-    resume: bool = False, tuning: Tuning | None = None, of: Mapping[str, str] | None = None,
-    progress: Progress = lambda *_: None,
+    resume: bool = False, tuning: Tuning | None = None, progress: Progress = lambda *_: None,
 ) -> Found:  # fmt: skip
     """The smallest network that loses at most `asked.max_drop` points. Errors as in `smallest` and `judging_for`.
 
@@ -73,11 +74,10 @@ def smallest_within(
         held: all data.
         pruning: what is asked beside a target.
         options: of the method.
-        folder: where each step is kept; it is there.
+        folder: where each step is kept; made when there is one.
         drawn: `count`, `batch_size` and `seed` of what is scored.
         resume: go on with the folder's steps.
         tuning: train each network.
-        of: what else tells this search from others.
     """
     drawn = dict(drawn or {})
     seed, unit = drawn.get("seed", 0), asked.minimise
@@ -95,6 +95,7 @@ def smallest_within(
         aimed = replace(shares, **target)
         if tuning is None:
             return compress(dense, method, source.train, pruning=aimed, **known)
+        folder.mkdir(exist_ok=True)
         count = len(judging.held.train) if isinstance(judging.held.train, Columns) else None
         trained = trainings[keep] = train(
             dense, judging.held.train, fine_tuning(tuning.epochs, count, dict(tuning.numbers)), test=held.test,
@@ -105,10 +106,12 @@ def smallest_within(
         return trained.pruning
 
     judge = Objective(judging.batches, loss_named(loss), held.forward, device_of(dense), metric=metric_named(metric))
-    training = None if tuning is None else {"epochs": tuning.epochs, **tuning.numbers, "portions": tuning.portions}
     identity = {
-        **(of or {}), "method": method, "options": dict(options), "pruning": asdict(pruning), "training": training,
-        "data": held.source.name, "val_data": asked.val_data, "seed": seed,
+        "network": _content(dense), "method": method, "options": dict(options), "pruning": asdict(pruning), **drawn,
+        "training": None if tuning is None else _identity(tuning), "loss": loss_text(loss, loss_named(loss)),
+        "judged_by": metric,
+        "data": fingerprint_of_data(judging.held.train, seed), "val_data": fingerprint_of_data(judging.batches, seed),
+        "curves": None if shares.sensitivity is None else file_sha256(Path(shares.sensitivity)),
     }  # fmt: skip
     result, search = smallest(
         dense, attempt, judge, asked.max_drop or 0.0, unit, folder=folder, resume=resume,
@@ -116,6 +119,16 @@ def smallest_within(
     )  # fmt: skip
     trained = None if search.best is None else trainings.get(search.best.keep)
     return Found(result, trained, search, judging.remarks)
+
+
+def _content(model: nn.Module) -> str:
+    return fingerprint_of(values_of(model).values())
+
+
+def _identity(tuning: Tuning) -> dict[str, Any]:
+    """What tells a search with this training from others."""
+    taught = {name: _content(value) if isinstance(value, nn.Module) else value for name, value in tuning.taught.items()}
+    return {"epochs": tuning.epochs, **tuning.numbers, "portions": tuning.portions, **taught}
 
 
 def _with_curves(
@@ -131,6 +144,7 @@ def _with_curves(
     path = folder / CURVES
     if not (path.exists() and (folder / STEPS).exists()):  # else they are this search's own
         found = sensitivity(model, data, method, pruning=pruning, **known)
+        folder.mkdir(exist_ok=True)
         with staged(path) as [file]:
             file.write_text(json.dumps(found.as_dict(), indent=1), encoding="utf-8")
     return replace(pruning, sensitivity=str(path), allocate=None)

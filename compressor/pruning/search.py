@@ -213,15 +213,17 @@ def _resumed(search: Search, folder: Path | None, resume: bool, identity: Mappin
         raise WrongUsage(
             f"{folder}: holds a search; {spelled('resume', True)} goes on with it, or name another {spelled('folder')}"
         )
+    now = {**identity, "unit": search.unit, "metric": search.metric, "samples": search.samples}
     held = parsed(path, json.loads)
     try:
-        its, steps = held["identity"], tuple(Step(**step) for step in held["search"]["steps"])
-        asked = {name: held["search"][name] for name in ("unit", "metric", "samples")}
+        steps = tuple(Step(**step) for step in held["search"]["steps"])
+        its = {**held["identity"], **{name: held["search"][name] for name in ("unit", "metric", "samples")}}
         allowed = float(held["search"]["max_drop"])
+        if held["schema"] != SCHEMA:
+            raise ValueError("another schema")
     except (KeyError, TypeError, ValueError) as error:
         raise BadInput(f"{path}: no search that can be gone on with") from error
-    now = {"unit": search.unit, "metric": search.metric, "samples": search.samples}
-    if other := [name for name in {**its, **asked} if {**its, **asked}[name] != {**identity, **now}.get(name)]:
+    if other := [name for name in {**its, **now} if its.get(name) != now.get(name)]:
         raise WrongUsage(f"{folder}: holds a search that differs in {', '.join(other)}; name another {spelled('folder')}")
     if allowed != search.max_drop:  # its steps are as good for another limit
         steps = tuple(replace(s, kept=s.drop is not None and s.drop + (s.margin or 0) <= search.max_drop) for s in steps)
@@ -231,6 +233,7 @@ def _resumed(search: Search, folder: Path | None, resume: bool, identity: Mappin
 def _keep(search: Search, folder: Path | None, identity: Mapping[str, Any]) -> None:
     if folder is None:
         return
+    folder.mkdir(exist_ok=True)
     with staged(folder / STEPS) as [file]:
         text = json.dumps({"schema": SCHEMA, "identity": dict(identity), "search": asdict(search)}, indent=1)
         file.write_text(text, encoding="utf-8")

@@ -75,7 +75,7 @@ def sensitivity(
     refits_in_all = len(groups) * min(LIMITS.layers or layers, layers) * (len(SHARES) + 1)
     shares = SHARES if affordable >= LEAST and refits_in_all <= 2 * REFITS else FEWER  # half of them lie behind a group
     inputs = taken(batches, max(LEAST, min(MOST, affordable)))
-    most = max(LEAST, fitting(network.model, inputs))
+    most = max(FITTED + JUDGED, fitting(network.model, inputs))
     inputs = each(inputs, lambda x: x[:most])
     without, order = _as_cut(network, cut(inputs, CHUNK)), list(groups)
     if refits and (size := samples(inputs) // (FITTED + JUDGED)):

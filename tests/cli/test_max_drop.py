@@ -10,7 +10,7 @@ import pytest
 
 from tests.command import run
 
-SEARCH = ("prune", "dense.pt", "--max-drop", "3", "--json")
+SEARCH = ("prune", "dense.pt", "--max-drop", "3", "--samples", "512", "--json")
 
 
 @pytest.fixture(scope="module")
@@ -58,8 +58,19 @@ def test_it_goes_on_where_it_stopped(folder: Path, whole: dict) -> None:
     refused = run(*SEARCH, *how, cwd=folder)
     assert "holds a search; --resume goes on with it" in refused.stderr
     other = run(*SEARCH, *how, "--resume", "--seed", "1", cwd=folder)
-    assert "holds a search that differs in seed; name another --run" in other.stderr
-    rest = json.loads(run(*SEARCH, *how, "--resume", cwd=folder).stdout)
+    assert "holds a search that differs in seed" in other.stderr
+    fewer = run(*SEARCH, *how, "--resume", "--samples", "256", cwd=folder)
+    assert "holds a search that differs in count" in fewer.stderr
+    dense = (folder / "dense.pt").read_bytes()
+    try:  # another network by the same name
+        train = ("train", "lenet5", "--data", "digits", "--epochs", "1", "--seed", "3", "-o", "dense.pt", "--run", "other")
+        assert run(*train, cwd=folder).returncode == 0
+        assert "holds a search that differs in network" in run(*SEARCH, *how, "--resume", cwd=folder).stderr
+    finally:
+        (folder / "dense.pt").write_bytes(dense)
+    done = run(*SEARCH, *how, "--resume", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    rest = json.loads(done.stdout)
     assert rest["search"]["steps"][0] == first["steps"][0], "with the seconds it took"
     path = [(step["keep"], step["value"]) for step in rest["search"]["steps"]]
     assert path == [(step["keep"], step["value"]) for step in whole["search"]["steps"]]
@@ -90,7 +101,8 @@ def test_what_it_cannot_do_is_said(folder: Path, more: tuple[str, ...], words: s
     done = run("prune", "dense.pt", "--max-drop", "3", "-o", "other.onnx", "--data", "digits", *more, cwd=folder)
     assert done.returncode != 0
     assert words in done.stderr.splitlines()[-1]
-    assert not (folder / "other.onnx").exists()
+    assert not any(folder.glob("other.onnx*"))
+    assert not (folder / "other.search").exists()
 
 
 def test_its_options_are_for_it_alone(folder: Path) -> None:

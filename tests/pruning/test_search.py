@@ -149,13 +149,14 @@ def test_a_folder_is_of_one_search(how, tmp_path: Path) -> None:
         smallest(**how, folder=tmp_path, identity={"model": "net", "seed": 0})
     with pytest.raises(WrongUsage, match="holds a search that differs in seed"):
         smallest(**how, folder=tmp_path, identity={"model": "net", "seed": 1}, resume=True)
-    _, stricter = smallest(
+    _, looser = smallest(
         **{**how, "max_drop": 8.0}, folder=tmp_path, identity={"model": "net", "seed": 0}, resume=True, minutes=0
     )
-    assert len(stricter.steps) == 1, "the steps are as good for another limit"
-    (tmp_path / "search.json").write_text("{}")
-    with pytest.raises(BadInput, match="no search that can be gone on with"):
-        smallest(**how, folder=tmp_path, resume=True)
+    assert len(looser.steps) == 1, "the steps are as good for another limit"
+    for damaged in ("{}", "[]", '{"schema": 1, "identity": [1], "search": {"steps": []}}', '{"schema": 1, "search": 3}'):
+        (tmp_path / "search.json").write_text(damaged)
+        with pytest.raises(BadInput, match="no search that can be gone on with"):
+            smallest(**how, folder=tmp_path, resume=True)
 
 
 def test_time_ends_it_with_the_best_so_far(how) -> None:
