@@ -27,6 +27,7 @@ class Metric:
         higher_is_better: its direction.
         weight: (outputs, batch) -> what the batch counts for; its samples by default.
         finish: what becomes of the average.
+        each: (outputs, batch) -> which labels are right, as booleans `(labels,)`, of a metric that is their share.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Metric:
     higher_is_better: bool = True
     weight: Callable[[Any, Batch], float] = lambda _, batch: size_of(batch)
     finish: Callable[[float], float] = float
+    each: Callable[[Any, Batch], Tensor] | None = None
 
     def on(self, outputs: Any, batch: Batch) -> tuple[float, float]:
         """A batch's mean times what it counts for, and that.
@@ -78,16 +80,25 @@ def _counted(outputs: Any, batch: Batch) -> float:
     return max(1, int((_labels(outputs, batch)[1] != IGNORED).sum()))
 
 
-def _hits(outputs: Any, batch: Batch, places: int) -> float:
-    """The share of labels that are among the highest logits of their place."""
+def _right(outputs: Any, batch: Batch, places: int) -> Tensor:
+    """Which labels are among the highest logits of their place."""
     logits, target = _labels(outputs, batch)
     best = logits.topk(min(places, logits.shape[1]), 1).indices
-    return float((best == target.unsqueeze(1)).any(1).sum()) / _counted(outputs, batch)
+    return (best == target.unsqueeze(1)).any(1)[target != IGNORED]
+
+
+def _share(name: str, places: int) -> Metric:
+    """The share of labels that are among so many highest logits."""
+
+    def each(outputs: Any, batch: Batch) -> Tensor:
+        return _right(outputs, batch, places)
+
+    return Metric(name, lambda o, batch: float(each(o, batch).sum()) / _counted(o, batch), weight=_counted, each=each)
 
 
 METRICS = {
-    "accuracy": Metric("accuracy", lambda outputs, batch: _hits(outputs, batch, 1), weight=_counted),
-    "top5": Metric("top5", lambda outputs, batch: _hits(outputs, batch, 5), weight=_counted),
+    "accuracy": _share("accuracy", 1),
+    "top5": _share("top5", 5),
     "perplexity": Metric("perplexity", lambda o, batch: cross_entropy(_labels(o, batch)[0], batch), False, _counted, math.exp),
 }
 

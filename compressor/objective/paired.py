@@ -19,6 +19,10 @@ SHARES = ("accuracy", "top5")
 """Metrics that are shares: their drop is in points of a hundred."""
 
 
+FEWEST = 8
+"""Batches whose values have an interval: three that happen to agree would show anything."""
+
+
 @dataclass(frozen=True)
 class Outcomes:
     """What a network does on some data, piece by piece: 1 or 0 for each sample, or a metric's value for each batch.
@@ -75,16 +79,17 @@ def outcomes(model: nn.Module, objective: Objective) -> Outcomes:
     values: list[Tensor] = []
     weights: list[Tensor] = []
     metric = objective.metric
+    each = objective.right if metric is None else metric.each
     with observed(model) as twin, torch.no_grad():
         for batch in objective.batches():
             batch = suited_batch(twin, batch)
             found = objective.forward(twin, batch)
-            if metric is not None:
+            if metric is not None and each is None:
                 total, weight = metric.on(found, batch)
                 values.append(torch.tensor([metric.finish(total / weight)], dtype=torch.float64))
                 weights.append(torch.tensor([weight], dtype=torch.float64))
                 continue
-            right = objective.right(found, batch)
+            right = None if each is None else each(found, batch)
             if right is None:
                 raise BadInput(
                     f"nothing says how well the network does on these data: they have no label for each sample; name "
@@ -93,7 +98,7 @@ def outcomes(model: nn.Module, objective: Objective) -> Outcomes:
             values.append(right.double().cpu())
             weights.append(torch.ones(len(right), dtype=torch.float64))
     name, higher = ("accuracy", True) if metric is None else (metric.name, metric.higher_is_better)
-    return Outcomes(torch.cat(values), torch.cat(weights), name, higher, metric is None)
+    return Outcomes(torch.cat(values), torch.cat(weights), name, higher, each is not None)
 
 
 def drop(dense: Outcomes, small: Outcomes) -> Drop:
@@ -108,8 +113,8 @@ def drop(dense: Outcomes, small: Outcomes) -> Drop:
     shares = dense.weights / dense.weights.mean()
     points = float((lost * shares).mean())
     margin = t_interval([float(value) for value in (lost - points) * shares])
-    if margin is None:
-        raise BadInput("a single batch has no interval: give smaller batches, or more samples")
+    if margin is None or len(lost) < FEWEST:
+        raise BadInput(f"{len(lost)} batches are too few for an interval: give {FEWEST} or more, smaller ones or more samples")
     return Drop(points, margin)
 
 

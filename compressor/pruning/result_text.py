@@ -54,7 +54,7 @@ def _lines(d: Mapping[str, Any]) -> Iterator[str]:
 
 def search_lines(search: Mapping[str, Any]) -> Iterator[str]:
     """The path of a search, the largest network first."""
-    of = f"{search['samples']:,} samples" if search["metric"] in ("accuracy", "top5") else f"{search['samples']:,} pieces"
+    of = f"{search['samples']:,} samples" if search["metric"] in ("accuracy", "top5") else f"{search['samples']:,} batches"
     yield (
         f"\nsearched for the fewest {search['unit']} at a drop of at most {search['max_drop']:g} points of {search['metric']}, "
         f"by {of}; dense {search['dense']:.2f}"

@@ -18,7 +18,8 @@ from compressor.system.progress import Progress
 ASIDE, MOST = 5, 10_000
 """One training sample in so many is kept aside, and no more than that."""
 
-BATCH = 128
+BATCH, PIECES = 128, 32
+"""Samples of a batch at most; fewer where there would not be so many batches, of which a metric may have a value each."""
 
 
 @dataclass(frozen=True)
@@ -76,4 +77,4 @@ def judging_for(
 
 
 def _whole(data: Columns | Iterable[Batch]) -> Iterable[Batch]:
-    return Rows(data, len(data), BATCH, None) if isinstance(data, Columns) else data
+    return Rows(data, len(data), max(1, min(BATCH, len(data) // PIECES)), None) if isinstance(data, Columns) else data

@@ -105,6 +105,20 @@ def test_what_it_cannot_do_is_said(folder: Path, more: tuple[str, ...], words: s
     assert not (folder / "other.search").exists()
 
 
+def test_by_another_metric_and_another_resource(folder: Path) -> None:
+    """A share is judged sample by sample; a metric of one's own batch by batch, of which there are enough."""
+    (folder / "mine.py").write_text("def sure(outputs, batch):\n    return float(outputs.softmax(1).amax(1).mean())\n")
+    found = []
+    for metric in ("top5", "mine.py:sure"):
+        how = ("--max-drop", "3", "--max-minutes", "0", "--minimise", "bytes", "--metric", metric, "--json")
+        done = run("prune", "dense.pt", *how, "-o", "m.pt", "--run", metric.partition(".")[0], cwd=folder)
+        assert done.returncode == 0, done.stderr
+        search = json.loads(done.stdout)["search"]
+        found.append((search["unit"], search["metric"], search["samples"]))
+        assert search["steps"][0]["left"] == pytest.approx(0.7, abs=0.03)
+    assert found == [("bytes", "top5", 287), ("bytes", "sure", 36)]
+
+
 def test_its_options_are_for_it_alone(folder: Path) -> None:
     done = run("prune", "dense.pt", "--target-macs", "0.5", "--minimise", "bytes", "-o", "x.onnx", cwd=folder)
     assert done.stderr.splitlines()[-1] == ("compress: --minimise is for a search: give --max-drop 1.0, too, or leave it out")
